@@ -1,0 +1,29 @@
+# The production image: the worker by default, and every other command of `thingbridge`.
+# Nothing of the dev stack (emulator, embedded servers, test tools) is in it.
+
+FROM python:3.11.14-slim-bookworm AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1
+RUN python -m venv /opt/thingbridge
+ENV PATH="/opt/thingbridge/bin:$PATH"
+WORKDIR /src
+# Dependencies first, so that a change of code does not fetch them again. Known files only, and wheels only:
+# no dependency runs code of its own at build time.
+COPY deploy/requirements.txt deploy/requirements.txt
+RUN pip install --require-hashes --only-binary=:all: --requirement deploy/requirements.txt
+# .dockerignore lets through what the wheel is made of, and nothing else.
+COPY . .
+RUN pip install --no-deps .
+
+FROM python:3.11.14-slim-bookworm
+RUN useradd --uid 10001 --user-group --create-home --shell /usr/sbin/nologin thingbridge
+COPY --from=build /opt/thingbridge /opt/thingbridge
+ENV PATH="/opt/thingbridge/bin:$PATH" \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+USER 10001:10001
+WORKDIR /home/thingbridge
+# The worker takes no new work on SIGTERM and gives its activities time to end: allow it a grace period.
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["thingbridge"]
+CMD ["worker"]

@@ -1,0 +1,211 @@
+"""The only writer of checkpoints, and the steps that are nothing but a checkpoint."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Engine
+from sqlmodel import Session
+from temporalio import activity
+
+from activities.aws import later, permanent_failure
+from db.bindings import (
+    Actor,
+    IllegalTransitionError,
+    advance,
+    amend,
+    failed_at,
+    live_holder,
+    newest_binding,
+    provisioned_event,
+    subject_of,
+)
+from db.device_states import lock_state
+from db.devices import mark_decommissioned
+from db.models import AwsThingBinding, RetiredCertificate
+from db.outbox import put
+from db.retired_certificates import settle, settle_all, take_up, unsettled
+from db.shadow_deltas import forget_delta
+from domain.failure import FailureCode
+from domain.outgoing_event import (
+    AwsThingDecommissioned,
+    AwsThingProvisioningFailed,
+)
+from domain.provisioning_status import ProvisioningStatus
+from domain.saga import Device, FailureReport, StepResult, TeardownPlan
+
+
+class BindingActivities:
+    """Checkpoints of the saga, in the bridge's database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def open_for_step(self, device: Device) -> AwsThingBinding:
+        """The binding a provisioning step is about to work on.
+
+        Raises:
+            ApplicationError: there is none, or it has failed or ended: nothing may be done in AWS for it.
+        """
+        binding = self.read(device.device_id)
+        if not (binding.provisioning_status.in_progress or binding.provisioning_status is _ACTIVE):
+            raise permanent_failure(
+                FailureCode.UNEXPECTED,
+                f"a provisioning step was asked of a {binding.provisioning_status} binding",
+            )
+        return binding
+
+    def read(self, device_id: UUID) -> AwsThingBinding:
+        """The device's binding as it stands."""
+        with Session(self._engine) as session:
+            return _required(newest_binding(session, device_id))
+
+    def checkpoint(
+        self,
+        binding: AwsThingBinding,
+        to: ProvisioningStatus,
+        *,
+        reason: str | None = None,
+        **changes: Any,
+    ) -> AwsThingBinding:
+        """Commit the binding's next status, guarded by the version it was read at."""
+        with transaction(self._engine) as session:
+            changed = advance(session, binding, to, actor(), reason=reason, **changes)
+            if event := provisioned_event(changed):
+                put(session, event, changed.id)
+            return changed
+
+    def amend(self, binding: AwsThingBinding, **changes: Any) -> AwsThingBinding:
+        """Commit something about the binding that is no change of status."""
+        with transaction(self._engine) as session:
+            return amend(session, binding, actor(), **changes)
+
+    def claim_name(self, binding: AwsThingBinding, name: str) -> AwsThingBinding:
+        """Give the binding the Thing name it was denied when it was made.
+
+        Raises:
+            ApplicationError: another device holds the serial number; retryable where that one is being
+                decommissioned.
+        """
+        with transaction(self._engine) as session:
+            holder = live_holder(session, name)
+            if holder is None:
+                return amend(session, binding, actor(), thing_name=name)
+            state = lock_state(session, holder.device_id)
+        what = f"the serial number is bound to device {holder.device_id}"
+        if state is not None and state.decommissioned_at is not None:
+            raise later("SerialBeingReleased", f"{what}, which is being decommissioned", seconds=5)
+        raise permanent_failure(FailureCode.SERIAL_BOUND_TO_ANOTHER_DEVICE, what)
+
+    def retired_certificates(self, device_id: UUID) -> Sequence[RetiredCertificate]:
+        """The device's replaced certificates of which something may be left in AWS."""
+        with Session(self._engine) as session:
+            return unsettled(session, device_id)
+
+    def take_up_retired(self, retired: RetiredCertificate, kept_because: str | None) -> RetiredCertificate:
+        """Commit whether a replaced certificate is erased, before anything of it is undone."""
+        with transaction(self._engine) as session:
+            return take_up(session, retired, kept_because)
+
+    def settle_retired(self, retired: RetiredCertificate, kept_because: str | None) -> None:
+        """Commit that a replaced certificate is erased, or why it was left."""
+        with transaction(self._engine) as session:
+            settle(session, retired, kept_because)
+
+    @activity.defn(name="resume_binding", no_thread_cancel_exception=True)
+    def resume_binding(self, device: Device) -> StepResult:
+        """Take a failed binding back to where it failed, for a retry."""
+        with transaction(self._engine) as session:
+            binding = _required(newest_binding(session, device.device_id))
+            if binding.provisioning_status is ProvisioningStatus.FAILED:
+                binding = advance(
+                    session,
+                    binding,
+                    failed_at(session, binding),
+                    actor(),
+                    reason="retry",
+                    failure_reason=None,
+                )
+            return StepResult(status=binding.provisioning_status)
+
+    @activity.defn(name="mark_failed", no_thread_cancel_exception=True)
+    def mark_failed(self, report: FailureReport) -> StepResult:
+        """Record that provisioning stopped, and tell the world."""
+        reason = f"{report.code}: {report.reason}"
+        with transaction(self._engine) as session:
+            binding = _required(newest_binding(session, report.device.device_id))
+            origin = binding.provisioning_status
+            if origin.may_become(ProvisioningStatus.FAILED):
+                binding = advance(
+                    session,
+                    binding,
+                    ProvisioningStatus.FAILED,
+                    actor(),
+                    reason=reason,
+                    failure_reason=reason,
+                )
+                event = AwsThingProvisioningFailed(
+                    **subject_of(binding), failed_at=origin, code=report.code, reason=report.reason
+                )
+                # The version tells one failure of a binding from its next.
+                put(session, event, binding.id, binding.version)
+            return StepResult(status=binding.provisioning_status)
+
+    @activity.defn(name="record_error", no_thread_cancel_exception=True)
+    def record_error(self, report: FailureReport) -> StepResult:
+        """Note what went wrong on a binding that does not become Failed for it."""
+        with transaction(self._engine) as session:
+            binding = _required(newest_binding(session, report.device.device_id))
+            reason = f"{report.code}: {report.reason}"
+            if binding.failure_reason != reason:
+                binding = amend(session, binding, actor(), failure_reason=reason)
+            return StepResult(status=binding.provisioning_status)
+
+    @activity.defn(name="close_binding", no_thread_cancel_exception=True)
+    def close_binding(self, plan: TeardownPlan) -> StepResult:
+        """End the binding, and with it the serial number's admission, now that nothing is left in AWS."""
+        with transaction(self._engine) as session:
+            binding = _required(newest_binding(session, plan.device.device_id))
+            if binding.provisioning_status is not ProvisioningStatus.DECOMMISSIONED:
+                kept = plan.kept
+                reason = f"left in AWS, as not this Thing's alone: {', '.join(kept)}" if kept else None
+                binding = advance(
+                    session,
+                    binding,
+                    ProvisioningStatus.DECOMMISSIONED,
+                    actor(),
+                    reason=reason,
+                    failure_reason=None,
+                )
+                put(session, AwsThingDecommissioned(**subject_of(binding), kept=kept), binding.id)
+            settle_all(session, binding.device_id, plan.kept)
+            mark_decommissioned(session, binding.device_id)
+            forget_delta(session, binding.device_id)
+            return StepResult(status=binding.provisioning_status)
+
+
+_ACTIVE = ProvisioningStatus.ACTIVE
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Session]:
+    """One transaction; what the binding's rules refuse in it is refused for good."""
+    with Session(engine, expire_on_commit=False) as session, session.begin():
+        try:
+            yield session
+        except IllegalTransitionError as error:
+            raise permanent_failure(FailureCode.UNEXPECTED, str(error)) from None
+
+
+def actor() -> Actor:
+    """Who changes rows from here: the workflow on whose behalf the activity runs."""
+    info = activity.info()
+    workflow_id = info.workflow_id or info.activity_type
+    return Actor(name=workflow_id, workflow_id=info.workflow_id, run_id=info.workflow_run_id)
+
+
+def _required(binding: AwsThingBinding | None) -> AwsThingBinding:
+    if binding is None:
+        raise permanent_failure(FailureCode.UNEXPECTED, "the device has no binding")
+    return binding

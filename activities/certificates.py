@@ -1,0 +1,207 @@
+"""The certificate: issued with its key stored, attached, activated, and revoked."""
+
+from contextlib import suppress
+
+from pydantic import SecretStr
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from activities.aws import Aws, NotFoundError, permanent_failure
+from activities.bindings import BindingActivities
+from activities.secrets import SecretActivities
+from activities.things import things_of
+from db.models import AwsThingBinding
+from domain.failure import FailureCode
+from domain.names import id_of_certificate
+from domain.provisioning_status import ProvisioningStatus
+from domain.saga import Device, StepResult, TeardownPlan
+
+
+class CertificateActivities:
+    """What a device proves itself with.
+
+    Args:
+        aws: the clients.
+        bindings: where checkpoints go.
+        secrets: where keys go.
+        policy_name: the IoT policy that says what devices may do.
+    """
+
+    def __init__(
+        self, aws: Aws, bindings: BindingActivities, secrets: SecretActivities, *, policy_name: str
+    ) -> None:
+        self._aws = aws
+        self._bindings = bindings
+        self._secrets = secrets
+        self._policy_name = policy_name
+
+    @activity.defn(name="issue_certificate", no_thread_cancel_exception=True)
+    def issue_certificate(self, device: Device) -> StepResult:
+        """Have AWS issue a certificate, inactive, and store its key.
+
+        One activity, since the key may not leave it. Between its two checkpoints the row says CertIssued.
+        Found so at the start, either the secret tells that the key arrived, or the key is lost, and with it
+        the certificate: that one is deleted and another issued.
+        """
+        binding = self._bindings.open_for_step(device)
+        if binding.provisioning_status.is_past(ProvisioningStatus.SECRET_STORED):
+            return StepResult(status=binding.provisioning_status, arn=binding.certificate_arn)
+        thing_name = binding.thing_name or ""
+        if binding.provisioning_status is ProvisioningStatus.CERT_ISSUED:
+            secret = self._secrets.find(thing_name)
+            if secret and secret.holds_key_of(binding.certificate_arn, binding.id):
+                return self._stored(binding, secret.arn)
+            binding = self._give_up_certificate(binding)
+        issued = self._aws.call(self._aws.iot.create_keys_and_certificate, setAsActive=False)
+        certificate_arn = issued["certificateArn"]
+        key = SecretStr(issued["keyPair"]["PrivateKey"])
+        try:
+            binding = self._bindings.checkpoint(
+                binding, ProvisioningStatus.CERT_ISSUED, certificate_arn=certificate_arn
+            )
+        except Exception:
+            # No row knows this certificate: this attempt is the last that can delete it.
+            with suppress(ApplicationError):
+                self._delete(certificate_arn)
+            raise
+        return self._stored(binding, self._secrets.store(binding, thing_name, certificate_arn, key))
+
+    @activity.defn(name="attach_certificate", no_thread_cancel_exception=True)
+    def attach_certificate(self, device: Device) -> StepResult:
+        """Attach the device policy to the certificate, and the certificate to the Thing."""
+        binding = self._bindings.open_for_step(device)
+        arn, thing_name = binding.certificate_arn or "", binding.thing_name or ""
+        if binding.provisioning_status is not ProvisioningStatus.ACTIVE:
+            try:
+                self._aws.call(self._aws.iot.attach_policy, policyName=self._policy_name, target=arn)
+            except NotFoundError as error:
+                raise self._missing_for_policy(error) from None
+            try:
+                self._aws.call(self._aws.iot.attach_thing_principal, thingName=thing_name, principal=arn)
+            except NotFoundError as error:
+                raise self._missing_for_thing(thing_name, error) from None
+        return StepResult(status=binding.provisioning_status, arn=arn)
+
+    @activity.defn(name="activate_certificate", no_thread_cancel_exception=True)
+    def activate_certificate(self, device: Device) -> StepResult:
+        """Let the device connect: the last step, so that no certificate lost on the way ever could."""
+        binding = self._bindings.open_for_step(device)
+        if binding.provisioning_status is not ProvisioningStatus.ACTIVE:
+            arn = binding.certificate_arn or ""
+            try:
+                self._aws.call(
+                    self._aws.iot.update_certificate, certificateId=id_of_certificate(arn), newStatus="ACTIVE"
+                )
+            except NotFoundError as error:
+                raise permanent_failure(FailureCode.CERTIFICATE_GONE, error.what) from None
+            binding = self._bindings.checkpoint(binding, ProvisioningStatus.ACTIVE, failure_reason=None)
+        return StepResult(status=binding.provisioning_status, arn=binding.certificate_arn)
+
+    @activity.defn(name="revoke_certificates", no_thread_cancel_exception=True)
+    def revoke_certificates(self, plan: TeardownPlan) -> None:
+        """Cut the device off and delete its certificates; one that serves other Things is only detached."""
+        thing_name = plan.device.thing_name
+        for arn in plan.certificate_arns:
+            self._deactivate(arn)
+        if plan.thing and thing_name is not None:
+            # Devices connect under their Thing's name. Deactivation alone takes minutes to drop them.
+            with suppress(NotFoundError):
+                self._aws.call(self._aws.iot_data.delete_connection, clientId=thing_name)
+            for arn in (*plan.certificate_arns, *plan.shared_certificate_arns):
+                self._detach(thing_name, arn)
+        for arn in plan.certificate_arns:
+            self._delete(arn)
+
+    @activity.defn(name="erase_retired_certificates", no_thread_cancel_exception=True)
+    def erase_retired_certificates(self, device: Device) -> None:
+        """Erase the certificates that others took the place of, with the secrets that held their keys.
+
+        What a caller named is erased only if AWS says that it is this Thing's, as attached to it. That is
+        committed first, since a detached certificate no longer shows whose it was.
+        """
+        for retired in self._bindings.retired_certificates(device.device_id):
+            thing_name, arn = device.thing_name or "", retired.certificate_arn
+            things = things_of(self._aws, arn)
+            confirmed = things is None or thing_name in things or not retired.provisioned_via_jitp
+            decided = self._bindings.take_up_retired(
+                retired, None if confirmed else "it is not attached to this Thing"
+            )
+            kept_because = decided.kept_because
+            if kept_because is None and things is not None:
+                if any(thing != thing_name for thing in things):
+                    self._detach(thing_name, arn)
+                    kept_because = "it serves other Things too, and was detached from this one"
+                else:
+                    self._deactivate(arn)
+                    self._detach(thing_name, arn)
+                    self._delete(arn)
+            if decided.secret_arn and self._secrets.is_named_for(decided.secret_arn, thing_name):
+                self._secrets.erase(decided.secret_arn)
+            self._bindings.settle_retired(decided, kept_because)
+        binding = self._bindings.read(device.device_id)
+        if binding.failure_reason is not None:
+            self._bindings.amend(binding, failure_reason=None)
+
+    def _stored(self, binding: AwsThingBinding, secret_arn: str) -> StepResult:
+        done = self._bindings.checkpoint(
+            binding, ProvisioningStatus.SECRET_STORED, certificate_secret_arn=secret_arn
+        )
+        return StepResult(status=done.provisioning_status, arn=done.certificate_arn)
+
+    def _give_up_certificate(self, binding: AwsThingBinding) -> AwsThingBinding:
+        lost = binding.certificate_arn
+        if lost is not None:
+            self._delete(lost)
+        return self._bindings.checkpoint(
+            binding,
+            ProvisioningStatus.THING_CREATED,
+            certificate_arn=None,
+            reason=f"deleted {lost}: its key may not have reached Secrets Manager",
+        )
+
+    def _deactivate(self, arn: str) -> None:
+        with suppress(NotFoundError):
+            self._aws.call(
+                self._aws.iot.update_certificate, certificateId=id_of_certificate(arn), newStatus="INACTIVE"
+            )
+
+    def _detach(self, thing_name: str, arn: str) -> None:
+        with suppress(NotFoundError):
+            self._aws.call(self._aws.iot.detach_thing_principal, thingName=thing_name, principal=arn)
+
+    def _delete(self, arn: str) -> None:
+        """Deactivate, strip of every policy and delete; AWS refuses, retryably, while a detach settles."""
+        self._deactivate(arn)
+        for policy_name in self._policies_of(arn):
+            with suppress(NotFoundError):
+                self._aws.call(self._aws.iot.detach_policy, policyName=policy_name, target=arn)
+        with suppress(NotFoundError):
+            self._aws.call(
+                self._aws.iot.delete_certificate, certificateId=id_of_certificate(arn), forceDelete=True
+            )
+
+    def _policies_of(self, arn: str) -> list[str]:
+        pages = self._aws.iot.get_paginator("list_attached_policies").paginate(target=arn)
+        try:
+            return [
+                policy["policyName"] for page in self._aws.pages(pages) for policy in page.get("policies", [])
+            ]
+        except NotFoundError:
+            return []
+
+    def _missing_for_policy(self, error: NotFoundError) -> ApplicationError:
+        try:
+            self._aws.call(self._aws.iot.get_policy, policyName=self._policy_name)
+        except NotFoundError:
+            return permanent_failure(
+                FailureCode.POLICY_NOT_FOUND,
+                f"there is no IoT policy {self._policy_name} in this account and region",
+            )
+        return permanent_failure(FailureCode.CERTIFICATE_GONE, error.what)
+
+    def _missing_for_thing(self, thing_name: str, error: NotFoundError) -> ApplicationError:
+        try:
+            self._aws.call(self._aws.iot.describe_thing, thingName=thing_name)
+        except NotFoundError:
+            return permanent_failure(FailureCode.THING_GONE, f"there is no Thing {thing_name}")
+        return permanent_failure(FailureCode.CERTIFICATE_GONE, error.what)

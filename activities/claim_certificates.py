@@ -1,0 +1,91 @@
+"""What the whole fleet of enrolled devices is looked through for: expiring claims, and missing follow-ups."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Engine
+from sqlmodel import Session
+from temporalio import activity
+
+from activities.bindings import transaction
+from db.bindings import subject_of
+from db.enrolment import activation_of, page_of_expiring, without_follow_up
+from db.models import AwsThingBinding
+from db.outbox import put
+from domain.claim_check import ClaimCursor, ClaimPage, ClaimsTold, FollowUpPage, FollowUpsSent
+from domain.enrolment import whole_days
+from domain.lifecycle_event import LifecycleEvent
+from domain.outgoing_event import ClaimCertificateExpiring
+
+
+class ClaimCertificateActivities:
+    """Pages over the bindings of devices that enrolled themselves.
+
+    Args:
+        engine: the bridge's database.
+        send: hands a lifecycle event to its device's workflow.
+        warning_window: how long before its end a claim certificate is told of.
+        page_size: how many bindings an activity takes.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        send: Callable[[LifecycleEvent], Awaitable[Any]],
+        *,
+        warning_window: timedelta,
+        page_size: int,
+    ) -> None:
+        self._engine = engine
+        self._send = send
+        self._warning_window = warning_window
+        self._page_size = page_size
+
+    @activity.defn(name="warn_of_expiring_claims", no_thread_cancel_exception=True)
+    def warn_of_expiring_claims(self, page: ClaimPage) -> ClaimsTold:
+        """Tell of the next claim certificates that expire soon, or have: once a day of each."""
+        after = (page.after.expires_at, page.after.binding_id) if page.after else None
+        with Session(self._engine) as session:
+            found = session.exec(
+                page_of_expiring(page.at + self._warning_window, after, self._page_size)
+            ).all()
+        for binding in found:
+            # Not one transaction for all: it would hold up the events of every device of the page.
+            with transaction(self._engine) as session:
+                put(session, _warning(binding, page.at), binding.id, page.at.date())
+            activity.heartbeat()
+        return ClaimsTold(
+            count=len(found), next=_cursor(found[-1]) if len(found) == self._page_size else None
+        )
+
+    @activity.defn(name="follow_up_enrolments")
+    async def follow_up_enrolments(self, page: FollowUpPage) -> FollowUpsSent:
+        """Signal the workflows of the next enrolled devices whose follow-up never ran."""
+        found = await asyncio.to_thread(self._without_follow_up, page.after)
+        for binding in found:
+            await self._send(activation_of(binding))
+            activity.heartbeat()
+        return FollowUpsSent(count=len(found), next=found[-1].id if len(found) == self._page_size else None)
+
+    def _without_follow_up(self, after: UUID | None) -> Sequence[AwsThingBinding]:
+        with Session(self._engine) as session:
+            return without_follow_up(session, after, self._page_size)
+
+
+def _warning(binding: AwsThingBinding, at: datetime) -> ClaimCertificateExpiring:
+    expires_at = _cursor(binding).expires_at
+    return ClaimCertificateExpiring(
+        **subject_of(binding),
+        claim_certificate_expires_at=expires_at,
+        day=at.date(),
+        days_left=whole_days(expires_at - at),
+    )
+
+
+def _cursor(binding: AwsThingBinding) -> ClaimCursor:
+    expires_at = binding.claim_certificate_expires_at
+    assert expires_at is not None  # noqa: S101  # it is what the page was found by
+    return ClaimCursor(expires_at=expires_at, binding_id=binding.id)

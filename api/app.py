@@ -1,0 +1,162 @@
+"""The application: its routes, and what they share for as long as it runs."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Any, Final
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from api.auth import Keys
+from api.bindings import binding_doors
+from api.commands import Commands, command_doors
+from api.database import Database
+from api.device_events import device_event_doors
+from api.docs import DOCS_POLICY, docs_page
+from api.doors import Door, routes
+from api.edge import Edge
+from api.fleet_provisioning import FleetProvisioning, fleet_provisioning_doors
+from api.openapi import openapi_document
+from api.problems import Refused
+from api.serial_policy import serial_gate
+from api.temporal import Temporal
+from db.engine import open_engine
+from db.erasure import require_hash_key
+from db.migrate import require_current
+from domain.erasure import SerialHashing
+from settings import ApiSettings
+
+_PATIENCE: Final = timedelta(seconds=3)
+_SIGNAL_SECONDS: Final = 3.0
+
+
+class Readiness:
+    """What must answer before a request can be served."""
+
+    def __init__(self, database: Database, temporal: Temporal, hashing: SerialHashing | None) -> None:
+        self._database = database
+        self._hashing = hashing
+        self._temporal = temporal
+        self._checks: dict[str, Callable[[], Awaitable[None]]] = {
+            "database": self._schema,
+            "temporal": self._health,
+        }
+
+    async def __call__(self, _: Request) -> JSONResponse:
+        """Answer 200 where all is well, else 503; each by its name, with what is wrong."""
+        names, checks = self._checks.keys(), self._checks.values()
+        findings = await asyncio.gather(*(_finding(check()) for check in checks))
+        found = dict(zip(names, findings, strict=True))
+        return JSONResponse(found, 200 if set(findings) == {"ok"} else 503)
+
+    async def _schema(self) -> None:
+        await asyncio.to_thread(require_current, self._database.engine)
+        await self._database(lambda session: require_hash_key(session, self._hashing))
+
+    async def _health(self) -> None:
+        client = await self._temporal()
+        await client.service_client.check_health(timeout=_PATIENCE)
+
+
+def compose_doors(settings: ApiSettings, database: Database, temporal: Temporal) -> Sequence[Door[Any]]:
+    """Every call of the HTTP surface that needs a key."""
+    return (
+        *device_event_doors(database, temporal, settings.worker.task_queue),
+        *fleet_provisioning_doors(_compose_enrolment(settings, database, temporal)),
+        *binding_doors(database, settings.api.temporal_ui_url),
+        *command_doors(
+            Commands(
+                database,
+                temporal,
+                task_queue=settings.worker.task_queue,
+                job_id_prefix=settings.jobs.job_id_prefix,
+            )
+        ),
+    )
+
+
+def _compose_enrolment(settings: ApiSettings, database: Database, temporal: Temporal) -> FleetProvisioning:
+    own = settings.fleet_provisioning
+    return FleetProvisioning(
+        database,
+        temporal,
+        serial_gate(own.serial_policy, own.serial_patterns),
+        task_queue=settings.worker.task_queue,
+        secret_name_template=settings.provisioning.secret_name_template,
+        allow_reprovision=own.allow_reprovision,
+        signal_seconds=min(_SIGNAL_SECONDS, settings.api.request_timeout_seconds / 2),
+        hashing=settings.erasure.hashing,
+    )
+
+
+def create_app(settings: ApiSettings) -> Starlette:
+    """The application; it starts and answers also while its database or Temporal is away."""
+    own = settings.api
+    threads = own.max_concurrent_requests
+    # One more, for readiness to be asked for also while all are at work.
+    engine = open_engine(settings.database_url.get_secret_value(), pool_size=threads + 1)
+    database, temporal = Database(engine, threads), Temporal()
+    doors = compose_doors(settings, database, temporal)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        database.close()
+
+    app = Starlette(
+        routes=[
+            Route("/healthz", _alive),
+            Route("/readyz", Readiness(database, temporal, settings.erasure.hashing).__call__),
+            *_described(openapi_document(doors, version("thingbridge"))),
+            *routes(doors, own.request_timeout_seconds),
+        ],
+        middleware=[Middleware(Edge, Keys(database, own.key_cache_seconds), own.request_timeout_seconds)],
+        exception_handlers={HTTPException: _problem},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    # For what shall share its connections: a route of another application beside it.
+    app.state.engine = engine
+    return app
+
+
+def _described(document: dict[str, Any]) -> Sequence[Route]:
+    page = docs_page(document)
+
+    async def for_tools(_: Request) -> JSONResponse:
+        return JSONResponse(document)
+
+    async def for_people(_: Request) -> HTMLResponse:
+        return HTMLResponse(page, headers={"Content-Security-Policy": DOCS_POLICY})
+
+    return Route("/openapi.json", for_tools), Route("/docs", for_people)
+
+
+async def _alive(_: Request) -> JSONResponse:
+    return JSONResponse({"status": "ok"})
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101  # it is registered for these alone
+    detail = {404: "there is nothing at this path", 405: "this path does not take this method"}
+    status = HTTPStatus(error.status_code)
+    return Refused(status, detail.get(status, error.detail), headers=error.headers).response()
+
+
+async def _finding(check: Awaitable[None]) -> str:
+    try:
+        await asyncio.wait_for(check, 2 * _PATIENCE.total_seconds())
+    except TimeoutError:
+        return "does not answer in time"
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is what the operator asks for
+        # The first line: what follows may be a stack of the driver's own.
+        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return "ok"

@@ -1,0 +1,425 @@
+"""A sample fleet's whole life, driven through the real workflows, and checked at the end."""
+
+import asyncio
+import fcntl
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from sqlalchemy import Engine
+from sqlmodel import Session, col, select
+from temporalio.client import Client
+
+import telemetry
+from cli.desired_state import DesiredStateDemo
+from cli.output import standard_output
+from cli.stack import print_addresses, stack_up
+from db.engine import open_engine
+from db.models import AwsThingBinding
+from domain.device_state import DeviceState, WantedStatus
+from domain.failure import FailureCode
+from domain.lifecycle_event import InvalidEventError, LifecycleEvent, LifecycleEventType
+from domain.names import device_workflow_id
+from domain.provisioning_status import ProvisioningStatus
+from embedded.inventory import Inventory, reported_status, take_inventory
+from embedded.policy import create_device_policy
+from embedded.stack import Addresses
+from settings import Settings
+from worker import run_worker, set_by_signals
+from workflows.connection import connect
+from workflows.requests import send_event, send_retry
+
+_PATIENCE_SECONDS: Final = 80.0
+_POLL_SECONDS: Final = 0.25
+_MARKER: Final = ".thingbridge-demo"
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """How a device must end, by its events alone."""
+
+    state: DeviceState
+    status: ProvisioningStatus | None
+
+    @property
+    def reported(self) -> WantedStatus | None:
+        """What its shadow must report."""
+        return (
+            self.state.wish.status if self.status is ProvisioningStatus.ACTIVE and self.state.wish else None
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a device ended."""
+
+    expected: Expectation
+    binding: AwsThingBinding | None
+    reported: str | None
+    attempts: int
+    retried: int
+
+    @property
+    def fault(self) -> str | None:
+        """What is not as it must be."""
+        status = self.binding.provisioning_status if self.binding else None
+        if status != self.expected.status:
+            return f"must be {self.expected.status or 'without a binding'}"
+        if self.reported != self.expected.reported:
+            return f"shadow reports {self.reported}, must be {self.expected.reported}"
+        return None
+
+
+def run_demo(data: Path, fleet: Path | None, *, stay: bool) -> int:
+    """Run the demo in a fresh folder, print its table, and return the exit code.
+
+    Raises:
+        typer.BadParameter: the folder is not for a demo to empty, or the fleet's file holds no fleet.
+    """
+    console = standard_output()
+    with as_file(files("cli") / "fleet.jsonl") as sample:
+        events = _read(fleet or sample)
+    first = next((event for event in events if event.type is LifecycleEventType.PROVISIONED), None)
+    if first is None:
+        raise typer.BadParameter(f"{fleet} holds no {LifecycleEventType.PROVISIONED}", param_hint="--fleet")
+    _make_fresh(data)
+    with stack_up(data, console) as addresses, (data / "logs" / "worker.log").open("w") as log:
+        telemetry.configure("INFO", "json", log)
+        if stay:
+            print_addresses(console, addresses, data)
+        code = asyncio.run(_drive(console, addresses, events, first, stay=stay))
+    again = f"thingbridge dev --data {shlex.quote(str(data))}"
+    console.print(f"[dim]all is stopped; to follow the links: {escape(again)}[/dim]", soft_wrap=True)
+    return code
+
+
+def _read(file: Path) -> list[LifecycleEvent]:
+    events: list[LifecycleEvent] = []
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        try:
+            events += [LifecycleEvent.from_json(line)] if line.strip() else []
+        except InvalidEventError as error:
+            raise typer.BadParameter(f"{file}:{number}: {error}", param_hint="--fleet") from None
+    return events
+
+
+async def _drive(
+    console: Console,
+    addresses: Addresses,
+    events: Sequence[LifecycleEvent],
+    first: LifecycleEvent,
+    *,
+    stay: bool,
+) -> int:
+    settings, client = Settings.load(), await connect()
+    stop = asyncio.Event()
+    working = asyncio.create_task(run_worker(settings, client, stop))
+    engine = open_engine(addresses.database_url)
+    driving = asyncio.create_task(_Demo(console, addresses, settings, client, engine, events, first).run())
+    try:
+        # A worker that cannot work ends the demo at once, and its error says why.
+        await asyncio.wait({working, driving}, return_when=asyncio.FIRST_COMPLETED)
+        if stay and not working.done():
+            await set_by_signals().wait()
+    finally:
+        driving.cancel()
+        stop.set()
+        await working
+        engine.dispose()
+    return driving.result()
+
+
+class _Demo:
+    def __init__(
+        self,
+        console: Console,
+        addresses: Addresses,
+        settings: Settings,
+        client: Client,
+        engine: Engine,
+        events: Sequence[LifecycleEvent],
+        first: LifecycleEvent,
+    ) -> None:
+        self._console = console
+        self._addresses = addresses
+        self._settings = settings
+        self._client = client
+        self._engine = engine
+        self._events = events
+        self._first = first
+        self._expected = expectations(events)
+
+    async def run(self) -> int:
+        first = self._first
+        with Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("devices"),
+            TimeElapsedColumn(),
+            console=self._console,
+        ) as progress:
+            bar = progress.add_task("one device, no IoT policy yet", total=len(self._expected))
+            await self._send([first])
+            bindings = await self._until(
+                lambda bindings: self._status(bindings, first.device_id) is ProvisioningStatus.FAILED
+            )
+            reason = (bindings[first.device_id].failure_reason if first.device_id in bindings else None) or ""
+            failed_first = reason.startswith(FailureCode.POLICY_NOT_FOUND)
+            what = "failed as it must" if failed_first else "[red]must fail for want of a policy[/red]"
+            progress.console.print(f"{what}: {escape(reason)}", soft_wrap=True)
+
+            policy = self._settings.provisioning.device_policy_name
+            await asyncio.to_thread(create_device_policy, self._addresses.aws_endpoint_url, policy)
+            progress.update(bar, description="policy made, retried, fleet sent")
+            await send_retry(self._client, first.device_id, self._settings.worker.task_queue)
+            await self._send(self._events)
+
+            stepping = asyncio.create_task(self._keep_in_step(progress.console))
+
+            def all_there(bindings: dict[UUID, AwsThingBinding]) -> bool:
+                there = sum(
+                    self._status(bindings, device_id) == expected.status
+                    for device_id, expected in self._expected.items()
+                )
+                progress.update(bar, completed=there)
+                return there == len(self._expected)
+
+            bindings = await self._until(all_there)
+            await self._until_idle()
+            progress.update(bar, description="a job done by a device, its end told")
+            in_step = await stepping
+        outcomes = [
+            await self._outcome(expected, bindings.get(device_id))
+            for device_id, expected in self._expected.items()
+        ]
+        workflows = f"{self._addresses.temporal_ui_url}/namespaces/{self._client.namespace}/workflows"
+        self._console.print(fleet_table(outcomes, workflows, complete=not self._console.is_terminal))
+        inventory = await asyncio.to_thread(take_inventory, self._addresses.aws_endpoint_url)
+        agreed = self._compare(inventory, bindings.values())
+        wrong = [outcome for outcome in outcomes if outcome.fault]
+        if wrong:
+            self._console.print(
+                f"[red]{len(wrong)} of {len(outcomes)} devices did not end as they must[/red]"
+            )
+        else:
+            self._console.print(f"[green]all {len(outcomes)} devices ended as they must[/green]")
+        return 0 if failed_first and in_step and agreed and not wrong else 1
+
+    async def _keep_in_step(self, console: Console) -> bool:
+        """Show, beside the fleet's provisioning, how what is desired of a device gets there."""
+        active = [
+            device_id
+            for device_id, expected in self._expected.items()
+            if expected.reported is WantedStatus.ACTIVE
+        ]
+        if not active:
+            return True
+        device_id = active[0]
+        bindings = await self._until(
+            lambda bindings: self._status(bindings, device_id) is ProvisioningStatus.ACTIVE
+        )
+        if self._status(bindings, device_id) is not ProvisioningStatus.ACTIVE:
+            return False
+        demo = DesiredStateDemo(console, self._addresses.aws_endpoint_url, self._client, self._engine)
+        return await demo.run(bindings[device_id])
+
+    async def _send(self, events: Sequence[LifecycleEvent]) -> None:
+        for event in events:
+            await send_event(self._client, event, self._settings.worker.task_queue)
+
+    async def _until(
+        self, reached: Callable[[dict[UUID, AwsThingBinding]], bool]
+    ) -> dict[UUID, AwsThingBinding]:
+        """Look at the bindings until they are where they must be, or for as long as is reasonable."""
+        ends = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            bindings = await asyncio.to_thread(self._bindings)
+            if reached(bindings) or time.monotonic() > ends:
+                return bindings
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _until_idle(self) -> None:
+        """Wait for the last runs to end: a device's shadow is reported after it became Active."""
+        ends = time.monotonic() + _PATIENCE_SECONDS
+        for device_id in self._expected:
+            handle = self._client.get_workflow_handle(device_workflow_id(device_id))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(handle.result(), max(0.1, ends - time.monotonic()))
+
+    def _bindings(self) -> dict[UUID, AwsThingBinding]:
+        with Session(self._engine) as session:
+            found = session.exec(
+                select(AwsThingBinding).where(col(AwsThingBinding.device_id).in_(list(self._expected)))
+            )
+            return {binding.device_id: binding for binding in found}
+
+    @staticmethod
+    def _status(bindings: dict[UUID, AwsThingBinding], device_id: UUID) -> ProvisioningStatus | None:
+        binding = bindings.get(device_id)
+        return binding.provisioning_status if binding else None
+
+    async def _outcome(self, expected: Expectation, binding: AwsThingBinding | None) -> Outcome:
+        attempts = await self._attempts(expected.state.device_id)
+        reported = None
+        if binding and binding.thing_name:
+            reported = await asyncio.to_thread(
+                reported_status, self._addresses.aws_endpoint_url, binding.thing_name
+            )
+        return Outcome(
+            expected=expected,
+            binding=binding,
+            reported=reported,
+            attempts=sum(attempts),
+            retried=sum(attempts) - len(attempts),
+        )
+
+    async def _attempts(self, device_id: UUID) -> list[int]:
+        """How many attempts each activity of the device's runs took."""
+        attempts: list[int] = []
+        async for run in self._client.list_workflows(f"WorkflowId = '{device_workflow_id(device_id)}'"):
+            handle = self._client.get_workflow_handle(run.id, run_id=run.run_id)
+            async for event in handle.fetch_history_events():
+                if event.HasField("activity_task_started_event_attributes"):
+                    attempts.append(event.activity_task_started_event_attributes.attempt)  # noqa: PERF401
+        return attempts
+
+    def _compare(self, aws: Inventory, bindings: Iterable[AwsThingBinding]) -> bool:
+        """Say whether AWS holds just what the database says it does."""
+        active = [each for each in bindings if each.provisioning_status is ProvisioningStatus.ACTIVE]
+        usable = {
+            arn
+            for arn, certificate in aws.certificates.items()
+            if certificate.status == "ACTIVE" and certificate.policies
+        }
+        pairs = {(name, arn) for name, arns in aws.attachments.items() for arn in arns}
+        claims: Sequence[tuple[str, set[Any], set[Any]]] = (
+            ("Things", set(aws.things), {each.thing_name for each in active}),
+            ("certificates", set(aws.certificates), {each.certificate_arn for each in active}),
+            ("active with a policy", usable, {each.certificate_arn for each in active}),
+            ("attached", pairs, {(each.thing_name, each.certificate_arn) for each in active}),
+            ("secrets", set(aws.secrets.values()), {each.certificate_secret_arn for each in active}),
+        )
+        agreed = all(held == said for _, held, said in claims)
+        held = ", ".join(f"{len(held)} {name}" for name, held, _ in claims)
+        said = f"the database says {len(active)} Active bindings"
+        colour, verdict = ("green", "they agree") if agreed else ("red", "they differ")
+        self._console.print(f"AWS holds {held}; {said}: [{colour}]{verdict}[/{colour}]")
+        for name, held_there, said_here in claims:
+            for stray in held_there ^ said_here:
+                where = "only in AWS" if stray in held_there else "only in the database"
+                self._console.print(f"  {name}, {where}: {stray}", soft_wrap=True)
+        return agreed
+
+
+def expectations(events: Sequence[LifecycleEvent]) -> dict[UUID, Expectation]:
+    """How every device must end, whatever order its events come in."""
+    states: dict[UUID, DeviceState] = {}
+    provisioned = {event.device_id for event in events if event.type is LifecycleEventType.PROVISIONED}
+    for event in events:
+        known = states.get(event.device_id) or DeviceState.unheard_of(event)
+        states[event.device_id] = known.fold(event)
+
+    def status(state: DeviceState) -> ProvisioningStatus | None:
+        if state.decommissioned and state.serial_number:
+            return ProvisioningStatus.DECOMMISSIONED
+        return ProvisioningStatus.ACTIVE if state.device_id in provisioned else None
+
+    return {device_id: Expectation(state, status(state)) for device_id, state in states.items()}
+
+
+def _make_fresh(data: Path) -> None:
+    """Empty a demo's folder, and no other."""
+    if data.exists() and any(data.iterdir()):
+        if not (data / _MARKER).exists():
+            raise typer.BadParameter(f"{data} holds something that is no demo's", param_hint="--data")
+        if _in_use(data / "lock"):
+            raise typer.BadParameter(f"a demo or a dev stack is running on {data}", param_hint="--data")
+        shutil.rmtree(data)
+    data.mkdir(parents=True, exist_ok=True)
+    (data / _MARKER).touch()
+
+
+def _in_use(lock: Path) -> bool:
+    """Whether the embedded servers hold their lock."""
+    if not lock.exists():
+        return False
+    with lock.open() as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def fleet_table(outcomes: Sequence[Outcome], workflows_url: str, *, complete: bool) -> Table:
+    """How each device ended.
+
+    Args:
+        outcomes: of every device, in any order.
+        workflows_url: where the Temporal UI lists the namespace's workflows.
+        complete: every value in full; else shortened, so that a line fits a terminal of 80 columns.
+    """
+    table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    for title, short in _COLUMNS:
+        table.add_column(title if complete else short, overflow="fold")
+    for outcome in sorted(outcomes, key=_by_thing):
+        binding, device_id = outcome.binding, outcome.expected.state.device_id
+        status = str(binding.provisioning_status) if binding else "no binding"
+        if outcome.reported:
+            status += f"/{outcome.reported}"
+        thing_name = (binding.thing_name if binding else None) or ""
+        certificate = ((binding.certificate_arn if binding else None) or "").rpartition("/")[2]
+        url = f"{workflows_url}/{device_workflow_id(device_id)}"
+        table.add_row(
+            outcome.expected.state.serial_number or "",
+            str(device_id) if complete else str(device_id)[:8],
+            f"[red]{status}: {outcome.fault}[/red]" if outcome.fault else status,
+            thing_name if complete else _shortened(thing_name),
+            certificate if complete else certificate[:8],
+            f"{outcome.attempts}, {outcome.retried} again" if outcome.retried else str(outcome.attempts),
+            url if complete else f"[link={url}]open[/link]",
+        )
+    table.caption = workflows_url
+    return table
+
+
+_COLUMNS: Final = (
+    ("serial", "serial"),
+    ("device", "device"),
+    ("status/shadow", "status/shadow"),
+    ("Thing", "Thing"),
+    ("certificate", "cert"),
+    ("attempts", "tries"),
+    ("Temporal UI", "UI"),
+)
+
+
+def _by_thing(outcome: Outcome) -> str:
+    return (outcome.binding.thing_name or "") if outcome.binding else ""
+
+
+def _shortened(thing_name: str) -> str:
+    """A Thing's name with the middle of its tenant left out."""
+    return f"{thing_name[:4]}…{thing_name[30:]}" if thing_name else ""

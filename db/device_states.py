@@ -1,0 +1,54 @@
+"""Keeping what `domain.device_state` folds."""
+
+from uuid import UUID
+
+from sqlalchemy.dialects.postgresql import insert
+from sqlmodel import Session, select
+
+from db.models import DeviceStateRow
+from domain.device_state import DeviceState, Wish
+
+
+def lock_state(session: Session, device_id: UUID) -> DeviceStateRow | None:
+    """The device's row, held against every other writer until the transaction ends."""
+    return session.exec(
+        select(DeviceStateRow).where(DeviceStateRow.device_id == device_id).with_for_update()
+    ).first()
+
+
+def lock_or_create_state(session: Session, initial: DeviceState) -> DeviceStateRow:
+    """The device's row, made from `initial` where it has none yet; held until the transaction ends."""
+    session.exec(
+        insert(DeviceStateRow)
+        .values(device_id=initial.device_id, tenant_id=initial.tenant_id, serial_number=initial.serial_number)
+        .on_conflict_do_nothing()
+    )
+    row = lock_state(session, initial.device_id)
+    assert row is not None  # noqa: S101  # nothing ever deletes a state
+    return row
+
+
+def state_of(row: DeviceStateRow) -> DeviceState:
+    """The row in the domain's words."""
+    wish = None
+    if row.wanted_status and row.occurred_at and row.event_id:
+        wish = Wish(status=row.wanted_status, occurred_at=row.occurred_at, event_id=row.event_id)
+    return DeviceState(
+        device_id=row.device_id,
+        tenant_id=row.tenant_id,
+        serial_number=row.serial_number,
+        wish=wish,
+        erased=row.erased_at is not None,
+    )
+
+
+def keep_state(session: Session, row: DeviceStateRow, state: DeviceState) -> None:
+    """Write a folded state back into its row."""
+    row.serial_number = state.serial_number
+    if state.wish:
+        row.wanted_status = state.wish.status
+        row.occurred_at = state.wish.occurred_at
+        row.event_id = state.wish.event_id
+    if state.decommissioned and state.wish:
+        row.decommissioned_at = state.wish.occurred_at
+    session.add(row)

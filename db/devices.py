@@ -1,0 +1,35 @@
+"""The core's own device table; a platform that keeps its devices elsewhere swaps this file."""
+
+from uuid import UUID
+
+from sqlalchemy import func, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlmodel import Session, col
+
+from db.models import DeviceRow
+from domain.enrolment import Registration
+
+
+def write_enrolled(session: Session, device_id: UUID, registration: Registration) -> None:
+    """Write a device that enrolled, as it describes itself; its status stays what it was, if it had one."""
+    described = {"model": registration.model, "firmware_version": registration.firmware_version}
+    session.exec(
+        insert(DeviceRow)
+        .values(
+            id=device_id,
+            tenant_id=registration.tenant_id,
+            serial_number=registration.serial_number,
+            label=registration.label,
+            status="Active",
+            **described,
+        )
+        .on_conflict_do_update(
+            index_elements=[col(DeviceRow.id)],
+            set_={**described, "label": func.coalesce(registration.label, col(DeviceRow.label))},
+        )
+    )
+
+
+def mark_decommissioned(session: Session, device_id: UUID) -> None:
+    """Set the device's status, where it has a row at all."""
+    session.exec(update(DeviceRow).where(col(DeviceRow.id) == device_id).values(status="Decommissioned"))

@@ -1,0 +1,235 @@
+"""Enrolling a device that fleet provisioning let in: whether it may, and all its rows in one transaction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Final
+from uuid import UUID, uuid4
+
+from sqlalchemy import Connection, and_, exists, func, or_, tuple_
+from sqlmodel import Session, col, select
+from sqlmodel.sql.expression import SelectOfScalar
+
+from db.bindings import DECIDING_BINDING, Actor, amend, names_of, open_binding, provisioned_event
+from db.device_states import lock_or_create_state
+from db.devices import write_enrolled
+from db.models import AwsThingBinding, DeviceStateRow, RetiredCertificate
+from db.outbox import put
+from db.retired_certificates import SecretBeingErasedError, retire, retired_from, take_back_secret, unsettled
+from domain.device_state import DeviceState
+from domain.enrolment import Denial, Registration, activation
+from domain.erasure import SerialHashing
+from domain.lifecycle_event import LifecycleEvent
+from domain.names import id_of_certificate
+from domain.provisioning_status import ProvisioningStatus
+from domain.saga import Device
+
+# Before a hashed Thing name, so that the locks of enrolments are no one else's.
+_LOCKS: Final = b"thingbridge/enrolment/"
+
+
+# Built once, and run without the ORM: building it anew would take a third of all the time of a verdict.
+_VERDICT: Final = DECIDING_BINDING.outerjoin(
+    DeviceStateRow, col(DeviceStateRow.device_id) == col(AwsThingBinding.device_id)
+).with_only_columns(col(AwsThingBinding.deleted_at), col(DeviceStateRow.decommissioned_at))
+
+
+class EnrolmentDeniedError(RuntimeError):
+    """The serial number may not enrol."""
+
+    def __init__(self, denial: Denial) -> None:
+        super().__init__(str(denial))
+
+
+class EnrolmentConflictError(RuntimeError):
+    """What the registration names cannot be the device's, as things stand."""
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """A device that has enrolled, now or before."""
+
+    binding: AwsThingBinding
+    already_provisioned: bool
+    follow_up_due: bool
+    """Whether the device's workflow has yet to do what follows."""
+
+
+def denial_of(
+    connection: Connection, thing_name: str, *, allow_reprovision: bool, hashing: SerialHashing | None
+) -> Denial | None:
+    """Why the serial number of a Thing name may not enrol; None where it may. One indexed read."""
+    found = connection.execute(_VERDICT, names_of(thing_name, hashing)).one_or_none()
+    if found is None:
+        return None
+    deleted_at, decommissioned_at = found
+    if deleted_at or decommissioned_at:
+        return Denial.DECOMMISSIONED
+    return None if allow_reprovision else Denial.LIVE
+
+
+def enrol(
+    session: Session,
+    registration: Registration,
+    thing_name: str,
+    actor: Actor,
+    *,
+    allow_reprovision: bool,
+    hashing: SerialHashing | None,
+) -> Enrolled:
+    """Bind a device to what fleet provisioning made for it; a repeat finds it bound and changes nothing.
+
+    Whoever races with this beyond the lock makes it end in an IntegrityError or a StaleBindingError, with
+    nothing written: the same call again sees what was done.
+
+    Raises:
+        EnrolmentDeniedError: the device of the serial number was decommissioned.
+        EnrolmentConflictError: the certificate or its secret is taken, or may not replace the bound one.
+    """
+    digest = sha256(_LOCKS + thing_name.encode()).digest()
+    session.exec(select(func.pg_advisory_xact_lock(int.from_bytes(digest[:8], signed=True))))
+    names = names_of(thing_name, hashing)
+    binding = session.exec(DECIDING_BINDING.with_for_update(), params=names).first()
+    if binding is None:
+        made = _enrol_anew(session, registration, thing_name, actor)
+        return Enrolled(made, already_provisioned=False, follow_up_due=True)
+    # The binding's row before the state's, as everywhere, so that no two transactions wait for each other.
+    state = lock_or_create_state(session, _state(binding.device_id, registration))
+    if binding.deleted_at or state.decommissioned_at:
+        raise EnrolmentDeniedError(Denial.DECOMMISSIONED)
+    arn = registration.certificate_arn
+    if arn == binding.certificate_arn or retired_from(session, arn) == binding.id:
+        # The platform's own devices have their events from the platform.
+        due = binding.provisioned_via_jitp and (
+            state.event_id is None or bool(unsettled(session, binding.device_id))
+        )
+        return Enrolled(binding, already_provisioned=True, follow_up_due=due)
+    if not allow_reprovision:
+        raise EnrolmentConflictError("the device has another certificate, and none may enrol again")
+    if binding.provisioning_status is not ProvisioningStatus.ACTIVE:
+        raise EnrolmentConflictError(
+            f"the platform is provisioning this serial number: its binding is {binding.provisioning_status}"
+        )
+    replaced = _replace(session, binding, registration, actor)
+    return Enrolled(replaced, already_provisioned=True, follow_up_due=True)
+
+
+def activation_of(binding: AwsThingBinding) -> LifecycleEvent:
+    """The event by which the workflow of an enrolled device does what follows."""
+    device = Device(device_id=binding.device_id, tenant_id=binding.tenant_id, thing_name=binding.thing_name)
+    return activation(device, binding.id, binding.certificate_arn or "", binding.created_at)
+
+
+def page_of_expiring(
+    until: datetime, after: tuple[datetime, UUID] | None, at_most: int
+) -> SelectOfScalar[AwsThingBinding]:
+    """Asks for the next live bindings whose claim certificate expires until then, the soonest first."""
+    expires_at, binding_id = col(AwsThingBinding.claim_certificate_expires_at), col(AwsThingBinding.id)
+    query = (
+        select(AwsThingBinding)
+        .where(col(AwsThingBinding.deleted_at).is_(None), expires_at.is_not(None), expires_at <= until)
+        .order_by(expires_at, binding_id)
+        .limit(at_most)
+    )
+    return query if after is None else query.where(tuple_(expires_at, binding_id) > after)
+
+
+def without_follow_up(session: Session, after: UUID | None, at_most: int) -> Sequence[AwsThingBinding]:
+    """The next page of enrolled devices whose workflow never ran, or has left a certificate to erase."""
+    to_erase = exists().where(
+        col(RetiredCertificate.device_id) == AwsThingBinding.device_id,
+        col(RetiredCertificate.settled_at).is_(None),
+    )
+    query = (
+        select(AwsThingBinding)
+        .outerjoin(DeviceStateRow, col(DeviceStateRow.device_id) == col(AwsThingBinding.device_id))
+        .where(
+            AwsThingBinding.provisioning_status == ProvisioningStatus.ACTIVE,
+            col(AwsThingBinding.deleted_at).is_(None),
+            col(AwsThingBinding.provisioned_via_jitp),
+            or_(col(DeviceStateRow.event_id).is_(None), to_erase),
+        )
+        .order_by(col(AwsThingBinding.id))
+        .limit(at_most)
+    )
+    if after is not None:
+        query = query.where(col(AwsThingBinding.id) > after)
+    return session.exec(query).all()
+
+
+def _enrol_anew(
+    session: Session, registration: Registration, thing_name: str, actor: Actor
+) -> AwsThingBinding:
+    _require_free(session, registration, None)
+    device_id = uuid4()
+    # Says from now on whose the device is, to any event that names another tenant or serial number.
+    lock_or_create_state(session, _state(device_id, registration))
+    write_enrolled(session, device_id, registration)
+    binding = open_binding(
+        session,
+        device_id=device_id,
+        tenant_id=registration.tenant_id,
+        thing_name=thing_name,
+        actor=actor,
+        status=ProvisioningStatus.ACTIVE,
+        reason="enrolled",
+        thing_arn=registration.thing_arn,
+        certificate_arn=registration.certificate_arn,
+        certificate_secret_arn=registration.certificate_secret_arn,
+        claim_certificate_expires_at=registration.claim_certificate_expires_at,
+        provisioned_via_jitp=True,
+    )
+    if event := provisioned_event(binding):
+        put(session, event, binding.id)
+    return binding
+
+
+def _replace(
+    session: Session, binding: AwsThingBinding, registration: Registration, actor: Actor
+) -> AwsThingBinding:
+    """Give a live binding its new certificate. The platform's own becomes one of fleet provisioning by that:
+
+    what its row names is from now on a caller's word, to be confirmed before it is erased.
+    """
+    _require_free(session, registration, binding)
+    retire(session, binding, registration.certificate_secret_arn)
+    write_enrolled(session, binding.device_id, registration)
+    binding = amend(
+        session,
+        binding,
+        actor,
+        certificate_arn=registration.certificate_arn,
+        certificate_secret_arn=registration.certificate_secret_arn,
+        claim_certificate_expires_at=registration.claim_certificate_expires_at,
+        provisioned_via_jitp=True,
+    )
+    if event := provisioned_event(binding):
+        put(session, event, binding.id, id_of_certificate(registration.certificate_arn))
+    return binding
+
+
+def _require_free(session: Session, registration: Registration, own: AwsThingBinding | None) -> None:
+    certificate_arn, secret_arn = registration.certificate_arn, registration.certificate_secret_arn
+    taken = col(AwsThingBinding.certificate_arn) == certificate_arn
+    if secret_arn is not None:
+        taken = or_(taken, col(AwsThingBinding.certificate_secret_arn) == secret_arn)
+    others = and_(taken, col(AwsThingBinding.deleted_at).is_(None))
+    if own is not None:
+        others = and_(others, col(AwsThingBinding.id) != own.id)
+    # The bindings before the retired: a certificate leaves the ones for the others, never back.
+    if session.exec(select(AwsThingBinding.id).where(others).limit(1)).first():
+        raise EnrolmentConflictError("the certificate or its secret is bound already")
+    if retired_from(session, certificate_arn):
+        raise EnrolmentConflictError("the certificate was replaced by another, and is erased")
+    if own is not None and secret_arn is not None:
+        try:
+            take_back_secret(session, own.device_id, secret_arn)
+        except SecretBeingErasedError:
+            raise EnrolmentConflictError("the secret is being erased with an earlier certificate") from None
+
+
+def _state(device_id: UUID, registration: Registration) -> DeviceState:
+    return DeviceState(
+        device_id=device_id, tenant_id=registration.tenant_id, serial_number=registration.serial_number
+    )

@@ -1,0 +1,64 @@
+"""Bringing the database to the schema this version needs."""
+
+from pathlib import Path
+from typing import Final
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, text
+
+_MIGRATIONS: Final = Path(__file__).parent / "migrations"
+# Next to nothing of a platform's own database is ours; nor is Alembic's usual table name.
+VERSION_TABLE: Final = "iotaws_alembic_version"
+# Any number will do, if it is always the same one.
+_MIGRATION_LOCK: Final = 0x7468696E67
+
+
+class SchemaOutdatedError(RuntimeError):
+    """The database is not at the schema this version needs."""
+
+
+def configuration(connection: Connection) -> Config:
+    """Alembic's configuration over an open connection."""
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes["connection"] = connection
+    return config
+
+
+def upgrade(engine: Engine) -> str:
+    """Apply what is missing, once however many start it, and return the revision now in force."""
+    with engine.begin() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+        config = configuration(connection)
+        command.upgrade(config, "head")
+        return _head(config)
+
+
+def require_current(engine: Engine) -> None:
+    """Refuse to run on a schema older than this version's.
+
+    A newer one will do: while an upgrade rolls out, workers of the version before it still restart.
+
+    Raises:
+        SchemaOutdatedError: with the command to run.
+    """
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+        found = context.get_current_revision()
+        config = configuration(connection)
+    needed = _head(config)
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if found is None or (found in known and found != needed):
+        raise SchemaOutdatedError(
+            f"the database is at schema {found or 'none'}, this version needs {needed}: "
+            "run `thingbridge migrate`"
+        )
+
+
+def _head(config: Config) -> str:
+    head = ScriptDirectory.from_config(config).get_current_head()
+    assert head is not None  # noqa: S101  # the first revision ships with the package
+    return head

@@ -1,0 +1,1 @@
+"""The words of the bridge: names, statuses and events; standard library and pydantic only."""

@@ -1,0 +1,135 @@
+"""Child processes of the dev stack: started, waited for, stopped, and gone when their starter is."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, suppress
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+STOP_GRACE_SECONDS = 20.0
+"""How long a server may take to end by itself before it is killed."""
+
+_FREE_PORTS = range(20_000, 30_000)
+"""Below the ports that systems hand out by themselves: one of those, free when it is chosen, may be taken for
+a connection, or by one of Temporal's own inner listeners, before its server binds it."""
+
+_ANSWER_TIMEOUT_SECONDS = 60.0
+_POLL_SECONDS = 0.02
+_LOG_LINES_SHOWN = 15
+_SUPERVISOR = Path(__file__).with_name("supervise.py")
+
+
+class ServerError(RuntimeError):
+    """A server of the dev stack did not start, or stopped by itself."""
+
+
+class ServerProcess:
+    """One server, run under `supervise.py` in a session of its own.
+
+    The session keeps a Ctrl-C in the terminal from reaching the server before its starter stops it in order.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        log_file: Path,
+        *,
+        environment: Mapping[str, str],
+        keep_open: int,
+        stop_signal: signal.Signals = signal.SIGTERM,
+        user: str | None = None,
+        remove: Path | None = None,
+    ) -> None:
+        self.name = name
+        self._log_file = log_file
+        supervisor = [sys.executable, "-I", "-S", str(_SUPERVISOR)]
+        supervisor += ["--stop-signal", stop_signal.name, "--grace-seconds", str(STOP_GRACE_SECONDS)]
+        supervisor += ["--user", user] if user else []
+        supervisor += ["--remove", str(remove)] if remove else []
+        supervisors_end, self._leash = os.pipe()
+        with log_file.open("wb") as log:
+            self._process = subprocess.Popen(
+                [*supervisor, "--", *command],
+                stdin=supervisors_end,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=[keep_open],
+                start_new_session=True,
+            )
+        os.close(supervisors_end)
+
+    def wait_until(self, answers: Callable[[], bool]) -> None:
+        """Return once `answers` says so, and raise if the process ends first or takes too long."""
+        deadline = time.monotonic() + _ANSWER_TIMEOUT_SECONDS
+        while not answers():
+            if self._process.poll() is not None:
+                raise ServerError(
+                    f"{self.name} ended with exit code {self._process.returncode}. {self._log_end()}"
+                )
+            if time.monotonic() > deadline:
+                raise ServerError(
+                    f"{self.name} did not answer in {_ANSWER_TIMEOUT_SECONDS:.0f} s. {self._log_end()}"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def ask_to_stop(self) -> None:
+        """Tell the supervisor to stop the server, without waiting for it."""
+        # A byte, and not the pipe's end alone: a forked copy of this process may hold the pipe open too.
+        with suppress(BrokenPipeError):
+            os.write(self._leash, b"\n")
+        os.close(self._leash)
+
+    def wait_stopped(self) -> None:
+        """Return once the server has ended; its supervisor kills it where it does not."""
+        self._process.wait()
+
+    def _log_end(self) -> str:
+        lines = self._log_file.read_text(errors="replace").splitlines()[-_LOG_LINES_SHOWN:]
+        return "\n".join([f"The end of its log, {self._log_file}:", *lines])
+
+
+def choose_ports(*preferred: int) -> list[int]:
+    """Each preferred port of 127.0.0.1 where it is free, a free one in its place where it is not."""
+    with ExitStack() as held:  # all are held until all are chosen, so that no two are the same
+        return [_hold_port(held, port) for port in preferred]
+
+
+def _hold_port(held: ExitStack, preferred: int) -> int:
+    by_chance = (secrets.choice(_FREE_PORTS) for _ in range(100))
+    for port in chain([preferred] if preferred else [], by_chance):
+        listener = held.enter_context(socket.socket())
+        # Without it a port is refused for a minute after the last run's connections closed.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+            listener.listen()  # what is merely bound, such an option lets another bind too
+        except OSError:
+            continue
+        return port
+    raise ServerError("no free port on 127.0.0.1")
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment without what would configure a server behind our back."""
+    foreign = ("AWS_", "TEMPORAL_", "MOTO_", "PG")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    empty_files = (
+        "AWS_CONFIG_FILE",
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "TEMPORAL_CONFIG_FILE",
+        "TEMPORAL_ENV_FILE",
+    )
+    return environment | dict.fromkeys(empty_files, os.devnull)

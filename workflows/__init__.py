@@ -1,0 +1,1 @@
+"""What is decided about a device, durably; effects are the activities'."""

@@ -1,0 +1,53 @@
+"""The way to Temporal: its own environment configuration, and the converter every client of ours uses."""
+
+import logging
+import os
+import re
+import sys
+from typing import Final, NoReturn
+
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.envconfig import ClientConfig
+
+# The one part for human eyes of how the SDK reports a connection that failed.
+_CAUSE: Final = re.compile(r'(?:message|error): "([^"]+)"')
+
+
+class TemporalUnreachableError(RuntimeError):
+    """No Temporal server answers where the configuration points, or the configuration points nowhere."""
+
+
+async def connect() -> Client:
+    """Connect as `TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE`, `TEMPORAL_API_KEY`, … or a profile says.
+
+    Raises:
+        TemporalUnreachableError: with the address tried, or what is wrong with the configuration.
+    """
+    try:
+        config = ClientConfig.load_client_connect_config()
+    except (RuntimeError, OSError) as error:
+        # The first line alone: the next ones quote the file, and that may be a key.
+        raise TemporalUnreachableError(
+            f"Temporal's own configuration (TEMPORAL_…, temporal.toml): {str(error).splitlines()[0]}"
+        ) from None
+    address = config.setdefault("target_host", "localhost:7233")
+    try:
+        return await Client.connect(**config, data_converter=pydantic_data_converter)
+    except RuntimeError as error:
+        cause = _CAUSE.search(str(error))
+        raise TemporalUnreachableError(
+            f"no Temporal server answers at {address} (TEMPORAL_ADDRESS): {cause[1] if cause else error}"
+        ) from None
+
+
+def end_process(code: int) -> NoReturn:
+    """End a process that has spoken to Temporal, with its exit code and all it has said.
+
+    The SDK's threads may crash an interpreter that is being taken apart (sdk-python issue 300): then the
+    process would end with SIGABRT, although all was well.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

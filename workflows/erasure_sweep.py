@@ -1,0 +1,32 @@
+"""The daily erasure of devices that have been decommissioned for long enough, page by page."""
+
+from temporalio import workflow
+
+from activities.erasure import ErasureActivities
+from domain.erasure import Erased
+from domain.names import ERASURE_SWEEP
+from workflows.policies import checkpoint
+
+
+@workflow.defn(name=ERASURE_SWEEP)
+class ErasureSweep:
+    """Erases until nothing is left to erase; how much that is bounds no history."""
+
+    @workflow.run
+    async def run(self, erased: Erased | None = None) -> Erased:
+        """Erase all whose time is over.
+
+        Args:
+            erased: none from a client; what the runs before this one did.
+        """
+        count = erased.count if erased else 0
+        while True:
+            page = await workflow.execute_activity_method(
+                ErasureActivities.erase_expired, **checkpoint("Erase devices whose retention is over")
+            )
+            count += page.count
+            workflow.set_current_details(f"Devices erased: **{count}**")
+            if page.count == 0:
+                return Erased(count=count)
+            if workflow.info().is_continue_as_new_suggested():
+                workflow.continue_as_new(Erased(count=count))

@@ -1,0 +1,86 @@
+"""The search attributes our workflows set: an unregistered one would block every one of them."""
+
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
+from temporalio.client import Client
+from temporalio.service import RPCError
+
+from domain.names import SEARCH_ATTRIBUTES
+
+_KEYWORD = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
+
+
+class SearchAttributesError(RuntimeError):
+    """The namespace lacks search attributes; the message holds the command that adds them."""
+
+
+async def missing_search_attributes(client: Client) -> list[str]:
+    """The names that are not registered as keywords.
+
+    Raises:
+        SearchAttributesError: one is registered, but as another type; or Temporal does not list them.
+    """
+    try:
+        listed = await client.operator_service.list_search_attributes(
+            ListSearchAttributesRequest(namespace=client.namespace)
+        )
+    except RPCError as error:
+        raise SearchAttributesError(
+            f"Temporal does not list the search attributes of namespace {client.namespace} "
+            f"(TEMPORAL_NAMESPACE): {error.message}"
+        ) from None
+    for name in SEARCH_ATTRIBUTES:
+        if listed.custom_attributes.get(name, _KEYWORD) != _KEYWORD:
+            found = IndexedValueType.Name(listed.custom_attributes[name])
+            raise SearchAttributesError(
+                f"search attribute {name} of namespace {client.namespace} is {found}, it must be a Keyword: "
+                "remove it with\n"
+                f"temporal operator search-attribute remove --namespace {client.namespace} --name {name}\n"
+                "then run `thingbridge migrate`"
+            )
+    return [name for name in SEARCH_ATTRIBUTES if name not in listed.custom_attributes]
+
+
+async def register_search_attributes(client: Client) -> list[str]:
+    """Register what is missing, and return it.
+
+    Raises:
+        SearchAttributesError: this client may not; holds the command for someone who may.
+    """
+    missing = await missing_search_attributes(client)
+    if missing:
+        try:
+            await client.operator_service.add_search_attributes(
+                AddSearchAttributesRequest(
+                    namespace=client.namespace, search_attributes=dict.fromkeys(missing, _KEYWORD)
+                )
+            )
+        except RPCError as error:
+            raise SearchAttributesError(
+                f"cannot register search attributes ({error.message}); have someone who may run:\n"
+                + registration_command(client, missing)
+            ) from None
+    return missing
+
+
+async def require_search_attributes(client: Client) -> None:
+    """Refuse to start where a workflow would block.
+
+    Raises:
+        SearchAttributesError: with the command to run.
+    """
+    if missing := await missing_search_attributes(client):
+        raise SearchAttributesError(
+            f"namespace {client.namespace} lacks search attributes: run `thingbridge migrate`, or\n"
+            + registration_command(client, missing)
+        )
+
+
+def registration_command(client: Client, names: list[str]) -> str:
+    """What to type to register them by hand, at a server of one's own or at Temporal Cloud."""
+    own = " ".join(f"--name {name} --type Keyword" for name in names)
+    cloud = " ".join(f"--search-attribute {name}=Keyword" for name in names)
+    return (
+        f"temporal operator search-attribute create --namespace {client.namespace} {own}\n"
+        f"or, at Temporal Cloud, tcld namespace search-attributes add --namespace {client.namespace} {cloud}"
+    )
