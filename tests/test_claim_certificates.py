@@ -107,7 +107,7 @@ def test_the_window_is_read_from_an_index(engine: Engine) -> None:
     """A page costs what it holds, not what the fleet is: nothing else is read, and nothing sorted."""
     expiring(engine, uuid4(), NOW)
     with Session(engine) as session:
-        # Else a table as small as this one is read as a whole, or by a bitmap and then sorted, as its statistics have it.
+        # Else a table this small is read whole, or by a bitmap and then sorted, as its statistics have it.
         for way in ("seqscan", "bitmapscan", "sort"):
             session.execute(text(f"SET LOCAL enable_{way} = off"))
         asked = page_of_expiring(NOW, (NOW - DAY, uuid4()), 1)
