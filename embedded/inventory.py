@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import boto3
 from botocore.exceptions import ClientError
+
+from embedded.aws_client import aws_client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +39,7 @@ class Inventory:
 
 def take_inventory(endpoint_url: str) -> Inventory:
     """List all Things, certificates, attachments and secrets of the emulator at an endpoint."""
-    iot, secrets = _client("iot", endpoint_url), _client("secretsmanager", endpoint_url)
+    iot, secrets = aws_client("iot", endpoint_url), aws_client("secretsmanager", endpoint_url)
     things = {thing["thingName"]: thing.get("attributes", {}) for thing in _all(iot, "list_things", "things")}
     certificates = {
         found["certificateArn"]: Certificate(
@@ -62,21 +63,11 @@ def take_inventory(endpoint_url: str) -> Inventory:
 def reported_status(endpoint_url: str, thing_name: str) -> str | None:
     """The status that a Thing's classic shadow reports; None where it reports none."""
     try:
-        answer = _client("iot-data", endpoint_url).get_thing_shadow(thingName=thing_name)
+        answer = aws_client("iot-data", endpoint_url).get_thing_shadow(thingName=thing_name)
     except ClientError:
         return None
     status = json.load(answer["payload"])["state"].get("reported", {}).get("status")
     return str(status) if status is not None else None
-
-
-def _client(service: Any, endpoint_url: str) -> Any:
-    return boto3.client(
-        service,
-        endpoint_url=endpoint_url,
-        region_name="eu-west-1",
-        aws_access_key_id="embedded",
-        aws_secret_access_key="embedded",  # noqa: S106 - the emulator takes any
-    )
 
 
 def _all(client: Any, operation: str, member: str) -> Iterator[dict[str, Any]]:

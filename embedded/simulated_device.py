@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import boto3
-from botocore.config import Config
+from embedded.aws_client import aws_client
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_REGION = "eu-west-1"
 _APPLY_DESIRED_STATE = "shadow.applyDesiredState"
 
 
@@ -21,8 +18,8 @@ class SimulatedDevice:
 
     def __init__(self, endpoint_url: str, thing_name: str) -> None:
         self._thing_name = thing_name
-        self._jobs = _client("iot-jobs-data", endpoint_url)
-        self._data = _client("iot-data", endpoint_url)
+        self._jobs = aws_client("iot-jobs-data", endpoint_url)
+        self._data = aws_client("iot-data", endpoint_url)
 
     def take_one(
         self, outcome: str = "SUCCEEDED", status_details: Mapping[str, str] | None = None
@@ -56,16 +53,4 @@ class SimulatedDevice:
 def desire(endpoint_url: str, thing_name: str, state: Mapping[str, Any]) -> None:
     """Ask another state of a device, as an application of the platform's does in its classic shadow."""
     payload = json.dumps({"state": {"desired": state}})
-    _client("iot-data", endpoint_url).update_thing_shadow(thingName=thing_name, payload=payload)
-
-
-@cache
-def _client(service: str, endpoint_url: str) -> Any:
-    """One for all devices of the process: a client costs as much as dozens of calls."""
-    # A session of its own, since two threads may not make clients from one.
-    session = boto3.Session("embedded", "embedded", region_name=_REGION)
-    return session.client(
-        service,  # type: ignore[call-overload] # there are no types of the device's side of jobs
-        endpoint_url=endpoint_url,
-        config=Config(proxies={}, max_pool_connections=32),
-    )
+    aws_client("iot-data", endpoint_url).update_thing_shadow(thingName=thing_name, payload=payload)
