@@ -4,7 +4,7 @@ from contextlib import suppress
 from typing import Final
 from uuid import UUID
 
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.common import (
     SearchAttributeKey,
     SearchAttributePair,
@@ -94,8 +94,8 @@ async def command_sent(client: Client, job_id: str) -> Command | None:
     return None
 
 
-async def cancel_command(client: Client, job_id: str) -> bool:
-    """Have a command cancelled, in AWS too; whether it was at work.
+async def describe_command(client: Client, job_id: str) -> WorkflowExecutionDescription:
+    """A command's workflow, at work or ended.
 
     Raises:
         UnknownCommandError: there is no such command.
@@ -111,6 +111,22 @@ async def cancel_command(client: Client, job_id: str) -> bool:
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
             raise UnknownCommandError(job_id) from None
+        raise
+    if described.workflow_type != DEVICE_COMMAND:
+        raise UnknownCommandError(job_id)
+    return described
+
+
+async def cancel_command(client: Client, described: WorkflowExecutionDescription) -> bool:
+    """Have a command cancelled, in AWS too; whether it was at work."""
+    if described.status is not WorkflowExecutionStatus.RUNNING:
+        return False
+    try:
+        await client.get_workflow_handle(described.id).signal(CANCEL_SIGNAL)
+    except RPCError as error:
+        # It has ended since.
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return False
         raise
     return True
 
