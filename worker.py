@@ -53,7 +53,7 @@ from workflows.device_command import DeviceCommand
 from workflows.device_lifecycle import DeviceLifecycle
 from workflows.erasure_sweep import ErasureSweep
 from workflows.outbox_publisher import OutboxPublisher
-from workflows.requests import send_event, start_publishers
+from workflows.requests import send_command, send_event, start_publishers
 from workflows.sandbox import WORKFLOW_RUNNER
 from workflows.schedules import ScheduleError, schedules, upsert_schedules
 from workflows.search_attributes import SearchAttributesError, require_search_attributes
@@ -110,10 +110,14 @@ def compose_activities(
     deltas = ShadowDeltaActivities(
         aws,
         engine,
-        client,
+        partial(
+            send_command,
+            client,
+            task_queue=settings.worker.task_queue,
+            job_id_prefix=settings.jobs.job_id_prefix,
+        ),
         page_size=settings.shadow.poll_batch_size,
         job_id_prefix=settings.jobs.job_id_prefix,
-        task_queue=settings.worker.task_queue,
     )
     enrolled = settings.fleet_provisioning
     claims = ClaimCertificateActivities(
