@@ -80,10 +80,6 @@ def _secret_name_template(value: str) -> str:
     return value
 
 
-def _not_yet(_: str) -> str:
-    raise ValueError("rotating credentials come with a later release: unset it, and give boto3 its own")
-
-
 def _needed_to_erase(value: SecretStr | None, given: ValidationInfo) -> SecretStr | None:
     if value is None and given.data.get("retention_days") is not None:
         raise ValueError("is required where IOT_AWS_ERASURE__RETENTION_DAYS is set")
@@ -110,16 +106,17 @@ class _Section(BaseModel):
 class Credentials(_Section):
     """How the bridge proves itself to AWS."""
 
-    fleet_credential_secret_arn: (
-        Annotated[
-            str,
-            Field(pattern=r"^arn:[a-z-]+:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[!-~]+$"),
-            AfterValidator(_not_yet),
-        ]
-        | None
-    ) = Field(None, description="none, which is boto3's default chain; a secret's ARN in a later release")
-    rotation_check_interval_minutes: int = Field(5, ge=1, le=240, description="minutes, 1 to 240")
-    initial_fetch_timeout_seconds: int = Field(15, ge=1, le=60, description="seconds, 1 to 60")
+    fleet_credential_secret_arn: str | None = Field(
+        None,
+        pattern=r"^arn:[a-z-]+:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[!-~]+$",
+        description="the ARN of the secret that holds the keys for AWS; none: boto3's default chain has them",
+    )
+    rotation_check_interval_minutes: int = Field(
+        5, ge=1, le=240, description="minutes until the secret is read again, 1 to 240"
+    )
+    initial_fetch_timeout_seconds: int = Field(
+        15, ge=1, le=60, description="seconds a worker's start waits for the secret, 1 to 60"
+    )
 
 
 class SecretNames(_Section):
@@ -337,6 +334,7 @@ class ApiSettings(DatabaseSettings):
     """All that the HTTP doors need."""
 
     api: Api = Api()
+    credentials: Credentials = Credentials()
     provisioning: SecretNames = SecretNames()
     jobs: Jobs = Jobs()
     fleet_provisioning: FleetProvisioning = FleetProvisioning()

@@ -6,9 +6,9 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, TypedDict
@@ -22,7 +22,8 @@ from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker, WorkerDeploymentConfig, WorkflowRunner
 
 import telemetry
-from activities.aws import Aws, AwsConfigurationError
+from activities.aws import Aws, AwsConfigurationError, FleetSecret
+from activities.aws_credentials import FleetCredentials
 from activities.bindings import BindingActivities
 from activities.certificates import CertificateActivities
 from activities.claim_certificates import ClaimCertificateActivities
@@ -37,6 +38,7 @@ from activities.shadows import ShadowActivities
 from activities.teardown import TeardownActivities
 from activities.thing_groups import ThingGroupActivities
 from activities.things import ThingActivities
+from db.aws_credentials import note_check
 from db.aws_place import keep_place
 from db.engine import open_engine
 from db.erasure import WrongHashKeyError, require_hash_key
@@ -44,7 +46,7 @@ from db.migrate import SchemaOutdatedError, require_current
 from domain.enrolment import AwsPlace
 from domain.names import event_queue, job_queue
 from domain.outbox import OUTBOX_SHARDS
-from settings import InvalidSettingsError, Settings
+from settings import Credentials, InvalidSettingsError, Settings
 from settings import Worker as WorkerSettings
 from workflows.claim_certificate_check import ClaimCertificateCheck
 from workflows.command_group_sweep import CommandGroupSweep
@@ -53,7 +55,7 @@ from workflows.device_command import DeviceCommand
 from workflows.device_lifecycle import DeviceLifecycle
 from workflows.erasure_sweep import ErasureSweep
 from workflows.outbox_publisher import OutboxPublisher
-from workflows.requests import send_event, start_publishers
+from workflows.requests import send_command, send_event, start_publishers
 from workflows.sandbox import WORKFLOW_RUNNER
 from workflows.schedules import ScheduleError, schedules, upsert_schedules
 from workflows.search_attributes import SearchAttributesError, require_search_attributes
@@ -76,6 +78,8 @@ REFUSALS: Final = (
 # One for each shard, and one more for the round that takes over from a publisher just stopping.
 _EVENT_THREADS: Final = OUTBOX_SHARDS + 1
 _PLACE_RETRY_SECONDS: Final = 30
+# The longest wait for what failed: keys that are missing hold up everything, stale ones may soon.
+_KEYS_RETRY_SECONDS: Final = 30
 # A look is a call or two, and even at the highest rate there is a few are under way at once.
 _JOB_THREADS: Final = 8
 # AWS builds a dynamic group within seconds, or minutes for a large fleet.
@@ -110,10 +114,14 @@ def compose_activities(
     deltas = ShadowDeltaActivities(
         aws,
         engine,
-        client,
+        partial(
+            send_command,
+            client,
+            task_queue=settings.worker.task_queue,
+            job_id_prefix=settings.jobs.job_id_prefix,
+        ),
         page_size=settings.shadow.poll_batch_size,
         job_id_prefix=settings.jobs.job_id_prefix,
-        task_queue=settings.worker.task_queue,
     )
     enrolled = settings.fleet_provisioning
     claims = ClaimCertificateActivities(
@@ -288,6 +296,64 @@ async def learn_place(
             return
 
 
+def compose_credentials(own: Credentials) -> FleetCredentials | None:
+    """The keys of every AWS client of this process; None where boto3's default chain has them."""
+    arn = own.fleet_credential_secret_arn
+    return FleetCredentials(arn, FleetSecret(arn).read) if arn else None
+
+
+@asynccontextmanager
+async def keep_credentials(
+    credentials: FleetCredentials, engine: Engine, *, interval: timedelta, first_within: timedelta
+) -> AsyncIterator[None]:
+    """Read the keys again and again meanwhile, and write down for the HTTP doors how that goes.
+
+    Args:
+        credentials: the keys.
+        engine: the bridge's database.
+        interval: how long after a good read the next one follows; after a failed one it does so sooner.
+        first_within: how long to wait for the end of the first read before going on without.
+    """
+    checked = asyncio.Event()
+
+    def noted() -> bool:
+        try:
+            with Session(engine) as session, session.begin():
+                note_check(
+                    session,
+                    credentials.secret_arn,
+                    checked_at=credentials.checked_at,
+                    fetched_at=credentials.fetched_at,
+                    error=credentials.error,
+                )
+        except SQLAlchemyError as error:
+            logger.warning("how reading the AWS keys went was not written down: %s", error)
+            return False
+        return True
+
+    async def keep() -> None:
+        failures = 0
+        while True:
+            well = await asyncio.to_thread(credentials.refresh)
+            checked.set()
+            well = await asyncio.to_thread(noted) and well
+            failures = 0 if well else failures + 1
+            soon = timedelta(seconds=min(2.0**failures, _KEYS_RETRY_SECONDS))
+            await asyncio.sleep((interval if well else min(soon, interval)).total_seconds())
+
+    keeping = asyncio.create_task(keep())
+    try:
+        await asyncio.wait_for(checked.wait(), first_within.total_seconds())
+    except TimeoutError:
+        logger.warning(
+            "the secret with the AWS keys is not to be had yet: starting without, AWS is not called"
+        )
+    try:
+        yield
+    finally:
+        keeping.cancel()
+
+
 async def run_worker(settings: Settings, client: Client, stop: asyncio.Event) -> None:
     """Work until told to stop; then take nothing new, and give what is at work time to end.
 
@@ -303,13 +369,22 @@ async def run_worker(settings: Settings, client: Client, stop: asyncio.Event) ->
             await asyncio.to_thread(_require_hash_key, engine, settings)
         await require_search_attributes(client)
         # boto3 itself reads AWS_DEFAULT_REGION alone; AWS's other SDKs and its runtimes say AWS_REGION.
-        aws = await asyncio.to_thread(Aws, threads + _JOB_THREADS, os.environ.get("AWS_REGION"))
+        credentials = await asyncio.to_thread(compose_credentials, settings.credentials)
+        aws = await asyncio.to_thread(Aws, threads + _JOB_THREADS, os.environ.get("AWS_REGION"), credentials)
         workers = [
             compose_worker(settings, client, aws, engine),
             compose_job_worker(settings, client, aws, engine),
             compose_event_worker(settings, client, EventActivities(engine, LogSink())),
         ]
         async with AsyncExitStack() as at_work:
+            if credentials is not None:
+                keeping = keep_credentials(
+                    credentials,
+                    engine,
+                    interval=timedelta(minutes=settings.credentials.rotation_check_interval_minutes),
+                    first_within=timedelta(seconds=settings.credentials.initial_fetch_timeout_seconds),
+                )
+                await at_work.enter_async_context(keeping)
             for worker in workers:
                 await at_work.enter_async_context(worker)
             await start_publishers(client, own.task_queue)

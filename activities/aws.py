@@ -8,13 +8,25 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 
 import boto3
+import botocore.session
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
+from botocore.credentials import (
+    CredentialProvider,
+    DeferredRefreshableCredentials,
+    ReadOnlyCredentials,
+)
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    ParamValidationError,
+)
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
+from activities.aws_credentials import AwsKeys, FleetCredentials
 from domain.enrolment import AwsPlace
-from domain.failure import FailureCode
+from domain.failure import CREDENTIALS_NOT_READY, FailureCode
 
 if TYPE_CHECKING:
     from types_boto3_iot import IoTClient
@@ -35,6 +47,7 @@ _CALL_SECONDS: Final = CONNECT_SECONDS + READ_SECONDS
 # Impatient: what is asked of a shadow may be asked again, and whoever reads a thousand of them must be able
 # to say in between that he lives.
 SHADOW_READ_SECONDS: Final = 5.0
+SECRET_READ_SECONDS: Final = 5.0
 
 # Full seconds between tries of a throttled call: long enough to let a fleet through, short enough that an
 # operator who lifts a limit sees it work.
@@ -140,6 +153,10 @@ class QuotaExceededError(AwsError):
     """AWS holds, or is doing, as much of this as it allows."""
 
 
+class CredentialsNotReadyError(AwsError):
+    """The bridge has no keys for AWS yet, so it was not called."""
+
+
 class AttemptTooSlowError(AwsError):
     """This attempt has no time left for another call; the next one goes on from here."""
 
@@ -160,21 +177,133 @@ class Pages(Protocol[Page_co]):
     def __iter__(self) -> Iterator[Page_co]: ...
 
 
+class FleetSecret:
+    """The secret that holds the bridge's keys, read by what boto3's default chain finds.
+
+    Args:
+        arn: its ARN, by whose region it is asked for.
+    """
+
+    def __init__(self, arn: str) -> None:
+        # A call that AWS refused for its keys waits for this, and must go on saying that it lives.
+        config = Config(
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=SECRET_READ_SECONDS,
+            retries={"mode": "standard", "total_max_attempts": 1},
+            user_agent_extra="thingbridge",
+        )
+        self._arn = arn
+        self.secrets: SecretsManagerClient = boto3.Session(region_name=arn.split(":")[3]).client(
+            "secretsmanager", config=config
+        )
+
+    def read(self) -> str:
+        """The secret's text; empty where it is binary.
+
+        Raises:
+            AwsError: it is not to be had.
+        """
+        try:
+            return self.secrets.get_secret_value(SecretId=self._arn).get("SecretString", "")
+        except (ClientError, BotoCoreError) as error:
+            raise _translated(error) from None
+
+
+class _KeysInForce(DeferredRefreshableCredentials):
+    """botocore's refreshable credentials, refreshed at the next signature after there are other keys.
+
+    That is known without a clock, which they would look at, and parse an end for, at each signature.
+    """
+
+    def __init__(self, credentials: FleetCredentials) -> None:
+        super().__init__(self._metadata, _FleetProvider.METHOD)
+        self._credentials = credentials
+        self._given: AwsKeys | None = None
+
+    def refresh_needed(self, refresh_in: int | None = None) -> bool:
+        # With 0 it is asked whether what it was given has expired.
+        return refresh_in != 0 and (self._given is None or self._given is not self._credentials.keys)
+
+    def get_frozen_credentials(self) -> ReadOnlyCredentials:
+        keys = self._credentials.keys
+        frozen = super().get_frozen_credentials()
+        # Only now, for until then other threads would be given the old ones.
+        self._given = keys
+        return frozen
+
+    def _metadata(self) -> dict[str, str | None]:
+        keys = self._credentials.keys
+        if keys is None:
+            raise CredentialRetrievalError(provider=self.method, error_msg="the secret has not been read yet")
+        token = keys.session_token
+        return {
+            "access_key": keys.access_key_id,
+            "secret_key": keys.secret_access_key.get_secret_value(),
+            "token": token.get_secret_value() if token else None,
+            # Nobody knows; AWS's refusal tells.
+            "expiry_time": "9999-12-31T00:00:00Z",
+        }
+
+
+class _FleetProvider(CredentialProvider):
+    """Has botocore sign each request with the keys then in force, and a refused one once more with newer."""
+
+    METHOD = "thingbridge-fleet-secret"
+
+    def __init__(self, credentials: FleetCredentials) -> None:
+        super().__init__()
+        self._credentials = credentials
+
+    def join(self, session: botocore.session.Session) -> None:
+        """Stand before all other providers of a session, for every client it makes."""
+        session.get_component("credential_provider").insert_before("env", self)
+        session.register("before-sign", self._note_keys)
+        session.register("needs-retry", self._sign_again)
+
+    def load(self) -> DeferredRefreshableCredentials:
+        return _KeysInForce(self._credentials)
+
+    def _note_keys(self, **event: Any) -> None:
+        event["request"].context[self.METHOD] = self._credentials.keys
+
+    def _sign_again(self, **event: Any) -> Any:  # None or seconds; botocore's stubs know of None alone
+        """Where AWS refuses the keys, and there are others: have botocore send the request anew, at once.
+
+        Here and not in `Aws.call`, so that it holds for each request of a listing too.
+        """
+        refused = event["request_dict"]["context"].get(self.METHOD)
+        answer: dict[str, Any] = event["response"][1] if event["response"] else {}
+        code = answer.get("Error", {}).get("Code")
+        if refused is None or event["attempts"] > 1 or code not in _CREDENTIAL_FAULTS:
+            return None
+        _refuse_if_given_up()
+        if not self._credentials.replace(refused):
+            return None
+        _refuse_if_given_up()
+        return 0.0
+
+
 class Aws:
     """The AWS clients of this process, and the calls made through them.
 
-    Credentials, endpoints and, where none is given, the region are boto3's own: environment, profiles, roles.
+    Endpoints and, where none are given, credentials and region are boto3's own: environment, profiles, roles.
 
     Args:
         concurrency: how many threads call AWS at once; as many connections are kept.
         region: the region of every client.
+        credentials: the keys of every client; no call is made before there are any.
 
     Raises:
         AwsConfigurationError: no region is to be found.
     """
 
-    def __init__(self, concurrency: int, region: str | None = None) -> None:
-        session = boto3.Session(region_name=region)
+    def __init__(
+        self, concurrency: int, region: str | None = None, credentials: FleetCredentials | None = None
+    ) -> None:
+        core = botocore.session.Session()
+        if credentials is not None:
+            _FleetProvider(credentials).join(core)
+        session = boto3.Session(botocore_session=core, region_name=region)
         if session.region_name is None:
             raise AwsConfigurationError(
                 "AWS_REGION: is required (allowed: a region's name, such as eu-west-1)"
@@ -192,15 +321,32 @@ class Aws:
             "iot-data", config=config.merge(Config(read_timeout=SHADOW_READ_SECONDS))
         )
         self.secrets: SecretsManagerClient = session.client("secretsmanager", config=config)
-        self._session, self._config = session, config
+        self._session, self._config, self._credentials = session, config, credentials
+
+    @property
+    def credentials_ready(self) -> bool:
+        """Whether calls are made; with boto3's default chain always."""
+        return self._credentials is None or self._credentials.ready
+
+    @property
+    def credentials_age_seconds(self) -> float | None:
+        """How long ago the keys were last read well; None with boto3's default chain, or where never."""
+        return self._credentials.age_seconds if self._credentials else None
 
     def call(self, operation: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Make one call.
 
         Raises:
+            CredentialsNotReadyError: the call was not made.
             NotFoundError, AlreadyExistsError, ConflictError, InvalidRequestError: as AWS answers.
             ApplicationError: anything else, typed and marked retryable or not for Temporal.
         """
+        if not self.credentials_ready:
+            raise CredentialsNotReadyError(
+                CREDENTIALS_NOT_READY,
+                "the secret with the AWS keys has not been read yet: see the worker's log",
+                delay=_backoff(),
+            )
         _refuse_if_given_up()
         try:
             return operation(*args, **kwargs)

@@ -1,8 +1,9 @@
 """The desired changes in the fleet's shadows: found, told once each, and made commands."""
 
 import asyncio
+from collections.abc import Awaitable
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 from sqlalchemy import Engine
@@ -10,15 +11,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionFreeError
 from sqlmodel import Session
 from temporalio import activity
-from temporalio.client import Client
-from temporalio.common import (
-    SearchAttributeKey,
-    SearchAttributePair,
-    TypedSearchAttributes,
-    WorkflowIDConflictPolicy,
-    WorkflowIDReusePolicy,
-)
-from temporalio.exceptions import ApplicationError, CancelledError, WorkflowAlreadyStartedError
+from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.service import RPCError
 
 from activities.aws import AttemptTooSlowError, Aws, AwsError, NotFoundError, note_progress
@@ -45,7 +38,6 @@ from domain.command import (
 )
 from domain.delta_poll import DeltaCounts, DeltaPage, PageProgress, PagesRequest
 from domain.failure import FailureCode
-from domain.names import DEVICE_COMMAND, TENANT_ID_ATTRIBUTE, THING_NAME_ATTRIBUTE, tenant_key
 from domain.outgoing_event import DeviceDesiredStateChanged
 from domain.shadow import Delta, InvalidShadowError, read_delta
 
@@ -56,9 +48,6 @@ _STARTED_AT_ONCE: Final = 10
 """Commands on their way to Temporal side by side, each a few milliseconds of its server's."""
 
 _COMMANDS_A_ROUND: Final = 100
-
-_TENANT_ID: Final = SearchAttributeKey.for_keyword(TENANT_ID_ATTRIBUTE)
-_THING_NAME: Final = SearchAttributeKey.for_keyword(THING_NAME_ATTRIBUTE)
 
 # Not one device's error: it would be every other one's too, so the page waits until it is mended.
 _DATABASE_AWAY: Final = (OperationalError, InterfaceError, NoConnectionFreeError)
@@ -73,34 +62,37 @@ class _Outcome(StrEnum):
     FAILED = "failed"
 
 
+class SendCommand(Protocol):
+    """Starts a command's workflow for a Thing, unless it runs or has run."""
+
+    def __call__(self, command: Command, *, thing_name: str) -> Awaitable[Any]: ...
+
+
 class ShadowDeltaActivities:
     """What the fleet's shadows want of their devices.
 
     Args:
         aws: the clients.
         engine: the bridge's database.
-        client: Temporal, where the commands run.
+        send: hands a command to Temporal.
         page_size: how many bindings make a page.
         job_id_prefix: how the ids of the commands' jobs begin.
-        task_queue: where the commands run.
     """
 
     def __init__(
         self,
         aws: Aws,
         engine: Engine,
-        client: Client,
+        send: SendCommand,
         *,
         page_size: int,
         job_id_prefix: str,
-        task_queue: str,
     ) -> None:
         self._aws = aws
         self._engine = engine
-        self._client = client
+        self._send = send
         self._page_size = page_size
         self._job_id_prefix = job_id_prefix
-        self._task_queue = task_queue
 
     @activity.defn(name="next_delta_pages", no_thread_cancel_exception=True)
     def next_delta_pages(self, request: PagesRequest) -> list[DeltaPage]:
@@ -223,23 +215,7 @@ class ShadowDeltaActivities:
         )
         async with slots:
             try:
-                await self._client.start_workflow(
-                    DEVICE_COMMAND,
-                    command,
-                    id=job_id(self._job_id_prefix, delta.correlation_id),
-                    task_queue=self._task_queue,
-                    id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                    search_attributes=TypedSearchAttributes(
-                        [
-                            SearchAttributePair(_TENANT_ID, tenant_key(delta.tenant_id)),
-                            SearchAttributePair(_THING_NAME, delta.thing_name),
-                        ]
-                    ),
-                    static_summary=f"{APPLY_DESIRED_STATE}: {delta.thing_name}",
-                )
-            except WorkflowAlreadyStartedError:
-                activity.logger.info("the command for %s ran before", delta.thing_name)
+                await self._send(command, thing_name=delta.thing_name)
             except RPCError as error:
                 activity.logger.warning("the command for %s was not started: %s", delta.thing_name, error)
                 return error

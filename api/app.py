@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -16,6 +16,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from api.auth import Keys
+from api.aws_credentials import AwsCredentials
 from api.bindings import binding_doors
 from api.commands import Commands, command_doors
 from api.database import Database
@@ -41,36 +42,54 @@ _SIGNAL_SECONDS: Final = 3.0
 class Readiness:
     """What must answer before a request can be served."""
 
-    def __init__(self, database: Database, temporal: Temporal, hashing: SerialHashing | None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        temporal: Temporal,
+        credentials: AwsCredentials,
+        hashing: SerialHashing | None,
+    ) -> None:
         self._database = database
         self._hashing = hashing
         self._temporal = temporal
-        self._checks: dict[str, Callable[[], Awaitable[None]]] = {
+        self._checks: dict[str, Callable[[], Awaitable[str]]] = {
             "database": self._schema,
             "temporal": self._health,
+            "aws_credentials": credentials.age,
         }
 
     async def __call__(self, _: Request) -> JSONResponse:
         """Answer 200 where all is well, else 503; each by its name, with what is wrong."""
         names, checks = self._checks.keys(), self._checks.values()
         findings = await asyncio.gather(*(_finding(check()) for check in checks))
-        found = dict(zip(names, findings, strict=True))
-        return JSONResponse(found, 200 if set(findings) == {"ok"} else 503)
+        found = {name: finding.said for name, finding in zip(names, findings, strict=True)}
+        return JSONResponse(found, 200 if all(finding.well for finding in findings) else 503)
 
-    async def _schema(self) -> None:
+    async def _schema(self) -> str:
         await asyncio.to_thread(require_current, self._database.engine)
         await self._database(lambda session: require_hash_key(session, self._hashing))
+        return ""
 
-    async def _health(self) -> None:
+    async def _health(self) -> str:
         client = await self._temporal()
         await client.service_client.check_health(timeout=_PATIENCE)
+        return ""
 
 
-def compose_doors(settings: ApiSettings, database: Database, temporal: Temporal) -> Sequence[Door[Any]]:
+class _Finding(NamedTuple):
+    """What a check of readiness found."""
+
+    well: bool
+    said: str
+
+
+def compose_doors(
+    settings: ApiSettings, database: Database, temporal: Temporal, credentials: AwsCredentials
+) -> Sequence[Door[Any]]:
     """Every call of the HTTP surface that needs a key."""
     return (
         *device_event_doors(database, temporal, settings.worker.task_queue),
-        *fleet_provisioning_doors(_compose_enrolment(settings, database, temporal)),
+        *fleet_provisioning_doors(_compose_enrolment(settings, database, temporal, credentials)),
         *binding_doors(database, settings.api.temporal_ui_url),
         *command_doors(
             Commands(
@@ -83,11 +102,14 @@ def compose_doors(settings: ApiSettings, database: Database, temporal: Temporal)
     )
 
 
-def _compose_enrolment(settings: ApiSettings, database: Database, temporal: Temporal) -> FleetProvisioning:
+def _compose_enrolment(
+    settings: ApiSettings, database: Database, temporal: Temporal, credentials: AwsCredentials
+) -> FleetProvisioning:
     own = settings.fleet_provisioning
     return FleetProvisioning(
         database,
         temporal,
+        credentials,
         serial_gate(own.serial_policy, own.serial_patterns),
         task_queue=settings.worker.task_queue,
         secret_name_template=settings.provisioning.secret_name_template,
@@ -104,7 +126,9 @@ def create_app(settings: ApiSettings) -> Starlette:
     # One more, for readiness to be asked for also while all are at work.
     engine = open_engine(settings.database_url.get_secret_value(), pool_size=threads + 1)
     database, temporal = Database(engine, threads), Temporal()
-    doors = compose_doors(settings, database, temporal)
+    credentials = AwsCredentials(database, settings.credentials.fleet_credential_secret_arn)
+    doors = compose_doors(settings, database, temporal, credentials)
+    ready = Readiness(database, temporal, credentials, settings.erasure.hashing)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -114,7 +138,7 @@ def create_app(settings: ApiSettings) -> Starlette:
     app = Starlette(
         routes=[
             Route("/healthz", _alive),
-            Route("/readyz", Readiness(database, temporal, settings.erasure.hashing).__call__),
+            Route("/readyz", ready.__call__),
             *_described(openapi_document(doors, version("thingbridge"))),
             *routes(doors, own.request_timeout_seconds),
         ],
@@ -151,12 +175,14 @@ async def _problem(request: Request, error: Exception) -> Response:
     return Refused(status, detail.get(status, error.detail), headers=error.headers).response()
 
 
-async def _finding(check: Awaitable[None]) -> str:
+async def _finding(check: Awaitable[str]) -> _Finding:
+    """What a check comes to: all is well where it ends, with what it has to add to that."""
     try:
-        await asyncio.wait_for(check, 2 * _PATIENCE.total_seconds())
+        added = await asyncio.wait_for(check, 2 * _PATIENCE.total_seconds())
     except TimeoutError:
-        return "does not answer in time"
+        return _Finding(well=False, said="does not answer in time")
     except Exception as error:  # noqa: BLE001  # whatever it is, it is what the operator asks for
         # The first line: what follows may be a stack of the driver's own.
-        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return "ok"
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return _Finding(well=False, said=said)
+    return _Finding(well=True, said=f"ok, {added}" if added else "ok")

@@ -10,7 +10,6 @@ from pydantic_core import PydanticCustomError
 from sqlmodel import Session
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.common import SearchAttributeKey
-from temporalio.service import RPCError, RPCStatusCode
 
 from api.auth import Caller
 from api.database import Database
@@ -20,8 +19,14 @@ from api.problems import RULE, Fault, Refused, not_found, not_valid
 from api.temporal import Temporal
 from db.bindings import newest_binding
 from domain.command import Command, CommandTarget, TargetKind, is_job_id
-from domain.names import DEVICE_COMMAND, STATUS_QUERY, TENANT_ID_ATTRIBUTE, tenant_key
-from workflows.requests import UnknownCommandError, cancel_command, command_sent, send_command
+from domain.names import STATUS_QUERY, TENANT_ID_ATTRIBUTE, tenant_key
+from workflows.requests import (
+    UnknownCommandError,
+    cancel_command,
+    command_sent,
+    describe_command,
+    send_command,
+)
 
 _TENANT_ID: Final = SearchAttributeKey.for_keyword(TENANT_ID_ATTRIBUTE)
 
@@ -164,12 +169,7 @@ class Commands:
     async def cancel(self, call: Call[CommandPath]) -> Answer:
         """Have the command cancelled, in AWS too; its state tells when that is done."""
         job_id, client = call.input.command_id, await self._temporal()
-        await self._described(client, job_id, call.caller)
-        try:
-            at_work = await cancel_command(client, job_id)
-        except UnknownCommandError:
-            raise not_found("command") from None
-        if not at_work:
+        if not await cancel_command(client, await self._described(client, job_id, call.caller)):
             raise Refused(HTTPStatus.CONFLICT, "the command has ended before")
         return Answer(Sent(job_id=job_id), HTTPStatus.ACCEPTED)
 
@@ -180,14 +180,11 @@ class Commands:
             Refused: 404, there is none, or it is of a tenant that is not the caller's.
         """
         try:
-            described = await client.get_workflow_handle(job_id).describe()
-        except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND:
-                raise
+            described = await describe_command(client, job_id)
+        except UnknownCommandError:
             raise not_found("command") from None
         tenant = described.typed_search_attributes.get(_TENANT_ID)
-        mine = caller.is_operator or tenant == tenant_key(caller.tenant_id)
-        if described.workflow_type != DEVICE_COMMAND or not mine:
+        if not caller.is_operator and tenant != tenant_key(caller.tenant_id):
             raise not_found("command")
         return described
 

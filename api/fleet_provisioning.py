@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session
 
 from api.auth import Caller
+from api.aws_credentials import AwsCredentials
 from api.database import Database
 from api.doors import Answer, Call, Door, Promise, Wire
 from api.fields import SerialNumber, TenantId, Text
@@ -94,6 +95,7 @@ class FleetProvisioning:
     Args:
         database: where they are written.
         temporal: where their workflows are.
+        credentials: the workers' keys for AWS: without any, what is let in could not be looked after.
         gate: the serial policy.
         task_queue: that of the devices' workflows.
         secret_name_template: what a device's secret is called.
@@ -106,6 +108,7 @@ class FleetProvisioning:
         self,
         database: Database,
         temporal: Temporal,
+        credentials: AwsCredentials,
         gate: SerialGate,
         *,
         task_queue: str,
@@ -116,6 +119,7 @@ class FleetProvisioning:
     ) -> None:
         self._database = database
         self._temporal = temporal
+        self._credentials = credentials
         self._gate = gate
         self._task_queue = task_queue
         self._secret_name_template = secret_name_template
@@ -126,6 +130,7 @@ class FleetProvisioning:
     async def verify(self, call: Call[Verification]) -> Answer:
         """Answer by the newest binding of the serial number and the serial policy. Temporal is not needed."""
         tenant_id = call.caller.tenant_for(call.input.tenant_id)
+        await self._credentials.require()
         name = thing_name(tenant_id, call.input.serial_number)
         denial: Denial | None = Denial.POLICY
         if await self._gate.admits(tenant_id, call.input.serial_number):
@@ -141,6 +146,7 @@ class FleetProvisioning:
     async def register(self, call: Call[Enrolment]) -> Answer:
         """Write device and binding, then have the device's workflow do what follows."""
         tenant_id = call.caller.tenant_for(call.input.tenant_id)
+        await self._credentials.require()
         registration = Registration(**{**call.input.model_dump(by_alias=False), "tenant_id": tenant_id})
         if not await self._gate.admits(tenant_id, registration.serial_number):
             raise Refused(HTTPStatus.FORBIDDEN, Denial.POLICY)

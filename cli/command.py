@@ -15,7 +15,7 @@ from domain.command import Command, CommandTarget, TargetKind
 from settings import CommandSettings
 from workflows.connection import connect
 from workflows.device_command import DeviceCommandStatus
-from workflows.requests import cancel_command, send_command
+from workflows.requests import cancel_command, describe_command, send_command
 
 
 def read_command(
@@ -87,7 +87,8 @@ async def cancel(job_id: str) -> None:
     Raises:
         UnknownCommandError: there is none of that id.
     """
-    at_work = await cancel_command(await connect(), job_id)
+    client = await connect()
+    at_work = await cancel_command(client, await describe_command(client, job_id))
     standard_output().print(
         f"{job_id} is being cancelled, in AWS too" if at_work else f"{job_id} has ended before",
         markup=False,

@@ -355,6 +355,19 @@ class AwsPlaceRow(Table, table=True):
     found_at: datetime = _time(default_factory=_now, sa_column_kwargs={"server_default": func.now()})
 
 
+class AwsCredentialsRow(Table, table=True):
+    """How reading the secret with the AWS keys has gone, over all workers."""
+
+    __tablename__ = "iotaws_aws_credentials"
+
+    secret_arn: str = Field(primary_key=True, sa_type=Text)
+    # Null until it was first read well.
+    fetched_at: datetime | None = _time(default=None)
+    checked_at: datetime = _time()
+    # What went wrong at the last check, as a code.
+    error: str | None = Field(default=None, sa_type=Text)
+
+
 class ApiKeyRow(Table, table=True):
     """A key of the HTTP doors: a tenant's, or where it names none an operator's (see `domain.api_key`)."""
 

@@ -1,6 +1,10 @@
 """What can stop a saga, each with what an operator does about it."""
 
 from enum import StrEnum
+from typing import Final
+
+CREDENTIALS_NOT_READY: Final = "CredentialsNotReady"
+"""An activity's error while the bridge has no keys for AWS: no device's fault, so it fails none."""
 
 
 class FailureCode(StrEnum):

@@ -26,9 +26,10 @@ from werkzeug.test import run_wsgi_app
 
 from embedded import aws_jobs, aws_shadows
 from embedded.aws_account import Account, Settings
-from embedded.aws_calls import Answer, read_call
+from embedded.aws_calls import Answer, AwsError, read_call
 from embedded.aws_differences import answer_as_aws
 from embedded.aws_faults import Faults
+from embedded.aws_keys import RevokedKeys
 from embedded.aws_state import StateFile
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Emulator:
         self._account = account
         self._state = state
         self._faults = Faults()
+        self._revoked_keys = RevokedKeys()
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._applications: dict[str, WSGIApplication] = {}
 
@@ -57,6 +59,10 @@ class Emulator:
         return self._faults.around(read_call(environ, body), self._call)
 
     def _call(self, call: Call) -> Answer:
+        try:
+            self._revoked_keys.refuse(call)
+        except AwsError as error:
+            return error.answer(call)
         answer = answer_as_aws(call, self._account, lambda: self._forward(call))
         if call.changes_something:
             self._state.note_change()
@@ -86,6 +92,12 @@ class Emulator:
                 return Answer.of(self._faults.calls())
             case "DELETE", "calls":
                 self._faults.forget_calls()
+            case "POST", "revoked-keys":
+                self._revoked_keys.add(content["access_key_id"], content["grace_seconds"])
+            case "GET", "revoked-keys":
+                return Answer.of(self._revoked_keys.refused())
+            case "DELETE", "revoked-keys":
+                self._revoked_keys.clear()
             case "POST", "settings":
                 try:
                     self._account.settings = replace(self._account.settings, **content)
@@ -110,6 +122,7 @@ class Emulator:
                 self._account.reset()
                 self._faults.clear()
                 self._faults.forget_calls()
+                self._revoked_keys.clear()
                 self._state.note_change()
             case _:
                 return Answer(HTTPStatus.NOT_FOUND, b"{}")

@@ -63,6 +63,18 @@ class EmulatorControl:
         """Count calls from zero again."""
         self._send("DELETE", "calls")
 
+    def revoke_key(self, access_key_id: str, *, grace_seconds: float = 0.0) -> None:
+        """Refuse every call that this key signs, once some seconds have passed."""
+        self._send("POST", "revoked-keys", {"access_key_id": access_key_id, "grace_seconds": grace_seconds})
+
+    def refused_keys(self) -> dict[str, int]:
+        """How many calls were refused for their key, by its id."""
+        return {str(key): int(count) for key, count in self._send("GET", "revoked-keys").items()}
+
+    def restore_keys(self) -> None:
+        """Take every key again."""
+        self._send("DELETE", "revoked-keys")
+
     def settings(
         self,
         *,
@@ -100,7 +112,7 @@ class EmulatorControl:
         self._send("POST", "timeout", {"region": region, "job_id": job_id, "thing_name": thing_name})
 
     def reset(self) -> None:
-        """Empty the emulated account, and forget faults and counts; settings stay."""
+        """Empty the emulated account, and forget faults, counts and revoked keys; settings stay."""
         self._send("POST", "reset")
 
     def _send(self, method: str, path: str, content: Mapping[str, Any] | None = None) -> dict[str, Any]:

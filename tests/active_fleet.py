@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -24,6 +25,7 @@ from domain.names import SHADOW_DELTA_POLL
 from domain.provisioning_status import ProvisioningStatus
 from tests.bridge import Bridge, Device
 from tests.command_line import empty_database
+from workflows.requests import send_command
 from workflows.sandbox import WORKFLOW_RUNNER
 from workflows.shadow_delta_poll import ShadowDeltaPoll
 
@@ -143,10 +145,14 @@ def polling_worker(fleet: Fleet, aws: Aws, page_size: int) -> Worker:
     deltas = ShadowDeltaActivities(
         aws,
         fleet.bridge.engine,
-        fleet.bridge.client,
+        partial(
+            send_command,
+            fleet.bridge.client,
+            task_queue=f"{fleet.queue}-commands",
+            job_id_prefix="granit",
+        ),
         page_size=page_size,
         job_id_prefix="granit",
-        task_queue=f"{fleet.queue}-commands",
     )
     return Worker(
         fleet.bridge.client,

@@ -147,6 +147,20 @@ class Bridge:
 
         await until(there, f"{activity} is at attempt {attempts}", seconds)
 
+    async def begun_again(self, device: Device, activity: str) -> None:
+        """Wait until an activity of the device's workflow was given up, and is scheduled once more."""
+        handle = self.client.get_workflow_handle(device.workflow_id)
+
+        async def there() -> bool:
+            begun = [
+                event
+                async for event in handle.fetch_history_events()
+                if event.activity_task_scheduled_event_attributes.activity_type.name == activity
+            ]
+            return len(begun) > 1
+
+        await until(there, f"{activity} is begun again")
+
     async def met(self, fault: str, seconds: float = 60) -> None:
         """Wait until AWS has in its hands the last call that a fault was meant for."""
 

@@ -20,6 +20,7 @@ from sqlalchemy import text
 from sqlmodel import Session
 
 from activities.aws import Aws
+from activities.aws_credentials import FleetCredentials
 from activities.event_sinks import LogSink
 from activities.events import EventActivities
 from db.bindings import Actor
@@ -43,7 +44,7 @@ from embedded.policy import create_device_policy
 from embedded.stack import Addresses, Stack, isolate
 from settings import Settings
 from tests.active_fleet import Fleet, polling_worker
-from tests.bridge import HASH_KEY, POLICY, Bridge, Device, commands_on, until
+from tests.bridge import HASH_KEY, POLICY, Bridge, Device, commands_on, until, worker_on
 from tests.commands import PREFIX, QUEUE, SHORT, Commands, queues, to, to_all
 from tests.conftest import observers
 from worker import compose_event_worker, compose_worker
@@ -116,6 +117,21 @@ async def rejected(bridge: Bridge, device: Device) -> None:
     await bridge.signal(device, 1, 2)
     await bridge.signal(device, signal="reboot")
     await bridge.ended(device)
+
+
+async def without_credentials(bridge: Bridge, device: Device) -> None:
+    settings, secret, queue = Settings.load(), ["{}"], "without-credentials"
+    hasty = settings.provisioning.model_copy(update={"step_retry_seconds": 1})
+    credentials = FleetCredentials("arn", lambda: secret[-1])
+    aws = Aws(4, None, credentials)
+    async with worker_on(
+        queue, settings.model_copy(update={"provisioning": hasty}), bridge, aws, bridge.engine
+    ):
+        await bridge.signal(device, device.event("Provisioned"), queue=queue)
+        await bridge.begun_again(device, "ensure_thing")
+        secret.append('{"accessKeyId": "AKIAIOSFODNN7EXAMPLE", "secretAccessKey": "embedded"}')
+        credentials.refresh()
+        await bridge.ended(device)
 
 
 async def cancelled_by_hand(bridge: Bridge, device: Device) -> None:
@@ -320,6 +336,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     teardown_refused,
     report_refused,
     rejected,
+    without_credentials,
     cancelled_by_hand,
     continued_as_new,
     outbox_publisher,

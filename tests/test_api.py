@@ -19,10 +19,13 @@ def http(stack: Addresses, bridge: Bridge) -> Iterator[TestClient]:
 
 
 def test_it_is_alive_and_ready_where_all_answers(http: TestClient) -> None:
-    """Database and Temporal are each named."""
+    """Database, Temporal and the AWS credentials, which boto3's default chain always has, are each named."""
     assert http.get("/healthz").json() == {"status": "ok"}
     ready = http.get("/readyz")
-    assert (ready.status_code, ready.json()) == (200, {"database": "ok", "temporal": "ok"})
+    assert (ready.status_code, ready.json()) == (
+        200,
+        {"database": "ok", "temporal": "ok", "aws_credentials": "ok"},
+    )
 
 
 def test_what_does_not_answer_is_named(http: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from settings import (
+    ApiSettings,
     ClientSettings,
     DatabaseSettings,
     InvalidSettingsError,
@@ -209,11 +210,14 @@ def test_other_variables_are_nobodys_business() -> None:
     assert settings.shadow.poll_batch_size == 7
 
 
-def test_the_fleet_credential_secret_waits_for_its_release() -> None:
-    """Rotating credentials are not there yet, so a secret's ARN is refused rather than silently not used."""
-    said = refusal({"IOT_AWS_CREDENTIALS__FLEET_CREDENTIAL_SECRET_ARN": ARN})
+def test_the_fleet_credential_secret_is_named_by_its_arn() -> None:
+    """Worker and API take the same one; a name alone tells no region, so it is refused."""
+    given = {"IOT_AWS_CREDENTIALS__FLEET_CREDENTIAL_SECRET_ARN": ARN}
+    assert load(given).credentials.fleet_credential_secret_arn == ARN
+    with patch.dict(os.environ, REQUIRED | given, clear=True):
+        assert ApiSettings.load().credentials.fleet_credential_secret_arn == ARN
+    said = refusal(dict.fromkeys(given, "fleet-keys"))
     assert said.startswith("IOT_AWS_CREDENTIALS__FLEET_CREDENTIAL_SECRET_ARN: ")
-    assert "come with a later release" in said
 
 
 def test_nothing_is_erased_by_itself_without_the_key_that_denies_it() -> None:

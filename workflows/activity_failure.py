@@ -3,7 +3,7 @@
 from temporalio.exceptions import ActivityError, ApplicationError
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
-from domain.failure import FailureCode
+from domain.failure import CREDENTIALS_NOT_READY, FailureCode
 
 
 def failure_of(error: ActivityError, retried_seconds: float) -> tuple[str, str]:
@@ -16,12 +16,22 @@ def failure_of(error: ActivityError, retried_seconds: float) -> tuple[str, str]:
     cause = error.cause
     if isinstance(cause, ApplicationError) and cause.non_retryable:
         return cause.type or FailureCode.UNEXPECTED, cause.message
-    last = cause
-    if isinstance(cause, TemporalTimeoutError) and cause.cause is not None:
-        last = cause.cause
+    last = _last(error)
     what = f"{last.type}: {last.message}" if isinstance(last, ApplicationError) else str(last)
     code = FailureCode.RETRIES_EXHAUSTED
     return (
         code,
         f"{error.activity_type} was retried for {retried_seconds:g} s, last with {what}. {code.remedy}",
     )
+
+
+def lacks_credentials(error: ActivityError) -> bool:
+    """Whether it was last retried because the bridge has no keys for AWS."""
+    last = _last(error)
+    return isinstance(last, ApplicationError) and last.type == CREDENTIALS_NOT_READY
+
+
+def _last(error: ActivityError) -> BaseException | None:
+    """What the last attempt failed with."""
+    cause = error.cause
+    return cause.cause if isinstance(cause, TemporalTimeoutError) and cause.cause is not None else cause

@@ -37,8 +37,9 @@ from domain.names import (
 )
 from domain.provisioning_status import ProvisioningStatus
 from domain.saga import Device, FailureReport, FoldRequest, Standing, StepResult, TeardownPlan
-from workflows.activity_failure import failure_of
+from workflows.activity_failure import failure_of, lacks_credentials
 from workflows.policies import (
+    CREDENTIALS_RECHECK,
     FOLD,
     RETIREMENT_SECONDS,
     TEARDOWN_RECHECK,
@@ -298,7 +299,7 @@ class DeviceLifecycle:
             if self._overtaken:
                 return
             try:
-                result = await self._interruptible(title, step, device)
+                result = await self._with_credentials(title, step, device)
             except ActivityError as error:
                 if not self._overtaken:
                     _unless_cancelled(error)
@@ -306,6 +307,24 @@ class DeviceLifecycle:
                 return
             self._arn = result.arn
             self._arrive_at(result.status)
+
+    async def _with_credentials(
+        self, title: str, step: Callable[[Any, Device], StepResult], device: Device
+    ) -> StepResult:
+        """Run a step, and again for as long as the bridge has no keys for AWS: that fails no device."""
+        while True:
+            try:
+                return await self._interruptible(title, step, device)
+            except ActivityError as error:
+                if self._overtaken or not lacks_credentials(error):
+                    raise
+                # A step that is retried for seconds only must not be begun anew in every one of them.
+                await self._wait(
+                    lambda: self._overtaken,
+                    min(CREDENTIALS_RECHECK, timedelta(seconds=self._retried_seconds)),
+                )
+                if self._overtaken:
+                    raise
 
     async def _fail(self, device: Device, error: ActivityError) -> None:
         # A retry sent before this is no answer to it.

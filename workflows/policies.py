@@ -175,5 +175,8 @@ FOLD: Final = LocalActivityConfig(
 RETIREMENT_SECONDS: Final = 600.0
 """How long a replaced certificate is tried to be erased; the device's later events wait for it."""
 
+CREDENTIALS_RECHECK: Final = timedelta(seconds=30)
+"""How long a step that was given up for want of keys for AWS waits before it is begun again."""
+
 TEARDOWN_RECHECK: Final = timedelta(hours=1)
 """How long a teardown that AWS refuses waits for an operator's retry before it looks again by itself."""

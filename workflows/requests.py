@@ -4,7 +4,7 @@ from contextlib import suppress
 from typing import Final
 from uuid import UUID
 
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.common import (
     SearchAttributeKey,
     SearchAttributePair,
@@ -25,6 +25,7 @@ from domain.names import (
     OUTBOX_PUBLISHER,
     RETRY_SIGNAL,
     TENANT_ID_ATTRIBUTE,
+    THING_NAME_ATTRIBUTE,
     device_workflow_id,
     event_queue,
     outbox_publisher_id,
@@ -34,6 +35,7 @@ from domain.names import (
 from domain.outbox import OUTBOX_SHARDS, OutboxShard
 
 _TENANT_ID: Final = SearchAttributeKey.for_keyword(TENANT_ID_ATTRIBUTE)
+_THING_NAME: Final = SearchAttributeKey.for_keyword(THING_NAME_ATTRIBUTE)
 # Temporal allows 200 bytes.
 _SUMMARY_BYTES: Final = 200
 
@@ -56,13 +58,20 @@ async def send_retry(client: Client, device_id: UUID, task_queue: str) -> str:
     return await _signal(client, device_id, task_queue, RETRY_SIGNAL, [])
 
 
-async def send_command(client: Client, command: Command, task_queue: str, job_id_prefix: str) -> str:
+async def send_command(
+    client: Client, command: Command, task_queue: str, job_id_prefix: str, thing_name: str | None = None
+) -> str:
     """Have a command carried out, and return the id of its job, which is its workflow's.
 
-    A command that was sent before, whether it is at work or has ended, is not sent again.
+    A command that was sent before, whether it is at work or has ended, is not sent again. Where the Thing is
+    known, the workflow is found by it from its first moment on.
     """
     workflow_id = job_id(job_id_prefix, command.correlation_id)
-    summary = f"{command.operation} for {command.target.kind} {command.target.value}"
+    summary = f"{command.operation} for {thing_name or f'{command.target.kind} {command.target.value}'}"
+    # From its first moment on, for who may see it is told by the tenant.
+    attributes = [SearchAttributePair(_TENANT_ID, tenant_key(command.tenant_id))]
+    if thing_name is not None:
+        attributes.append(SearchAttributePair(_THING_NAME, thing_name))
     with suppress(WorkflowAlreadyStartedError):
         await client.start_workflow(
             DEVICE_COMMAND,
@@ -72,10 +81,7 @@ async def send_command(client: Client, command: Command, task_queue: str, job_id
             id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             static_summary=summary.encode()[:_SUMMARY_BYTES].decode(errors="ignore"),
-            # From its first moment on, for who may see it is told by this.
-            search_attributes=TypedSearchAttributes(
-                [SearchAttributePair(_TENANT_ID, tenant_key(command.tenant_id))]
-            ),
+            search_attributes=TypedSearchAttributes(attributes),
         )
     return workflow_id
 
@@ -94,23 +100,33 @@ async def command_sent(client: Client, job_id: str) -> Command | None:
     return None
 
 
-async def cancel_command(client: Client, job_id: str) -> bool:
-    """Have a command cancelled, in AWS too; whether it was at work.
+async def describe_command(client: Client, job_id: str) -> WorkflowExecutionDescription:
+    """A command's workflow, at work or ended.
 
     Raises:
         UnknownCommandError: there is no such command.
     """
-    handle = client.get_workflow_handle(job_id)
     try:
-        described = await handle.describe()
-        if described.workflow_type != DEVICE_COMMAND:
-            raise UnknownCommandError(job_id)
-        if described.status is not WorkflowExecutionStatus.RUNNING:
-            return False
-        await handle.signal(CANCEL_SIGNAL)
+        described = await client.get_workflow_handle(job_id).describe()
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
             raise UnknownCommandError(job_id) from None
+        raise
+    if described.workflow_type != DEVICE_COMMAND:
+        raise UnknownCommandError(job_id)
+    return described
+
+
+async def cancel_command(client: Client, described: WorkflowExecutionDescription) -> bool:
+    """Have a command cancelled, in AWS too; whether it was at work."""
+    if described.status is not WorkflowExecutionStatus.RUNNING:
+        return False
+    try:
+        await client.get_workflow_handle(described.id).signal(CANCEL_SIGNAL)
+    except RPCError as error:
+        # It has ended since.
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return False
         raise
     return True
 
