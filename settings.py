@@ -285,8 +285,8 @@ class Events(_Section):
     webhook_secret: Annotated[_WebhookSecrets | None, _needed_by("webhook")] = Field(
         None,
         validate_default=True,
-        description="whsec_ and the base64 of 24 to 64 bytes, as Standard Webhooks has it; several, parted by "
-        "a space, all sign: so a new one is brought in",
+        description="whsec_ and the base64 of 24 to 64 bytes, as Standard Webhooks has it; several, parted "
+        "by a space, all sign: so a new one is brought in",
     )
     event_bus_name: Annotated[str | None, _needed_by("eventbridge")] = Field(
         None,

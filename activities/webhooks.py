@@ -16,7 +16,6 @@ from standardwebhooks import Webhook
 
 from activities.event_sinks import EventRefusedError, SinkAwayError, SinkGoneError, as_json, fingerprint
 
-# Of the whole call, finding the host's address and all: a client's own timeouts begin anew with each byte.
 _CALL_SECONDS: Final = 9.0
 # Shorter than the least that servers are wont to keep a connection, so that none is closed under a call.
 _IDLE_CONNECTION_SECONDS: Final = 2.0
@@ -38,15 +37,22 @@ class WebhookSink:
         client: what calls the endpoint.
         url: the endpoint; it may hold a token.
         secrets: `whsec_…`; each of them signs.
+        call_seconds: how long a call may take, from finding the host's address to the answer's end.
     """
 
     kind = "webhook"
 
     def __init__(
-        self, portal: BlockingPortal, client: httpx2.AsyncClient, url: str, secrets: Sequence[str]
+        self,
+        portal: BlockingPortal,
+        client: httpx2.AsyncClient,
+        url: str,
+        secrets: Sequence[str],
+        call_seconds: float,
     ) -> None:
         self._portal = portal
         self._client = client
+        self._call_seconds = call_seconds
         self._url = httpx2.URL(url)
         self._signers = [Webhook(secret) for secret in secrets]
         self.fingerprint = fingerprint(self.kind, url)
@@ -67,7 +73,7 @@ class WebhookSink:
     async def _post(self, event: CloudEvent) -> tuple[int, Mapping[str, str]]:
         body = as_json(event)
         try:
-            with fail_after(_CALL_SECONDS):
+            with fail_after(self._call_seconds):
                 async with self._client.stream(
                     "POST", self._url, content=body, headers=self._headers(event.get_id(), body)
                 ) as answer:
@@ -78,7 +84,7 @@ class WebhookSink:
                             break
                     return answer.status_code, answer.headers
         except TimeoutError:
-            raise SinkAwayError(f"{self._url.host} did not answer within {_CALL_SECONDS:.0f} s") from None
+            raise SinkAwayError(f"{self._url.host} did not answer within {self._call_seconds:g} s") from None
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             why = f"{type(error).__name__}: {error}".rstrip(": ")
             raise SinkAwayError(f"no answer from {self._url.host}: {why}") from None
@@ -94,19 +100,22 @@ class WebhookSink:
 
 
 @contextmanager
-def open_webhook(url: str, secrets: Sequence[str]) -> Iterator[WebhookSink]:
+def open_webhook(
+    url: str, secrets: Sequence[str], call_seconds: float = _CALL_SECONDS
+) -> Iterator[WebhookSink]:
     """A sink and its connections, on an event loop of their own.
 
-    Only there can a call be given up as a whole. Redirects are not followed: where events go is a setting.
+    Only there can a call be given up as a whole: a client's own timeouts begin anew with each byte. Redirects
+    are not followed: where events go is a setting.
     """
     client = httpx2.AsyncClient(
-        timeout=_CALL_SECONDS,
+        timeout=call_seconds,
         limits=httpx2.Limits(keepalive_expiry=_IDLE_CONNECTION_SECONDS),
         follow_redirects=False,
         headers={"user-agent": "thingbridge"},
     )
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(client):
-        yield WebhookSink(portal, client, url, secrets)
+        yield WebhookSink(portal, client, url, secrets, call_seconds)
 
 
 def _phrase(status: int) -> str:
