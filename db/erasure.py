@@ -163,7 +163,7 @@ def _erase(session: Session, states: Sequence[DeviceStateRow], hashing: SerialHa
         # What was parked would else be held for an operator who may never come.
         delete(OutboxRow).where(_is_of(OutboxRow, ids), col(OutboxRow.parked_at).is_not(None)),
         # What each type of event tells is not known here, so nothing of it is kept.
-        update(OutboxRow).where(_is_of(OutboxRow, ids)).values(data={}),
+        update(OutboxRow).where(_is_of(OutboxRow, ids)).values(data={}, refused_because=None),
         update(DeviceRow).where(col(DeviceRow.id).in_(ids)).values(serial_number=None, label=None),
         update(DeviceStateRow)
         .where(_is_of(DeviceStateRow, ids))
