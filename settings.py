@@ -1,13 +1,17 @@
 """Every setting there is, read once at start; a wrong one is refused with its name and what is allowed."""
 
+import base64
+import binascii
 import json
 import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
+import httpx2
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import (
@@ -39,6 +43,8 @@ DATABASE_VARIABLE: Final = "DATABASE_URL"
 
 _SECRET_NAME_LIMIT: Final = 512
 _LONGEST_THING_NAME: Final = 128 * "x"
+# As the Standard Webhooks spec writes a secret.
+_WEBHOOK_SECRET: Final = re.compile(r"whsec_([A-Za-z0-9+/]+={0,2})")
 
 
 class InvalidSettingsError(ValueError):
@@ -84,6 +90,51 @@ def _needed_to_erase(value: SecretStr | None, given: ValidationInfo) -> SecretSt
     if value is None and given.data.get("retention_days") is not None:
         raise ValueError("is required where IOT_AWS_ERASURE__RETENTION_DAYS is set")
     return value
+
+
+def _needed_by(sink: str) -> AfterValidator:
+    """Refuse to go without what a sink needs, where it is the one chosen."""
+
+    def refuse_none(value: Any, given: ValidationInfo) -> Any:
+        if value is None and given.data.get("sink") == sink:
+            raise ValueError(f"is required where IOT_AWS_EVENTS__SINK is {sink}")
+        return value
+
+    return AfterValidator(refuse_none)
+
+
+def _webhook_url(value: SecretStr) -> SecretStr:
+    try:
+        url = httpx2.URL(value.get_secret_value())
+    except httpx2.InvalidURL:
+        raise ValueError("is no URL") from None
+    if not url.host or (url.port or 0) > 65_535:
+        raise ValueError("is no URL of a host")
+    if url.scheme != "https" and not (url.scheme == "http" and _is_this_machine(url.host)):
+        raise ValueError("must begin with https://, since events name devices; http:// to this machine alone")
+    return value
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _webhook_secrets(value: SecretStr) -> SecretStr:
+    secrets = value.get_secret_value().split()
+    if not secrets or not all(map(_is_webhook_secret, secrets)):
+        raise ValueError("each secret must be whsec_ and the base64 of 24 to 64 bytes")
+    return value
+
+
+def _is_webhook_secret(secret: str) -> bool:
+    match = _WEBHOOK_SECRET.fullmatch(secret)
+    try:
+        return match is not None and 24 <= len(base64.b64decode(match[1], validate=True)) <= 64
+    except binascii.Error:
+        return False
 
 
 def _serial_patterns(value: object) -> object:
@@ -212,6 +263,55 @@ class Erasure(_Section):
     def hashing(self) -> SerialHashing | None:
         """What stands for erased serial numbers, where any may be erased."""
         return SerialHashing(self.hash_key.get_secret_value()) if self.hash_key else None
+
+
+_WebhookUrl = Annotated[SecretStr, AfterValidator(_webhook_url)]
+_WebhookSecrets = Annotated[SecretStr, AfterValidator(_webhook_secrets)]
+
+
+class Events(_Section):
+    """Where events go, and what becomes of those that are not taken."""
+
+    sink: Literal["log", "webhook", "eventbridge", "sns"] = Field(
+        "log", description="log, webhook, eventbridge or sns"
+    )
+    # A URL may hold a token.
+    webhook_url: Annotated[_WebhookUrl | None, _needed_by("webhook")] = Field(
+        None, validate_default=True, description="https://…, or http://… to this machine"
+    )
+    webhook_secret: Annotated[_WebhookSecrets | None, _needed_by("webhook")] = Field(
+        None,
+        validate_default=True,
+        description="whsec_ and the base64 of 24 to 64 bytes, as Standard Webhooks has it; several, parted "
+        "by a space, all sign: so a new one is brought in",
+    )
+    event_bus_name: Annotated[str | None, _needed_by("eventbridge")] = Field(
+        None,
+        pattern=r"^(arn:aws[\w-]*:events:[a-z0-9-]+:[0-9]{12}:event-bus/)?[/.\-_A-Za-z0-9]{1,256}$",
+        validate_default=True,
+        description="an event bus's name or ARN, in AWS_REGION; AWS tells nobody that there is none of it",
+    )
+    topic_arn: Annotated[str | None, _needed_by("sns")] = Field(
+        None,
+        pattern=r"^arn:aws[a-z-]*:sns:[a-z0-9-]+:[0-9]{12}:[A-Za-z0-9_-]{1,256}(\.fifo)?$",
+        validate_default=True,
+        description="an SNS topic's ARN, of any region; one that ends in .fifo keeps each device's order",
+    )
+    park_after_hours: int = Field(
+        24,
+        ge=0,
+        le=720,
+        description="hours for which an event that the sink refuses is sent again, while its device's later "
+        "ones wait, 0 to 720",
+    )
+    retention_days: int = Field(
+        30, ge=1, le=3650, description="days until an event that was sent is deleted, 1 to 3650"
+    )
+
+    @property
+    def webhook_secrets(self) -> list[str]:
+        """What a webhook is signed with."""
+        return self.webhook_secret.get_secret_value().split() if self.webhook_secret else []
 
 
 class Api(_Section):
@@ -348,6 +448,7 @@ class Settings(DatabaseSettings):
     shadow: Shadow = Shadow()
     jobs: Jobs = Jobs()
     fleet_provisioning: FleetProvisioning = FleetProvisioning()
+    events: Events = Events()
 
     @model_validator(mode="before")
     @classmethod

@@ -6,13 +6,14 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, TypedDict
 
+from pydantic import SecretStr
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlmodel import Session
@@ -30,7 +31,8 @@ from activities.claim_certificates import ClaimCertificateActivities
 from activities.commands import CommandActivities
 from activities.device_states import DeviceStateActivities
 from activities.erasure import ErasureActivities
-from activities.event_sinks import LogSink
+from activities.event_bus import EventBusSink
+from activities.event_sinks import EventSink, LogSink
 from activities.events import EventActivities
 from activities.secrets import SecretActivities
 from activities.shadow_deltas import ShadowDeltaActivities
@@ -38,6 +40,8 @@ from activities.shadows import ShadowActivities
 from activities.teardown import TeardownActivities
 from activities.thing_groups import ThingGroupActivities
 from activities.things import ThingActivities
+from activities.topics import TopicSink
+from activities.webhooks import open_webhook
 from db.aws_credentials import note_check
 from db.aws_place import keep_place
 from db.engine import open_engine
@@ -46,7 +50,7 @@ from db.migrate import SchemaOutdatedError, require_current
 from domain.enrolment import AwsPlace
 from domain.names import event_queue, job_queue
 from domain.outbox import OUTBOX_SHARDS
-from settings import Credentials, InvalidSettingsError, Settings
+from settings import Credentials, Events, InvalidSettingsError, Settings
 from settings import Worker as WorkerSettings
 from workflows.claim_certificate_check import ClaimCertificateCheck
 from workflows.command_group_sweep import CommandGroupSweep
@@ -217,6 +221,31 @@ def compose_worker(settings: Settings, client: Client, aws: Aws, engine: Engine)
     )
 
 
+@contextmanager
+def open_sink(settings: Events, aws: Aws) -> Iterator[EventSink]:
+    """The sink that is set."""
+    match settings:
+        case Events(sink="webhook", webhook_url=SecretStr() as url):
+            with open_webhook(url.get_secret_value(), settings.webhook_secrets) as webhook:
+                yield webhook
+        case Events(sink="eventbridge", event_bus_name=str(bus)):
+            yield EventBusSink(aws, bus)
+        case Events(sink="sns", topic_arn=str(topic)):
+            yield TopicSink(aws, topic)
+        case _:
+            yield LogSink()
+
+
+def compose_events(settings: Events, engine: Engine, sink: EventSink) -> EventActivities:
+    """What sends events to a sink."""
+    return EventActivities(
+        engine,
+        sink,
+        park_after=timedelta(hours=settings.park_after_hours),
+        retention=timedelta(days=settings.retention_days),
+    )
+
+
 def compose_event_worker(settings: Settings, client: Client, events: EventActivities) -> Worker:
     """The worker that sends events, not yet running."""
     own = settings.worker
@@ -371,11 +400,6 @@ async def run_worker(settings: Settings, client: Client, stop: asyncio.Event) ->
         # boto3 itself reads AWS_DEFAULT_REGION alone; AWS's other SDKs and its runtimes say AWS_REGION.
         credentials = await asyncio.to_thread(compose_credentials, settings.credentials)
         aws = await asyncio.to_thread(Aws, threads + _JOB_THREADS, os.environ.get("AWS_REGION"), credentials)
-        workers = [
-            compose_worker(settings, client, aws, engine),
-            compose_job_worker(settings, client, aws, engine),
-            compose_event_worker(settings, client, EventActivities(engine, LogSink())),
-        ]
         async with AsyncExitStack() as at_work:
             if credentials is not None:
                 keeping = keep_credentials(
@@ -385,6 +409,12 @@ async def run_worker(settings: Settings, client: Client, stop: asyncio.Event) ->
                     first_within=timedelta(seconds=settings.credentials.initial_fetch_timeout_seconds),
                 )
                 await at_work.enter_async_context(keeping)
+            sink = at_work.enter_context(open_sink(settings.events, aws))
+            workers = [
+                compose_worker(settings, client, aws, engine),
+                compose_job_worker(settings, client, aws, engine),
+                compose_event_worker(settings, client, compose_events(settings.events, engine, sink)),
+            ]
             for worker in workers:
                 await at_work.enter_async_context(worker)
             await start_publishers(client, own.task_queue)

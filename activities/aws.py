@@ -29,9 +29,11 @@ from domain.enrolment import AwsPlace
 from domain.failure import CREDENTIALS_NOT_READY, FailureCode
 
 if TYPE_CHECKING:
+    from types_boto3_events import EventBridgeClient
     from types_boto3_iot import IoTClient
     from types_boto3_iot_data import IoTDataPlaneClient
     from types_boto3_secretsmanager import SecretsManagerClient
+    from types_boto3_sns import SNSClient
 
 _attempt_began: ContextVar[float | None] = ContextVar("attempt_began", default=None)
 _progress: ContextVar[tuple[object, ...]] = ContextVar("progress", default=())
@@ -48,6 +50,8 @@ _CALL_SECONDS: Final = CONNECT_SECONDS + READ_SECONDS
 # to say in between that he lives.
 SHADOW_READ_SECONDS: Final = 5.0
 SECRET_READ_SECONDS: Final = 5.0
+# Impatient too, since an event may be sent again: a sink has ten seconds for it.
+_EVENT_READ_SECONDS: Final = 5.0
 
 # Full seconds between tries of a throttled call: long enough to let a fleet through, short enough that an
 # operator who lifts a limit sees it work.
@@ -94,6 +98,7 @@ _CONFLICTS: Final = frozenset(
     }
 )
 _REFUSALS: Final = frozenset({"InvalidQueryException", "InvalidRequestException"})
+_INVALID: Final = frozenset({"InvalidParameter", "ParameterValueInvalid", "ValidationException"})
 _QUOTAS: Final = frozenset({"LimitExceededException", "ServiceQuotaExceededException"})
 
 
@@ -147,6 +152,10 @@ class ConflictError(AwsError):
 
 class InvalidRequestError(AwsError):
     """AWS refuses the request as it stands, for now or for good."""
+
+
+class InvalidParameterError(AwsError):
+    """AWS refuses a value that the call gives."""
 
 
 class QuotaExceededError(AwsError):
@@ -321,6 +330,7 @@ class Aws:
             "iot-data", config=config.merge(Config(read_timeout=SHADOW_READ_SECONDS))
         )
         self.secrets: SecretsManagerClient = session.client("secretsmanager", config=config)
+        self._event_config = config.merge(Config(read_timeout=_EVENT_READ_SECONDS))
         self._session, self._config, self._credentials = session, config, credentials
 
     @property
@@ -333,12 +343,24 @@ class Aws:
         """How long ago the keys were last read well; None with boto3's default chain, or where never."""
         return self._credentials.age_seconds if self._credentials else None
 
+    def events(self) -> "EventBridgeClient":
+        """A client for EventBridge, which only a bridge that sends its events there needs."""
+        return self._session.client("events", config=self._event_config)
+
+    def sns(self, region: str) -> "SNSClient":
+        """A client for SNS, which only a bridge that sends its events there needs.
+
+        Args:
+            region: the topic's.
+        """
+        return self._session.client("sns", region_name=region, config=self._event_config)
+
     def call(self, operation: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Make one call.
 
         Raises:
-            CredentialsNotReadyError: the call was not made.
-            NotFoundError, AlreadyExistsError, ConflictError, InvalidRequestError: as AWS answers.
+            NotFoundError, AlreadyExistsError, ConflictError, InvalidRequestError, InvalidParameterError: as
+                AWS answers.
             ApplicationError: anything else, typed and marked retryable or not for Temporal.
         """
         if not self.credentials_ready:
@@ -436,6 +458,8 @@ def _answered(error: ClientError) -> AwsError:
         return _permanent(QuotaExceededError, FailureCode.QUOTA_EXCEEDED, what)
     if code in _REFUSALS:
         return _permanent(InvalidRequestError, FailureCode.REFUSED_BY_AWS, what)
+    if code in _INVALID:
+        return _permanent(InvalidParameterError, FailureCode.REFUSED_BY_AWS, what)
     return _permanent(AwsError, FailureCode.REFUSED_BY_AWS, what)
 
 

@@ -19,7 +19,7 @@ import telemetry
 import worker as worker_process
 from api.server import serve
 from cli import command as commanding
-from cli import keys, operate
+from cli import events, keys, operate
 from cli.output import standard_output
 from cli.send import send_files
 from db.erasure import NotErasableError
@@ -32,6 +32,7 @@ _REFUSALS: Final = (
     *worker_process.REFUSALS,
     operate.UnknownDeviceError,
     keys.UnknownKeyError,
+    events.NotRefusedError,
     UnknownCommandError,
     NotErasableError,
     ServerError,
@@ -103,6 +104,7 @@ app = typer.Typer(
 )
 
 app.add_typer(keys.app, name="keys")
+app.add_typer(events.app, name="events")
 
 DataFolder = Annotated[Path, typer.Option("--data", help="Where the embedded servers keep their data.")]
 Port = Annotated[

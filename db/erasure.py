@@ -160,8 +160,10 @@ def _erase(session: Session, states: Sequence[DeviceStateRow], hashing: SerialHa
         update(BindingTransition).where(_is_of(BindingTransition, ids)).values(reason=None),
         delete(RetiredCertificate).where(_is_of(RetiredCertificate, ids)),
         delete(ShadowDeltaRow).where(_is_of(ShadowDeltaRow, ids)),
+        # What was parked would else be held for an operator who may never come.
+        delete(OutboxRow).where(_is_of(OutboxRow, ids), col(OutboxRow.parked_at).is_not(None)),
         # What each type of event tells is not known here, so nothing of it is kept.
-        update(OutboxRow).where(_is_of(OutboxRow, ids)).values(data={}),
+        update(OutboxRow).where(_is_of(OutboxRow, ids)).values(data={}, refused_because=None),
         update(DeviceRow).where(col(DeviceRow.id).in_(ids)).values(serial_number=None, label=None),
         update(DeviceStateRow)
         .where(_is_of(DeviceStateRow, ids))
@@ -178,4 +180,8 @@ def _is_of(
 
 
 def _unsent_of(device_id: Any) -> ColumnElement[bool]:
-    return and_(col(OutboxRow.device_id) == device_id, col(OutboxRow.published_at).is_(None))
+    return and_(
+        col(OutboxRow.device_id) == device_id,
+        col(OutboxRow.published_at).is_(None),
+        col(OutboxRow.parked_at).is_(None),
+    )

@@ -34,6 +34,7 @@ from domain.provisioning_status import ProvisioningStatus
 # Written out, for an index serves only the very expression it is over.
 serial_number_of_thing: Final = literal_column(f"substr(thing_name, {TENANT_PREFIX_LENGTH + 1})", String)
 _LIVE: Final = text("deleted_at IS NULL")
+_WAITING: Final = text("published_at IS NULL AND parked_at IS NULL")
 _SHARD: Final = f"(get_byte(uuid_send(coalesce(device_id, event_id)), 15) % {OUTBOX_SHARDS})::smallint"
 
 
@@ -227,7 +228,19 @@ class OutboxRow(Table, table=True):
         UniqueConstraint("event_id"),
         UniqueConstraint("device_id", "sequence"),
         CheckConstraint("(device_id IS NULL) = (sequence IS NULL)", name="numbered_for_a_device"),
-        Index("ix_iotaws_outbox_unpublished", "shard", "id", postgresql_where=text("published_at IS NULL")),
+        Index("ix_iotaws_outbox_unpublished", "shard", "id", postgresql_where=_WAITING),
+        Index(
+            "ix_iotaws_outbox_refused",
+            "shard",
+            "id",
+            postgresql_where=text("published_at IS NULL AND first_refused_at IS NOT NULL"),
+        ),
+        Index(
+            "ix_iotaws_outbox_published",
+            "shard",
+            "published_at",
+            postgresql_where=text("published_at IS NOT NULL"),
+        ),
     )
 
     id: int | None = Field(
@@ -242,10 +255,33 @@ class OutboxRow(Table, table=True):
     occurred_at: datetime = _time(default_factory=_now, sa_column_kwargs={"server_default": func.now()})
     data: dict[str, Any] = Field(sa_type=JSONB)
     published_at: datetime | None = _time(default=None)
+    # Of an event that the sink refuses: since when, in what words, when it is sent again, and from when on it
+    # is not any more, until an operator says so.
+    first_refused_at: datetime | None = _time(default=None)
+    refused_because: str | None = Field(default=None, sa_type=Text)
+    send_again_at: datetime | None = _time(default=None)
+    parked_at: datetime | None = _time(default=None)
     # All of a device's rows have one shard, and so one publisher at a time.
     shard: int | None = Field(
         default=None, sa_type=SmallInteger, sa_column_args=(Computed(_SHARD, persisted=True),)
     )
+
+    @property
+    def order_key(self) -> UUID:
+        """What the events that must keep their order have in common: the device, or this event alone."""
+        return self.device_id or self.event_id
+
+
+class EventSinkRow(Table, table=True):
+    """A sink that wants no more events; one that takes them has no row."""
+
+    __tablename__ = "iotaws_event_sinks"
+
+    # See `activities.event_sinks.fingerprint`.
+    fingerprint: str = Field(primary_key=True, sa_type=String(64))
+    kind: str = Field(sa_type=String(32))
+    disabled_at: datetime = _time(default_factory=_now, sa_column_kwargs={"server_default": func.now()})
+    reason: str = Field(sa_type=Text)
 
 
 class ShadowDeltaRow(Table, table=True):

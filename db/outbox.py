@@ -1,18 +1,26 @@
 """Events to be sent: written in the transaction of the change they tell of, taken by shards."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
+from uuid import UUID
 
-from sqlalchemy import func, text, update
+from sqlalchemy import and_, delete, func, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col, select
 
-from db.models import DeviceStateRow, OutboxRow
+from db.models import DeviceStateRow, EventSinkRow, OutboxRow
 from domain.outgoing_event import OutgoingEvent
 
 # With the shard's number it names an advisory lock; any number will do, if it is always the same one.
 _SHARD_LOCKS: Final = 0x6F757462
+
+_LONGEST_BACKOFF: Final = timedelta(minutes=10)
+_SHORTEST_BACKOFF: Final = timedelta(seconds=1)
+
+_waiting: Final = and_(col(OutboxRow.published_at).is_(None), col(OutboxRow.parked_at).is_(None))
+_refused: Final = and_(col(OutboxRow.published_at).is_(None), col(OutboxRow.first_refused_at).is_not(None))
+_order_key: Final = func.coalesce(OutboxRow.device_id, OutboxRow.event_id)
 
 
 def put(session: Session, event: OutgoingEvent, *distinction: object) -> None:
@@ -49,16 +57,20 @@ def put(session: Session, event: OutgoingEvent, *distinction: object) -> None:
 def claim(session: Session, shard: int, at_most: int) -> Sequence[OutboxRow]:
     """The oldest unsent events of a shard, for this transaction alone to send.
 
-    None where another transaction has the shard: two at once could overtake each other within a device.
+    Those of a device whose next event is refused wait until that is due again. None at all where another
+    transaction has the shard: two at once could overtake each other within a device.
     """
     # The server ends a holder it has not heard of for a minute, as one whose machine is gone: else the shard
     # would wait until TCP gives that connection up, hours later.
     session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '1min'"))
     if not session.scalar(select(func.pg_try_advisory_xact_lock(_SHARD_LOCKS, shard))):
         return []
+    held = select(_order_key).where(
+        OutboxRow.shard == shard, _refused, _waiting, col(OutboxRow.send_again_at) > datetime.now(UTC)
+    )
     return session.exec(
         select(OutboxRow)
-        .where(OutboxRow.shard == shard, col(OutboxRow.published_at).is_(None))
+        .where(OutboxRow.shard == shard, _waiting, _order_key.not_in(held))
         .order_by(col(OutboxRow.id))
         .limit(at_most)
     ).all()
@@ -72,6 +84,90 @@ def mark_published(session: Session, rows: Sequence[OutboxRow]) -> None:
         .values(published_at=datetime.now(UTC))
         .execution_options(synchronize_session=False)
     )
+
+
+def note_refusal(row: OutboxRow, why: str, park_after: timedelta) -> None:
+    """Note that the sink refuses an event: it is sent again later, or parked where that went on for too long.
+
+    The longer it has been refused the longer it waits, twice as long each time.
+    """
+    now = datetime.now(UTC)
+    row.first_refused_at = row.first_refused_at or now
+    row.refused_because = why
+    gives_up_at = row.first_refused_at + park_after
+    if now >= gives_up_at:
+        row.parked_at, row.send_again_at = now, None
+    else:
+        backoff = min(max(now - row.first_refused_at, _SHORTEST_BACKOFF), _LONGEST_BACKOFF)
+        row.send_again_at = min(now + backoff, gives_up_at)
+
+
+def list_refused(session: Session, at_most: int) -> Sequence[OutboxRow]:
+    """The events that the sink refuses, parked or not, the oldest first."""
+    return session.exec(select(OutboxRow).where(_refused).order_by(col(OutboxRow.id)).limit(at_most)).all()
+
+
+def resend(session: Session, event_id: UUID | None) -> int:
+    """Have refused events sent again at once, as if they never had been; returns how many there were.
+
+    Args:
+        session: a transaction.
+        event_id: the one event, parked or not; None for all.
+    """
+    wanted = _refused if event_id is None else and_(_refused, col(OutboxRow.event_id) == event_id)
+    return session.exec(
+        update(OutboxRow)
+        .where(wanted)
+        .values(first_refused_at=None, refused_because=None, send_again_at=None, parked_at=None)
+        .execution_options(synchronize_session=False)
+    ).rowcount
+
+
+def delete_sent(session: Session, shard: int, before: datetime, at_most: int) -> int:
+    """Delete some of a shard's events that had been sent by then; returns how many.
+
+    Neither a device's numbers nor what is told once rest on them: the numbers are counted in the device's
+    state, and whoever tells goes by the row that it changes. Only what is told once a day has nothing but
+    its event's row to go by, for that day.
+    """
+    expired = (
+        select(OutboxRow.id)
+        .where(OutboxRow.shard == shard, col(OutboxRow.published_at) < before)
+        .order_by(col(OutboxRow.published_at))
+        .limit(at_most)
+        .with_for_update(skip_locked=True)
+    )
+    return session.exec(
+        delete(OutboxRow).where(col(OutboxRow.id).in_(expired)).execution_options(synchronize_session=False)
+    ).rowcount
+
+
+def disable_sink(session: Session, fingerprint: str, kind: str, reason: str) -> bool:
+    """Have nothing more sent to a sink; False where that was so before."""
+    return (
+        session.exec(
+            insert(EventSinkRow)
+            .values(fingerprint=fingerprint, kind=kind, reason=reason)
+            .on_conflict_do_nothing()
+            .returning(col(EventSinkRow.fingerprint))
+        ).one_or_none()
+        is not None
+    )
+
+
+def disabled_sink(session: Session, fingerprint: str) -> EventSinkRow | None:
+    """Why a sink is sent nothing, if it is so."""
+    return session.get(EventSinkRow, fingerprint)
+
+
+def list_disabled_sinks(session: Session) -> Sequence[EventSinkRow]:
+    """The sinks that are sent nothing, the oldest first."""
+    return session.exec(select(EventSinkRow).order_by(col(EventSinkRow.disabled_at))).all()
+
+
+def enable_sinks(session: Session) -> int:
+    """Have every sink sent events again; returns how many were sent none."""
+    return session.exec(delete(EventSinkRow)).rowcount
 
 
 def _next_number(session: Session, event: OutgoingEvent) -> int | None:

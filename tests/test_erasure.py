@@ -115,6 +115,23 @@ async def test_what_is_still_to_be_told_is_not_erased(bridge: Bridge, session: S
         erase_device(session, device.device_id, HASHING, TEST)
 
 
+async def test_an_event_that_is_parked_holds_up_no_erasure(bridge: Bridge) -> None:
+    """What no sink takes is erased as a whole, for it would never be told."""
+    device = await decommissioned(bridge, Device("PARKED-1"))
+    with bridge.engine.begin() as connection:
+        connection.execute(
+            text("""
+                UPDATE iotaws_outbox SET published_at = NULL, first_refused_at = now(), parked_at = now()
+                WHERE device_id = :device AND sequence = 1
+            """),
+            {"device": device.device_id},
+        )
+    first, *rest = bridge.outbox(device)
+    assert (await erase(str(device.device_id))).exit_code == 0
+    assert [row.id for row in bridge.outbox(device)] == [row.id for row in rest]
+    assert first.id
+
+
 async def test_a_tenants_decommissioned_devices_are_erased_together(bridge: Bridge, session: Session) -> None:
     """Those that live are left and counted, with exit code 1; another tenant's are not touched."""
     tenant = uuid4()

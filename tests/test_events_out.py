@@ -63,6 +63,8 @@ class Receiver:
     accidents: dict[UUID, Callable[[], None]] = field(default_factory=dict)
     """What befalls the publisher of a device's next event when that has arrived and is not marked yet."""
     lock: threading.Lock = field(default_factory=threading.Lock)
+    kind: str = "receiver"
+    fingerprint: str = "receiver"
 
     def send(self, event: CloudEvent) -> None:
         sent = json.loads(JSONFormat().write(event))

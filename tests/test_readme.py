@@ -7,6 +7,9 @@ from domain.failure import FailureCode
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+SERVICE_OF_CLIENT = {"secrets": "secretsmanager", "iot_data": "iot", "_events": "events", "_sns": "sns"}
+# The table of sinks has rows that begin alike.
+LISTED = re.compile(r"^\| `(events|iot|secretsmanager|sns)` \| ((?:`\w+`(?:, )?)+) \|$", re.MULTILINE)
 # CreateSecret tags what it creates, for which AWS asks another permission.
 NOT_CALLED_BY_NAME = {"secretsmanager:TagResource"}
 
@@ -15,8 +18,8 @@ def test_the_listed_iam_actions_are_the_ones_the_code_calls() -> None:
     """A role with the README's actions is enough, and more than none of them."""
     source = "\n".join(file.read_text() for file in (ROOT / "activities").glob("*.py"))
     called = {
-        f"{'secretsmanager' if client == 'secrets' else 'iot'}:{in_pascal_case(operation)}"
-        for client, operation in re.findall(r"\.(iot|iot_data|secrets)\.([a-z_]+)\b", source)
+        f"{SERVICE_OF_CLIENT.get(client, client)}:{in_pascal_case(operation)}"
+        for client, operation in re.findall(r"\.(_events|iot|iot_data|secrets|_sns)\.([a-z_]+)\b", source)
         if operation != "get_paginator"
     } | {
         f"iot:{in_pascal_case(operation)}"
@@ -24,7 +27,7 @@ def test_the_listed_iam_actions_are_the_ones_the_code_calls() -> None:
     }
     listed = {
         f"{service}:{action}"
-        for service, actions in re.findall(r"^\| `(iot|secretsmanager)` \| (.+) \|$", README, re.MULTILINE)
+        for service, actions in LISTED.findall(README)
         for action in re.findall(r"`(\w+)`", actions)
     }
     assert listed == called | NOT_CALLED_BY_NAME

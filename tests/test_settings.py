@@ -56,6 +56,15 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "retention_days": None,
         "hash_key": None,
     },
+    "events": {
+        "sink": "log",
+        "webhook_url": None,
+        "webhook_secret": None,
+        "event_bus_name": None,
+        "topic_arn": None,
+        "park_after_hours": 24,
+        "retention_days": 30,
+    },
 }
 BOUNDS = {
     "IOT_AWS_CREDENTIALS__ROTATION_CHECK_INTERVAL_MINUTES": (1, 240),
@@ -68,6 +77,8 @@ BOUNDS = {
     "IOT_AWS_FLEET_PROVISIONING__EXPIRY_WARNING_WINDOW_DAYS": (1, 180),
     "IOT_AWS_FLEET_PROVISIONING__ROTATION_CHECK_INTERVAL_HOURS": (1, 168),
     "IOT_AWS_FLEET_PROVISIONING__ROTATION_CHECK_BATCH_SIZE": (1, 10_000),
+    "IOT_AWS_EVENTS__PARK_AFTER_HOURS": (0, 720),
+    "IOT_AWS_EVENTS__RETENTION_DAYS": (1, 3650),
 }
 
 
@@ -156,6 +167,9 @@ def test_no_text_at_all_breaks_the_reading(variable: str, value: str) -> None:
         ("IOT_AWS_WORKER__MAX_ACTIVITIES_PER_SECOND", "inf", "above 0"),
         ("IOT_AWS_WORKER__MAX_ACTIVITIES_PER_SECOND", "0", "above 0"),
         ("IOT_AWS_WORKER__DEPLOYMENT_NAME", "a.b", "without dots"),
+        ("IOT_AWS_EVENTS__SINK", "kafka", "log, webhook, eventbridge or sns"),
+        ("IOT_AWS_EVENTS__EVENT_BUS_NAME", "two words", "an event bus's name or ARN"),
+        ("IOT_AWS_EVENTS__TOPIC_ARN", "topic", "an SNS topic's ARN"),
         ("IOT_AWS_LOG__LEVEL", "LOUD", "DEBUG, INFO, WARNING or ERROR"),
         ("IOT_AWS_LOG__FORMAT", "xml", "json or text"),
     ],
@@ -230,6 +244,90 @@ def test_nothing_is_erased_by_itself_without_the_key_that_denies_it() -> None:
     settings = load(days, {"IOT_AWS_ERASURE__HASH_KEY": 8 * "hush"})
     assert settings.erasure.hashing is not None
     assert "hush" not in f"{settings!r} {settings}"
+
+
+@pytest.mark.parametrize(
+    ("sink", "needed"),
+    [
+        ("log", []),
+        ("webhook", ["WEBHOOK_URL", "WEBHOOK_SECRET"]),
+        ("eventbridge", ["EVENT_BUS_NAME"]),
+        ("sns", ["TOPIC_ARN"]),
+    ],
+)
+def test_a_sink_needs_its_address(sink: str, needed: list[str]) -> None:
+    """What the chosen sink cannot do without is asked for by name, and of the others nothing."""
+    given = {
+        "IOT_AWS_EVENTS__WEBHOOK_URL": "https://hooks.example/in?token=hush",
+        "IOT_AWS_EVENTS__WEBHOOK_SECRET": f"whsec_{32 * 'A'} whsec_{84 * 'B'}9w==",
+        "IOT_AWS_EVENTS__EVENT_BUS_NAME": "arn:aws:events:eu-west-1:111122223333:event-bus/devices",
+        "IOT_AWS_EVENTS__TOPIC_ARN": "arn:aws:sns:eu-west-1:111122223333:devices.fifo",
+    }
+    chosen = {"IOT_AWS_EVENTS__SINK": sink}
+    for name in needed:
+        said = refusal(chosen, {other: given[other] for other in given if not other.endswith(name)})
+        assert said.startswith(f"IOT_AWS_EVENTS__{name}: is required where IOT_AWS_EVENTS__SINK is {sink}")
+    settings = load(chosen, {name: given[name] for name in given if name.endswith(tuple(needed))})
+    assert settings.events.sink == sink
+    assert not {"hush", 32 * "A"} & set(f"{settings!r} {settings}".split("'"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://hooks.example:8443/in",
+        "https://user:hush@hooks.example/in?x=y",
+        "http://localhost/in",
+        "http://127.0.0.1:8000/in",
+        "http://[::1]:8000/in",
+    ],
+)
+def test_a_webhook_is_https_or_on_this_machine(url: str) -> None:
+    """Events go in the clear to this machine alone, and the URL, which may hold a token, is shown nowhere."""
+    settings = load({"IOT_AWS_EVENTS__WEBHOOK_URL": url})
+    assert settings.events.webhook_url is not None
+    assert settings.events.webhook_url.get_secret_value() == url
+    assert url not in f"{settings!r} {settings}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://hooks.example/hush",
+        "http://127.0.0.1.hooks.example/hush",
+        "http://10.0.0.1/hush",
+        "ftp://localhost/hush",
+        "https:///hush",
+        "https://hooks.example:port/hush",
+        "https://hooks.example:99999/hush",
+        "hooks.example/hush",
+    ],
+)
+def test_another_webhook_is_refused(url: str) -> None:
+    """With the form to write, and without what was given."""
+    said = refusal({"IOT_AWS_EVENTS__WEBHOOK_URL": url})
+    assert said.startswith("IOT_AWS_EVENTS__WEBHOOK_URL: ")
+    assert "hush" not in said
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        32 * "A",
+        "whsec_" + 28 * "A",
+        "whsec_" + 88 * "A",
+        "whsec_" + 31 * "A",
+        "whsec_" + 31 * "A" + "*",
+        f"whsec_{32 * 'A'} {32 * 'A'}",
+        f"whsec_{32 * 'A'},whsec_{32 * 'B'}",
+        " ",
+    ],
+)
+def test_what_is_no_webhook_secret_is_refused(secret: str) -> None:
+    """Each must be `whsec_` and the base64 of 24 to 64 bytes; what was given is not repeated."""
+    said = refusal({"IOT_AWS_EVENTS__WEBHOOK_SECRET": secret})
+    assert said.startswith("IOT_AWS_EVENTS__WEBHOOK_SECRET: each secret must be whsec_")
+    assert "AAA" not in said
 
 
 def test_the_toml_file_is_read_and_the_environment_wins(tmp_path: Path) -> None:
