@@ -13,6 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
+from activities.aws_calls import THROTTLED, observe_calls
 from domain.enrolment import AwsPlace
 from domain.failure import FailureCode
 
@@ -179,6 +180,7 @@ class Aws:
             raise AwsConfigurationError(
                 "AWS_REGION: is required (allowed: a region's name, such as eu-west-1)"
             )
+        observe_calls(session.events, _result_of)
         config = Config(
             connect_timeout=CONNECT_SECONDS,
             read_timeout=READ_SECONDS,
@@ -291,6 +293,25 @@ def _answered(error: ClientError) -> AwsError:
     if code in _REFUSALS:
         return _permanent(InvalidRequestError, FailureCode.REFUSED_BY_AWS, what)
     return _permanent(AwsError, FailureCode.REFUSED_BY_AWS, what)
+
+
+def _result_of(code: str, status: int) -> str:
+    """What came of a call, in a word for the metrics."""
+    if status < 300:
+        return "ok"
+    if code in _THROTTLES or status == 429:
+        return THROTTLED
+    results = {
+        "credentials": _CREDENTIAL_FAULTS,
+        "not_found": _NOT_FOUND,
+        "exists": _EXISTS,
+        "conflict": _CONFLICTS,
+        "denied": _DENIALS,
+        "quota": _QUOTAS,
+        "refused": _REFUSALS,
+    }
+    known = next((result for result, codes in results.items() if code in codes), None)
+    return known or ("denied" if status in {401, 403} else "error")
 
 
 def _permanent(error: type[AwsError], code: FailureCode, what: str) -> AwsError:

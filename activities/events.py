@@ -14,6 +14,7 @@ from activities.event_sinks import EventSink
 from db.models import OutboxRow
 from db.outbox import claim, mark_published
 from domain.outbox import OutboxShard, Published
+from instruments import EVENTS_SEND_FAILURES, EVENTS_SENT, speaking_of
 
 # A batch is one transaction, which holds a connection and the shard: bounded in rows and, as a sink may be
 # slow, in time.
@@ -35,6 +36,7 @@ class EventActivities:
         """
         self._engine = engine
         self._sink = sink
+        self._sink_name = type(sink).__name__.removesuffix("Sink").lower()
         self._round_seconds = round_seconds
 
     @activity.defn(name="publish_outbox", no_thread_cancel_exception=True)
@@ -68,14 +70,17 @@ class EventActivities:
                     if time.monotonic() > ends or activity.is_worker_shutdown():
                         break
                     try:
-                        self._sink.send(cloud_event(row))
+                        with speaking_of(tenant_id=row.tenant_id, device_id=row.device_id):
+                            self._sink.send(cloud_event(row))
                     except Exception as error:
+                        EVENTS_SEND_FAILURES.add(row.tenant_id, "publish_outbox", sink=self._sink_name)
                         raise ApplicationError(
                             f"event {row.event_id} of shard {shard.number} was not sent: {error}",
                             type="EventNotSent",
                             # A fault after a success is a new one, for which no old one's long delay is due.
                             next_retry_delay=timedelta(seconds=1) if before or sent else None,
                         ) from error
+                    EVENTS_SENT.add(row.tenant_id, "publish_outbox", sink=self._sink_name, type=row.type)
                     sent.append(row)
                     activity.heartbeat(before + len(sent))
             finally:

@@ -10,6 +10,8 @@ from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
 
+from workflows.tracing import flush_traces, tracing_interceptors
+
 # The one part for human eyes of how the SDK reports a connection that failed.
 _CAUSE: Final = re.compile(r'(?:message|error): "([^"]+)"')
 
@@ -33,7 +35,9 @@ async def connect() -> Client:
         ) from None
     address = config.setdefault("target_host", "localhost:7233")
     try:
-        return await Client.connect(**config, data_converter=pydantic_data_converter)
+        return await Client.connect(
+            **config, data_converter=pydantic_data_converter, interceptors=tracing_interceptors()
+        )
     except RuntimeError as error:
         cause = _CAUSE.search(str(error))
         raise TemporalUnreachableError(
@@ -47,6 +51,7 @@ def end_process(code: int) -> NoReturn:
     The SDK's threads may crash an interpreter that is being taken apart (sdk-python issue 300): then the
     process would end with SIGABRT, although all was well.
     """
+    flush_traces()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
