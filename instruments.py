@@ -20,7 +20,7 @@ _NOTHING: Final[Mapping[str, str]] = {}
 
 
 def speak_of(**ids: UUID | str | None) -> Token[Mapping[str, str]]:
-    """Say whom the rest of this task or thread is about: in every log line, and as the tenant of its calls to AWS.
+    """Say whom the rest of this task or thread is about: in every log line, and as its AWS calls' tenant.
 
     Args:
         ids: `tenant_id`, `device_id`, `thing_name`, `workflow_id`, `run_id`; one of None is no longer said.
@@ -72,6 +72,7 @@ class Duration:
 
     def __init__(self, area: str, name: str, description: str, bounds: Iterable[float]) -> None:
         self.name: Final = f"thingbridge.{area}.{name}"
+        self.unit: Final = "seconds"
         self._histogram = get_meter(f"thingbridge.{area}").create_histogram(
             self.name, "s", description, explicit_bucket_boundaries_advisory=list(bounds)
         )
@@ -95,11 +96,12 @@ class Gauge:
             label: what tells its values apart; none where there is but one.
         """
         self.name: Final = f"thingbridge.{area}.{name}"
+        self.unit: Final = {"s": "seconds"}.get(unit, unit)
         self._operation = name
         self._label = label
         self._read: Callable[[], Mapping[str, float]] = dict
         get_meter(f"thingbridge.{area}").create_observable_gauge(
-            self.name, [self._observe], unit, description
+            self.name, [self.observations], unit, description
         )
 
     def watch(self, read: Callable[[], Mapping[str, float]]) -> None:
@@ -111,11 +113,11 @@ class Gauge:
         """
         self._read = read
 
-    def _observe(self, _: CallbackOptions) -> Iterable[Observation]:
+    def observations(self, _: CallbackOptions | None = None) -> Iterable[Observation]:
+        """What is found now."""
         for key, value in self._read().items():
-            yield Observation(
-                value, _labels(None, self._operation, {self._label: key} if self._label else {})
-            )
+            label = {self._label: key} if self._label else {}
+            yield Observation(value, _labels(None, self._operation, label))
 
 
 # From a call to AWS to a step that waits until AWS has settled, or an operator has mended what it lacks.
@@ -158,9 +160,7 @@ CLAIMS_EXPIRING: Final = Count(
     "fleet_provisioning", "claim_certificates_expiring", "Warnings of claim certificates, one a day of each"
 )
 
-CREDENTIALS_REFRESHES: Final = Count(
-    "credentials", "refreshes", "Reads of the credentials' secret, by result"
-)
+CREDENTIALS_REFRESHES: Final = Count("credentials", "refreshes", "Reads of the secret with the credentials")
 CREDENTIALS_AGE: Final = Gauge(
     "credentials", "age", "Seconds since the credentials were last read with success", unit="s"
 )
@@ -182,6 +182,4 @@ EVENTS_PARKED: Final = Gauge("events", "parked", "Events that were set aside, si
 
 SWEEPS_FOUND: Final = Count("sweeps", "found", "What sweeps have found to do, each time they find it")
 SWEEPS_DONE: Final = Count("sweeps", "done", "What of it was done")
-SWEEPS_FAILED: Final = Count(
-    "sweeps", "failed", "What of it failed, and is left to the next attempt or sweep"
-)
+SWEEPS_FAILED: Final = Count("sweeps", "failed", "What of it failed, and is left for the next try")

@@ -273,7 +273,7 @@ class Log(_Section):
 
 
 class Telemetry(_Section):
-    """What a worker shows of itself over HTTP; traces go where OTEL_EXPORTER_OTLP_ENDPOINT says, if anywhere."""
+    """What a worker shows of itself over HTTP. Traces go to OTEL_EXPORTER_OTLP_ENDPOINT, if set."""
 
     metrics_host: str = Field("127.0.0.1", min_length=1, description="the address to listen on")
     metrics_port: int | None = Field(

@@ -1,4 +1,4 @@
-"""What the process says of itself: structured logs on standard error, metrics for Prometheus, traces over OTLP."""
+"""What the process says of itself: logs on standard error, metrics for Prometheus, traces over OTLP."""
 
 import functools
 import http.client
@@ -41,7 +41,7 @@ METRICS_CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 # At DEBUG these write whole requests, and so the private key on its way to Secrets Manager. At INFO they say
 # what nobody asked for.
 _NEVER_VERBOSE: Final = ("alembic", "boto3", "botocore", "urllib3")
-# The events that go to the log are no chatter, which a level could be meant to silence: they are delivered there.
+# The events that go to the log are no chatter for a level to silence: there they are delivered.
 _EVENTS: Final = "thingbridge.events"
 # Temporal's and uvicorn's own copies of what is in the message.
 _SAID_TWICE: Final = ("temporal_log", "color_message")
@@ -147,9 +147,9 @@ def _with_ids(record: logging.LogRecord) -> bool:
     said = record.__dict__
     for name, value in about().items():
         said.setdefault(name, value)
-    if in_workflow := said.get("temporal_workflow"):
-        said.setdefault("workflow_id", in_workflow["workflow_id"])
-        said.setdefault("run_id", in_workflow["run_id"])
+    if of_workflow := said.get("temporal_workflow"):
+        said.setdefault("workflow_id", of_workflow["workflow_id"])
+        said.setdefault("run_id", of_workflow["run_id"])
     span = trace.get_current_span().get_span_context()
     if span.is_valid:
         said.setdefault("trace_id", f"{span.trace_id:032x}")

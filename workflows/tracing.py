@@ -1,7 +1,7 @@
 """One trace through workflows and activities, where OpenTelemetry is set up to trace at all.
 
-Temporal's `TracingInterceptor`: it is stable, shows a workflow's spans at once, where a device's run may stay open
-for weeks, and makes none in a replay. Its headers are optional on both sides.
+Of the SDK's two ways this is `TracingInterceptor`: it is the stable one, shows a workflow's spans at once,
+where a device's run may stay open for weeks, and makes none in a replay. Its headers are optional.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from temporalio.worker import WorkflowInboundInterceptor, WorkflowInterceptorCla
 
 
 def tracing_interceptors() -> Sequence[Interceptor]:
-    """What a Temporal client, and every worker on it, takes part in traces with; nothing where none are kept."""
+    """By what a Temporal client, and every worker on it, takes part in traces; none where none are kept."""
     if not isinstance(get_tracer_provider(), TracerProvider):
         return []
     return [RunTracingInterceptor(always_create_workflow_spans=True)]
