@@ -13,12 +13,6 @@ from threading import Thread
 from typing import Final, Literal, TextIO
 
 from opentelemetry import metrics, trace
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.exporter.prometheus import PrometheusMetricReader
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
@@ -156,8 +150,14 @@ def _with_ids(record: logging.LogRecord) -> bool:
     return True
 
 
+# OpenTelemetry's SDK is loaded where it is wanted: it takes half a second, and most commands end sooner.
+
+
 @functools.cache
 def _measure() -> None:
+    from opentelemetry.exporter.prometheus import PrometheusMetricReader
+    from opentelemetry.sdk.metrics import MeterProvider
+
     # Neither the scope's nor the resource's labels: Prometheus knows by itself whom it scrapes.
     reader = PrometheusMetricReader(disable_target_info=True, scope_info_enabled=False)
     metrics.set_meter_provider(MeterProvider(metric_readers=[reader]))
@@ -165,6 +165,11 @@ def _measure() -> None:
 
 @functools.cache
 def _trace() -> None:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     resource = Resource({"service.name": "thingbridge"}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

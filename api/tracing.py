@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 
-from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.metrics import NoOpMeterProvider
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.trace import get_tracer_provider
+from opentelemetry.trace import ProxyTracerProvider, get_tracer_provider
 from starlette.middleware import Middleware
 
 
 def tracing() -> Sequence[Middleware]:
     """What every request passes to be traced; nothing where no traces are kept."""
-    if not isinstance(get_tracer_provider(), TracerProvider):
+    if isinstance(get_tracer_provider(), ProxyTracerProvider):
         return []
+    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+
     return [
         Middleware(
             OpenTelemetryMiddleware,

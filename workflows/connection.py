@@ -4,13 +4,13 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import Final, NoReturn
 
-from temporalio.client import Client
+from opentelemetry.trace import ProxyTracerProvider, get_tracer_provider
+from temporalio.client import Client, Interceptor
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
-
-from workflows.tracing import flush_traces, tracing_interceptors
 
 # The one part for human eyes of how the SDK reports a connection that failed.
 _CAUSE: Final = re.compile(r'(?:message|error): "([^"]+)"')
@@ -36,7 +36,7 @@ async def connect() -> Client:
     address = config.setdefault("target_host", "localhost:7233")
     try:
         return await Client.connect(
-            **config, data_converter=pydantic_data_converter, interceptors=tracing_interceptors()
+            **config, data_converter=pydantic_data_converter, interceptors=_interceptors()
         )
     except RuntimeError as error:
         cause = _CAUSE.search(str(error))
@@ -45,13 +45,29 @@ async def connect() -> Client:
         ) from None
 
 
+def _interceptors() -> Sequence[Interceptor]:
+    if not _is_tracing():
+        return []
+    from workflows.tracing import tracing_interceptor
+
+    return [tracing_interceptor()]
+
+
+def _is_tracing() -> bool:
+    """Whether traces are kept: the SDK for it takes a fifth of a second to load, which else nobody needs."""
+    return not isinstance(get_tracer_provider(), ProxyTracerProvider)
+
+
 def end_process(code: int) -> NoReturn:
     """End a process that has spoken to Temporal, with its exit code and all it has said.
 
     The SDK's threads may crash an interpreter that is being taken apart (sdk-python issue 300): then the
     process would end with SIGABRT, although all was well.
     """
-    flush_traces()
+    if _is_tracing():
+        from workflows.tracing import flush_traces
+
+        flush_traces()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,10 +1,9 @@
-"""One trace through workflows and activities, where OpenTelemetry is set up to trace at all.
+"""One trace through workflows and activities, where any are kept; loaded there alone.
 
 Of the SDK's two ways this is `TracingInterceptor`: it is the stable one, shows a workflow's spans at once,
 where a device's run may stay open for weeks, and makes none in a replay. Its headers are optional.
 """
 
-from collections.abc import Sequence
 from hashlib import sha256
 
 from opentelemetry.context import Context
@@ -19,16 +18,13 @@ from opentelemetry.propagators.textmap import (
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import get_tracer_provider
 from temporalio import workflow
-from temporalio.client import Interceptor
 from temporalio.contrib.opentelemetry import TracingInterceptor, TracingWorkflowInboundInterceptor
 from temporalio.worker import WorkflowInboundInterceptor, WorkflowInterceptorClassInput
 
 
-def tracing_interceptors() -> Sequence[Interceptor]:
-    """By what a Temporal client, and every worker on it, takes part in traces; none where none are kept."""
-    if not isinstance(get_tracer_provider(), TracerProvider):
-        return []
-    return [RunTracingInterceptor(always_create_workflow_spans=True)]
+def tracing_interceptor() -> TracingInterceptor:
+    """By what a Temporal client, and every worker on it, takes part in traces."""
+    return RunTracingInterceptor(always_create_workflow_spans=True)
 
 
 def flush_traces() -> None:
