@@ -369,6 +369,15 @@ class Log(_Section):
     format: Literal["json", "text"] = Field("json", description="json or text")
 
 
+class Telemetry(_Section):
+    """What a worker shows of itself over HTTP. Traces go to OTEL_EXPORTER_OTLP_ENDPOINT, if set."""
+
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="the address to listen on")
+    metrics_port: int | None = Field(
+        None, ge=1, le=65_535, description="a port, 1 to 65535, for /metrics and /healthz; none: off"
+    )
+
+
 class ClientSettings(BaseSettings):
     """What a client of the workflows needs."""
 
@@ -449,6 +458,7 @@ class Settings(DatabaseSettings):
     jobs: Jobs = Jobs()
     fleet_provisioning: FleetProvisioning = FleetProvisioning()
     events: Events = Events()
+    telemetry: Telemetry = Telemetry()
 
     @model_validator(mode="before")
     @classmethod

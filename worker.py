@@ -8,8 +8,8 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from datetime import timedelta
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final, TypedDict
 
@@ -20,7 +20,7 @@ from sqlmodel import Session
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.exceptions import ApplicationError
-from temporalio.worker import Worker, WorkerDeploymentConfig, WorkflowRunner
+from temporalio.worker import Interceptor, Worker, WorkerDeploymentConfig, WorkflowRunner
 
 import telemetry
 from activities.aws import Aws, AwsConfigurationError, FleetSecret
@@ -34,6 +34,7 @@ from activities.erasure import ErasureActivities
 from activities.event_bus import EventBusSink
 from activities.event_sinks import EventSink, LogSink
 from activities.events import EventActivities
+from activities.observer import ActivityObserver
 from activities.secrets import SecretActivities
 from activities.shadow_deltas import ShadowDeltaActivities
 from activities.shadows import ShadowActivities
@@ -47,9 +48,11 @@ from db.aws_place import keep_place
 from db.engine import open_engine
 from db.erasure import WrongHashKeyError, require_hash_key
 from db.migrate import SchemaOutdatedError, require_current
+from db.outbox import oldest_unsent
 from domain.enrolment import AwsPlace
 from domain.names import event_queue, job_queue
 from domain.outbox import OUTBOX_SHARDS
+from instruments import OUTBOX_OLDEST
 from settings import Credentials, Events, InvalidSettingsError, Settings
 from settings import Worker as WorkerSettings
 from workflows.claim_certificate_check import ClaimCertificateCheck
@@ -75,6 +78,7 @@ REFUSALS: Final = (
     WrongHashKeyError,
     TemporalUnreachableError,
     AwsConfigurationError,
+    telemetry.MetricsAddressError,
     OperationalError,
 )
 """Why a worker does not start: each says what is missing and what to do."""
@@ -93,6 +97,7 @@ _GROUP_SETTLES_SECONDS: Final = 1.0
 class _Shared(TypedDict):
     """What the process's workers have in common."""
 
+    interceptors: Sequence[Interceptor]
     workflow_runner: WorkflowRunner
     graceful_shutdown_timeout: timedelta
     deployment_config: WorkerDeploymentConfig | None
@@ -286,10 +291,20 @@ def _shared(own: WorkerSettings) -> _Shared:
             default_versioning_behavior=VersioningBehavior.AUTO_UPGRADE,
         )
     return _Shared(
+        interceptors=[ActivityObserver()],
         workflow_runner=WORKFLOW_RUNNER,
         graceful_shutdown_timeout=timedelta(seconds=own.shutdown_grace_seconds),
         deployment_config=deployment,
     )
+
+
+def _ages_of_outbox(engine: Engine) -> dict[str, float]:
+    with Session(engine) as session:
+        since, now = oldest_unsent(session), datetime.now(UTC)
+    return {
+        str(shard): max((now - since[shard]).total_seconds(), 0.0) if shard in since else 0.0
+        for shard in range(OUTBOX_SHARDS)
+    }
 
 
 def _require_hash_key(engine: Engine, settings: Settings) -> None:
@@ -397,6 +412,7 @@ async def run_worker(settings: Settings, client: Client, stop: asyncio.Event) ->
         if settings.erasure.retention_days is not None:
             await asyncio.to_thread(_require_hash_key, engine, settings)
         await require_search_attributes(client)
+        OUTBOX_OLDEST.watch(partial(_ages_of_outbox, engine))
         # boto3 itself reads AWS_DEFAULT_REGION alone; AWS's other SDKs and its runtimes say AWS_REGION.
         credentials = await asyncio.to_thread(compose_credentials, settings.credentials)
         aws = await asyncio.to_thread(Aws, threads + _JOB_THREADS, os.environ.get("AWS_REGION"), credentials)
@@ -459,8 +475,18 @@ def _command_to_make_current(client: Client, deployment: str, build_id: str) -> 
 
 async def serve(settings: Settings) -> None:
     """Run a worker until SIGTERM or SIGINT."""
-    stop = set_by_signals()
-    await run_worker(settings, await connect(), stop)
+    stop, shown = set_by_signals(), settings.telemetry
+    with ExitStack() as serving:
+        if shown.metrics_port is not None:
+            serving.enter_context(telemetry.serving_metrics(shown.metrics_host, shown.metrics_port))
+        await run_worker(settings, await connect(), stop)
+
+
+def configure_telemetry(settings: Settings) -> None:
+    """Set up what a worker's process says of itself."""
+    telemetry.configure(
+        settings.log.level, settings.log.format, measured=settings.telemetry.metrics_port is not None
+    )
 
 
 def set_by_signals() -> asyncio.Event:
@@ -475,7 +501,7 @@ def main() -> None:
     """`python worker.py`: the same as `thingbridge worker`."""
     try:
         settings = Settings.load()
-        telemetry.configure(settings.log.level, settings.log.format)
+        configure_telemetry(settings)
         asyncio.run(serve(settings))
     except REFUSALS as error:
         sys.stderr.write(f"error: {error}\n")

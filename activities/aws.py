@@ -24,6 +24,7 @@ from botocore.exceptions import (
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
+from activities.aws_calls import THROTTLED, observe_calls
 from activities.aws_credentials import AwsKeys, FleetCredentials
 from domain.enrolment import AwsPlace
 from domain.failure import CREDENTIALS_NOT_READY, FailureCode
@@ -317,6 +318,7 @@ class Aws:
             raise AwsConfigurationError(
                 "AWS_REGION: is required (allowed: a region's name, such as eu-west-1)"
             )
+        observe_calls(session.events, _result_of)
         config = Config(
             connect_timeout=CONNECT_SECONDS,
             read_timeout=READ_SECONDS,
@@ -461,6 +463,25 @@ def _answered(error: ClientError) -> AwsError:
     if code in _INVALID:
         return _permanent(InvalidParameterError, FailureCode.REFUSED_BY_AWS, what)
     return _permanent(AwsError, FailureCode.REFUSED_BY_AWS, what)
+
+
+def _result_of(code: str, status: int) -> str:
+    """What came of a call, in a word for the metrics."""
+    if status < 300:
+        return "ok"
+    if code in _THROTTLES or status == 429:
+        return THROTTLED
+    results = {
+        "credentials": _CREDENTIAL_FAULTS,
+        "not_found": _NOT_FOUND,
+        "exists": _EXISTS,
+        "conflict": _CONFLICTS,
+        "denied": _DENIALS,
+        "quota": _QUOTAS,
+        "refused": _REFUSALS,
+    }
+    known = next((result for result, codes in results.items() if code in codes), None)
+    return known or ("denied" if status in {401, 403} else "error")
 
 
 def _permanent(error: type[AwsError], code: FailureCode, what: str) -> AwsError:

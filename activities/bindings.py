@@ -1,8 +1,8 @@
 """The only writer of checkpoints, and the steps that are nothing but a checkpoint."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import Engine
@@ -34,6 +34,7 @@ from domain.outgoing_event import (
 )
 from domain.provisioning_status import ProvisioningStatus
 from domain.saga import Device, FailureReport, StepResult, TeardownPlan
+from instruments import ACTIVATED, CERTIFICATES_ISSUED, DECOMMISSIONED, FAILED, THINGS_CREATED, Count
 
 
 class BindingActivities:
@@ -69,12 +70,14 @@ class BindingActivities:
         reason: str | None = None,
         **changes: Any,
     ) -> AwsThingBinding:
-        """Commit the binding's next status, guarded by the version it was read at."""
+        """Commit the binding's next status, guarded by the version it was read at, and count it."""
         with transaction(self._engine) as session:
             changed = advance(session, binding, to, actor(), reason=reason, **changes)
             if event := provisioned_event(changed):
                 put(session, event, changed.id)
-            return changed
+        if counted := _COUNTED.get((binding.provisioning_status, to)):
+            counted.add(changed.tenant_id, activity.info().activity_type)
+        return changed
 
     def amend(self, binding: AwsThingBinding, **changes: Any) -> AwsThingBinding:
         """Commit something about the binding that is no change of status."""
@@ -136,7 +139,8 @@ class BindingActivities:
         with transaction(self._engine) as session:
             binding = _required(newest_binding(session, report.device.device_id))
             origin = binding.provisioning_status
-            if origin.may_become(ProvisioningStatus.FAILED):
+            fails = origin.may_become(ProvisioningStatus.FAILED)
+            if fails:
                 binding = advance(
                     session,
                     binding,
@@ -150,7 +154,9 @@ class BindingActivities:
                 )
                 # The version tells one failure of a binding from its next.
                 put(session, event, binding.id, binding.version)
-            return StepResult(status=binding.provisioning_status)
+        if fails:
+            FAILED.add(binding.tenant_id, activity.info().activity_type, reason=report.code)
+        return StepResult(status=binding.provisioning_status)
 
     @activity.defn(name="record_error", no_thread_cancel_exception=True)
     def record_error(self, report: FailureReport) -> StepResult:
@@ -167,7 +173,8 @@ class BindingActivities:
         """End the binding, and with it the serial number's admission, now that nothing is left in AWS."""
         with transaction(self._engine) as session:
             binding = _required(newest_binding(session, plan.device.device_id))
-            if binding.provisioning_status is not ProvisioningStatus.DECOMMISSIONED:
+            ends = binding.provisioning_status is not ProvisioningStatus.DECOMMISSIONED
+            if ends:
                 kept = plan.kept
                 reason = f"left in AWS, as not this Thing's alone: {', '.join(kept)}" if kept else None
                 binding = advance(
@@ -182,10 +189,18 @@ class BindingActivities:
             settle_all(session, binding.device_id, plan.kept)
             mark_decommissioned(session, binding.device_id)
             forget_delta(session, binding.device_id)
-            return StepResult(status=binding.provisioning_status)
+        if ends:
+            DECOMMISSIONED.add(binding.tenant_id, activity.info().activity_type)
+        return StepResult(status=binding.provisioning_status)
 
 
 _ACTIVE = ProvisioningStatus.ACTIVE
+# By where a checkpoint leads from and to: back to ThingCreated no Thing is created.
+_COUNTED: Final[Mapping[tuple[ProvisioningStatus, ProvisioningStatus], Count]] = {
+    (ProvisioningStatus.PENDING, ProvisioningStatus.THING_CREATED): THINGS_CREATED,
+    (ProvisioningStatus.THING_CREATED, ProvisioningStatus.CERT_ISSUED): CERTIFICATES_ISSUED,
+    (ProvisioningStatus.SECRET_STORED, ProvisioningStatus.ACTIVE): ACTIVATED,
+}
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The certificate: issued with its key stored, attached, activated, and revoked."""
 
 from contextlib import suppress
+from typing import Final
 
 from pydantic import SecretStr
 from temporalio import activity
@@ -10,11 +11,14 @@ from activities.aws import Aws, NotFoundError, permanent_failure
 from activities.bindings import BindingActivities
 from activities.secrets import SecretActivities
 from activities.things import things_of
-from db.models import AwsThingBinding
+from db.models import AwsThingBinding, RetiredCertificate
 from domain.failure import FailureCode
 from domain.names import id_of_certificate
 from domain.provisioning_status import ProvisioningStatus
 from domain.saga import Device, StepResult, TeardownPlan
+from instruments import SWEEPS_DONE, SWEEPS_FAILED, SWEEPS_FOUND
+
+_SWEEP: Final = "retired_certificates"
 
 
 class CertificateActivities:
@@ -120,27 +124,36 @@ class CertificateActivities:
         committed first, since a detached certificate no longer shows whose it was.
         """
         for retired in self._bindings.retired_certificates(device.device_id):
-            thing_name, arn = device.thing_name or "", retired.certificate_arn
-            things = things_of(self._aws, arn)
-            confirmed = things is None or thing_name in things or not retired.provisioned_via_jitp
-            decided = self._bindings.take_up_retired(
-                retired, None if confirmed else "it is not attached to this Thing"
-            )
-            kept_because = decided.kept_because
-            if kept_because is None and things is not None:
-                if any(thing != thing_name for thing in things):
-                    self._detach(thing_name, arn)
-                    kept_because = "it serves other Things too, and was detached from this one"
-                else:
-                    self._deactivate(arn)
-                    self._detach(thing_name, arn)
-                    self._delete(arn)
-            if decided.secret_arn and self._secrets.is_named_for(decided.secret_arn, thing_name):
-                self._secrets.erase(decided.secret_arn)
-            self._bindings.settle_retired(decided, kept_because)
+            SWEEPS_FOUND.add(device.tenant_id, _SWEEP)
+            try:
+                self._erase_retired(device, retired)
+            except ApplicationError:
+                SWEEPS_FAILED.add(device.tenant_id, _SWEEP)
+                raise
+            SWEEPS_DONE.add(device.tenant_id, _SWEEP)
         binding = self._bindings.read(device.device_id)
         if binding.failure_reason is not None:
             self._bindings.amend(binding, failure_reason=None)
+
+    def _erase_retired(self, device: Device, retired: RetiredCertificate) -> None:
+        thing_name, arn = device.thing_name or "", retired.certificate_arn
+        things = things_of(self._aws, arn)
+        confirmed = things is None or thing_name in things or not retired.provisioned_via_jitp
+        decided = self._bindings.take_up_retired(
+            retired, None if confirmed else "it is not attached to this Thing"
+        )
+        kept_because = decided.kept_because
+        if kept_because is None and things is not None:
+            if any(thing != thing_name for thing in things):
+                self._detach(thing_name, arn)
+                kept_because = "it serves other Things too, and was detached from this one"
+            else:
+                self._deactivate(arn)
+                self._detach(thing_name, arn)
+                self._delete(arn)
+        if decided.secret_arn and self._secrets.is_named_for(decided.secret_arn, thing_name):
+            self._secrets.erase(decided.secret_arn)
+        self._bindings.settle_retired(decided, kept_because)
 
     def _stored(self, binding: AwsThingBinding, secret_arn: str) -> StepResult:
         done = self._bindings.checkpoint(

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import Engine
@@ -19,6 +19,9 @@ from domain.claim_check import ClaimCursor, ClaimPage, ClaimsTold, FollowUpPage,
 from domain.enrolment import whole_days
 from domain.lifecycle_event import LifecycleEvent
 from domain.outgoing_event import ClaimCertificateExpiring
+from instruments import CLAIMS_EXPIRING, SWEEPS_DONE, SWEEPS_FOUND
+
+_SWEEP: Final = "claim_certificates"
 
 
 class ClaimCertificateActivities:
@@ -55,7 +58,11 @@ class ClaimCertificateActivities:
         for binding in found:
             # Not one transaction for all: it would hold up the events of every device of the page.
             with transaction(self._engine) as session:
-                put(session, _warning(binding, page.at), binding.id, page.at.date())
+                told = put(session, _warning(binding, page.at), binding.id, page.at.date())
+            SWEEPS_FOUND.add(binding.tenant_id, _SWEEP)
+            if told:
+                CLAIMS_EXPIRING.add(binding.tenant_id, "warn_of_expiring_claims")
+                SWEEPS_DONE.add(binding.tenant_id, _SWEEP)
             activity.heartbeat()
         return ClaimsTold(
             count=len(found), next=_cursor(found[-1]) if len(found) == self._page_size else None

@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy import Engine
 from sqlmodel import Session
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
 from activities.aws import (
     AlreadyExistsError,
@@ -48,6 +49,7 @@ from domain.command_job import (
 from domain.failure import FailureCode
 from domain.outgoing_event import DeviceCommandCompleted, DeviceCommandFailed
 from domain.provisioning_status import ProvisioningStatus
+from instruments import DISPATCH_ERRORS, JOBS_COMPLETED, JOBS_DISPATCHED, JOBS_FAILED, JOBS_REUSED
 
 # How soon to ask again for what AWS did not grant: an operator is likely at it.
 _REFUSED_SECONDS: Final = 30.0
@@ -118,15 +120,26 @@ class CommandActivities:
             ApplicationError: another job bears the id, or AWS refuses it; retryable, while AWS holds as
                 many jobs as it allows at once.
         """
+        tenant_id = order.command.tenant_id or order.plan.tenant_id
+        try:
+            arn, made = self._make_job(order)
+        except ApplicationError:
+            DISPATCH_ERRORS.add(tenant_id, "create_job")
+            raise
+        (JOBS_DISPATCHED if made else JOBS_REUSED).add(tenant_id, "create_job")
+        return arn
+
+    def _make_job(self, order: JobOrder) -> tuple[str, bool]:
+        """The ARN of the command's job, and whether it was made now."""
         command, plan = order.command, order.plan
         try:
-            return self._aws.call(
+            made = self._aws.call(
                 self._aws.iot.create_job,
                 jobId=order.job_id,
                 targets=[plan.target_arn],
                 document=command.document_json(),
                 targetSelection=plan.selection.value,
-            )["jobArn"]
+            )
         except AlreadyExistsError as error:
             try:
                 arn = self._own_job(order.job_id, command, plan)
@@ -137,7 +150,7 @@ class CommandActivities:
                     FailureCode.JOB_ID_TAKEN,
                     f"job {order.job_id} has another document, or is for another target",
                 ) from None
-            return arn
+            return arn, False
         except NotFoundError as error:
             raise permanent_failure(
                 FailureCode.NO_SUCH_TARGET, f"{plan.target_arn} is no longer there: {error.what}"
@@ -147,6 +160,7 @@ class CommandActivities:
             if wait <= 0:
                 raise
             raise later("JobLimitReached", error.what, wait) from None
+        return made["jobArn"], True
 
     @activity.defn(name="watch_job", no_thread_cancel_exception=True)
     def watch_job(self, watch: JobWatch) -> JobStanding:
@@ -212,9 +226,11 @@ class CommandActivities:
                 if end.outcome
                 else DeviceCommandFailed(**about, status=end.status, reason=end.reason or end.status)
             )
-            put(session, event, report.job_id)
+            told = put(session, event, report.job_id)
             if target.kind is TargetKind.QUERY:
                 mark_group_used(session, dynamic_group_name(self._job_id_prefix, target.value))
+        if told:
+            (JOBS_COMPLETED if end.outcome else JOBS_FAILED).add(event.tenant_id, "tell_command_end")
 
     def _plan(
         self, target_arn: str, selection: TargetSelection, binding: AwsThingBinding | None = None

@@ -9,6 +9,7 @@ from temporalio import activity
 from activities.bindings import actor, transaction
 from db.erasure import erase_some
 from domain.erasure import Erased, SerialHashing
+from instruments import SWEEPS_DONE, SWEEPS_FOUND
 
 _PAGE_SIZE: Final = 100
 
@@ -34,4 +35,7 @@ class ErasureActivities:
             return Erased()
         before = datetime.now(UTC) - self._retention
         with transaction(self._engine) as session:
-            return Erased(count=erase_some(session, self._hashing, actor(), limit=_PAGE_SIZE, before=before))
+            count = erase_some(session, self._hashing, actor(), limit=_PAGE_SIZE, before=before)
+        SWEEPS_FOUND.add(None, "erasure", count)
+        SWEEPS_DONE.add(None, "erasure", count)
+        return Erased(count=count)

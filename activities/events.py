@@ -16,6 +16,7 @@ from activities.event_sinks import EventRefusedError, EventSink, SinkAwayError, 
 from db.models import OutboxRow
 from db.outbox import claim, delete_sent, disable_sink, disabled_sink, mark_published, note_refusal
 from domain.outbox import OutboxShard, Published
+from instruments import EVENTS_SEND_FAILURES, EVENTS_SENT, speaking_of
 
 logger = logging.getLogger("thingbridge.outbox")
 
@@ -104,16 +105,20 @@ class EventActivities:
                     if row.order_key in waiting:
                         continue
                     try:
-                        self._sink.send(cloud_event(row))
-                    except EventRefusedError as refusal:
-                        self._note_refusal(row, str(refusal))
-                        if row.parked_at is None:
-                            waiting.add(row.order_key)
-                    except SinkGoneError as gone:
-                        raise self._disable(session, str(gone)) from None
+                        with speaking_of(tenant_id=row.tenant_id, device_id=row.device_id):
+                            self._sink.send(cloud_event(row))
                     except Exception as error:
-                        raise _not_sent(row, error, progress=bool(before or sent)) from error
+                        EVENTS_SEND_FAILURES.add(row.tenant_id, "publish_outbox", sink=self._sink.kind)
+                        if isinstance(error, EventRefusedError):
+                            self._note_refusal(row, str(error))
+                            if row.parked_at is None:
+                                waiting.add(row.order_key)
+                        elif isinstance(error, SinkGoneError):
+                            raise self._disable(session, str(error)) from None
+                        else:
+                            raise _not_sent(row, error, progress=bool(before or sent)) from error
                     else:
+                        EVENTS_SENT.add(row.tenant_id, "publish_outbox", sink=self._sink.kind, type=row.type)
                         sent.append(row)
                     activity.heartbeat(before + len(sent))
             finally:

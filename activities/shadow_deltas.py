@@ -40,6 +40,7 @@ from domain.delta_poll import DeltaCounts, DeltaPage, PageProgress, PagesRequest
 from domain.failure import FailureCode
 from domain.outgoing_event import DeviceDesiredStateChanged
 from domain.shadow import Delta, InvalidShadowError, read_delta
+from instruments import DELTAS_DETECTED, POLL_FAILED, POLL_VISITED, speak_of
 
 _UNANSWERED_IN_A_ROW: Final = 5
 """As many devices without an answer are no matter of these devices any more: AWS is throttling, or away."""
@@ -117,6 +118,7 @@ class ShadowDeltaActivities:
         unanswered = 0
         for visit in ahead:
             _unless_told_to_stop()
+            speak_of(tenant_id=visit.tenant_id, device_id=visit.device_id, thing_name=visit.thing_name)
             try:
                 outcome = self._visit(visit)
                 unanswered = 0
@@ -131,6 +133,7 @@ class ShadowDeltaActivities:
             except Exception:  # noqa: BLE001  # whatever is wrong with one device, the rest go on
                 activity.logger.exception("the shadow of %s was not read", visit.thing_name)
                 outcome = _Outcome.FAILED
+            _count(visit, outcome)
             progress = _behind(visit, outcome, progress)
             # Those without an answer are not behind us yet: should it prove to be AWS, they are read again.
             if not unanswered:
@@ -197,7 +200,9 @@ class ShadowDeltaActivities:
                 job_id=job_id(self._job_id_prefix, known.correlation_id),
             )
             # A repeat where another attempt at this page was first; then nothing is put.
-            put(session, event, known.shadow_version)
+            told = put(session, event, known.shadow_version)
+        if told:
+            DELTAS_DETECTED.add(visit.tenant_id, "poll_delta_page")
         return _Outcome.CHANGED
 
     def _uncommanded(self, after: UUID | None) -> list[Uncommanded]:
@@ -213,6 +218,8 @@ class ShadowDeltaActivities:
             parameters=delta.delta,
             tenant_id=delta.tenant_id,
         )
+        # In a task of its own, so of this delta alone.
+        speak_of(tenant_id=delta.tenant_id, device_id=delta.device_id, thing_name=delta.thing_name)
         async with slots:
             try:
                 await self._send(command, thing_name=delta.thing_name)
@@ -226,6 +233,12 @@ class ShadowDeltaActivities:
     def _mark(self, started: list[Uncommanded]) -> None:
         with transaction(self._engine) as session:
             mark_commanded(session, started)
+
+
+def _count(visit: Visit, outcome: _Outcome) -> None:
+    POLL_VISITED.add(visit.tenant_id, "poll_delta_page")
+    if outcome is _Outcome.FAILED:
+        POLL_FAILED.add(visit.tenant_id, "poll_delta_page")
 
 
 def _behind(visit: Visit, outcome: _Outcome, progress: PageProgress) -> PageProgress:

@@ -9,12 +9,13 @@ from pydantic_core import to_json
 from sqlalchemy import Engine
 from temporalio import activity
 
-from activities.aws import Aws, NotFoundError
+from activities.aws import Aws, AwsError, NotFoundError
 from activities.bindings import actor, transaction
 from db.bindings import amend, newest_binding
 from db.device_states import lock_state, state_of
 from domain.provisioning_status import ProvisioningStatus
 from domain.saga import Device
+from instruments import REPORTED_PUSHED, UPDATE_FAILURES
 
 
 class ShadowActivities:
@@ -36,13 +37,20 @@ class ShadowActivities:
         if wish is None or binding.thing_name is None or row.reported_event_id == wish.event_id:
             return
         document = {"state": {"reported": {"status": wish.status, "updatedAt": wish.occurred_at}}}
-        self._aws.call(
-            self._aws.iot_data.update_thing_shadow, thingName=binding.thing_name, payload=to_json(document)
-        )
+        try:
+            self._aws.call(
+                self._aws.iot_data.update_thing_shadow,
+                thingName=binding.thing_name,
+                payload=to_json(document),
+            )
+        except AwsError:
+            UPDATE_FAILURES.add(device.tenant_id, "report_status")
+            raise
         with transaction(self._engine) as session:
             amend(session, binding, actor(), last_shadow_reported_at=datetime.now(UTC), failure_reason=None)
             if reported := lock_state(session, device.device_id):
                 reported.reported_event_id = wish.event_id
+        REPORTED_PUSHED.add(device.tenant_id, "report_status")
 
 
 def erase_shadows(aws: Aws, thing_name: str) -> None:

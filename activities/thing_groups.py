@@ -24,12 +24,14 @@ from activities.bindings import transaction
 from db.command_groups import lock_unused_group, unused_groups, use_group
 from domain.command import dynamic_group_name
 from domain.failure import FailureCode
+from instruments import SWEEPS_DONE, SWEEPS_FAILED, SWEEPS_FOUND
 
 logger = logging.getLogger("thingbridge.thing_groups")
 
 # The one index that dynamic groups can be made over.
 _INDEX: Final = "AWS_Things"
 _ACTIVE: Final = "ACTIVE"
+_SWEEP: Final = "command_groups"
 
 
 class ThingGroupActivities:
@@ -99,12 +101,15 @@ class ThingGroupActivities:
         since = datetime.now(UTC) - self._unused_after
         with transaction(self._engine) as session:
             names = unused_groups(session, since)
+        SWEEPS_FOUND.add(None, _SWEEP, len(names))
         deleted = 0
         for name in names:
             try:
                 deleted += self._delete_unused(name, since)
             except (AwsError, SQLAlchemyError):
+                SWEEPS_FAILED.add(None, _SWEEP)
                 logger.exception("a thing group stays, until the next sweep", extra={"thing_group": name})
+        SWEEPS_DONE.add(None, _SWEEP, deleted)
         return deleted
 
     def _create(self, name: str, query: str) -> None:

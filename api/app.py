@@ -29,11 +29,13 @@ from api.openapi import openapi_document
 from api.problems import Refused
 from api.serial_policy import serial_gate
 from api.temporal import Temporal
+from api.tracing import tracing
 from db.engine import open_engine
 from db.erasure import require_hash_key
 from db.migrate import require_current
 from domain.erasure import SerialHashing
 from settings import ApiSettings
+from telemetry import METRICS_CONTENT_TYPE, exposition
 
 _PATIENCE: Final = timedelta(seconds=3)
 _SIGNAL_SECONDS: Final = 3.0
@@ -138,11 +140,15 @@ def create_app(settings: ApiSettings) -> Starlette:
     app = Starlette(
         routes=[
             Route("/healthz", _alive),
+            Route("/metrics", _metrics),
             Route("/readyz", ready.__call__),
             *_described(openapi_document(doors, version("thingbridge"))),
             *routes(doors, own.request_timeout_seconds),
         ],
-        middleware=[Middleware(Edge, Keys(database, own.key_cache_seconds), own.request_timeout_seconds)],
+        middleware=[
+            *tracing(),
+            Middleware(Edge, Keys(database, own.key_cache_seconds), own.request_timeout_seconds),
+        ],
         exception_handlers={HTTPException: _problem},
         lifespan=lifespan,
     )
@@ -166,6 +172,10 @@ def _described(document: dict[str, Any]) -> Sequence[Route]:
 
 async def _alive(_: Request) -> JSONResponse:
     return JSONResponse({"status": "ok"})
+
+
+async def _metrics(_: Request) -> Response:
+    return Response(await asyncio.to_thread(exposition), headers={"Content-Type": METRICS_CONTENT_TYPE})
 
 
 async def _problem(request: Request, error: Exception) -> Response:

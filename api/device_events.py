@@ -15,6 +15,7 @@ from api.temporal import Temporal
 from db.bindings import newest_binding
 from db.models import DeviceStateRow
 from domain.lifecycle_event import LifecycleEvent, LifecycleEventType
+from instruments import speak_of
 from workflows.requests import send_event
 
 
@@ -46,6 +47,7 @@ def device_event_doors(database: Database, temporal: Temporal, task_queue: str) 
         event = LifecycleEvent.model_validate(
             {**told.model_dump(), "tenant_id": caller.tenant_for(told.tenant_id)}
         )
+        speak_of(tenant_id=event.tenant_id, device_id=event.device_id)
         if not caller.is_operator:
             await database(lambda session: _require_own(session, caller, event))
         return Answer(Accepted(workflow_id=await send_event(await temporal(), event, task_queue)), 202)

@@ -73,6 +73,8 @@ class Edge:
                 caller = await in_time(self._keys.caller(given.get("Authorization")), self._timeout_seconds)
                 scope.setdefault("state", {})["caller"] = caller
                 told["key"] = caller.key_id
+                if caller.tenant_id is not None:
+                    told["tenant_id"] = str(caller.tenant_id)
             await self._app(scope, receive, answer)
         except Refused as refused:
             await refused.response()(scope, receive, answer)

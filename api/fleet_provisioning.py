@@ -34,6 +34,7 @@ from domain.enrolment import Denial, Registration
 from domain.erasure import SerialHashing
 from domain.lifecycle_event import Timestamp
 from domain.names import SERIAL_NUMBER_PATTERN, thing_name
+from instruments import REGISTER_COMPLETED, REGISTER_IDEMPOTENT, VERIFY_ALLOWED, VERIFY_DENIED, speak_of
 from workflows.requests import send_event
 
 logger = logging.getLogger("thingbridge.api")
@@ -139,6 +140,7 @@ class FleetProvisioning:
                     connection, name, allow_reprovision=self._allow_reprovision, hashing=self._hashing
                 )
             )
+        (VERIFY_DENIED if denial else VERIFY_ALLOWED).add(tenant_id, "verify")
         if denial is None:
             return Answer(Verdict(allow_provisioning=True, reason=None))
         return Answer(Verdict(allow_provisioning=False, reason=str(denial)), HTTPStatus.FORBIDDEN)
@@ -148,9 +150,13 @@ class FleetProvisioning:
         tenant_id = call.caller.tenant_for(call.input.tenant_id)
         await self._credentials.require()
         registration = Registration(**{**call.input.model_dump(by_alias=False), "tenant_id": tenant_id})
+        speak_of(tenant_id=tenant_id, thing_name=registration.thing_name)
         if not await self._gate.admits(tenant_id, registration.serial_number):
             raise Refused(HTTPStatus.FORBIDDEN, Denial.POLICY)
         enrolled = await self._enrolled(registration, call.caller)
+        speak_of(device_id=enrolled.binding.device_id)
+        counter = REGISTER_IDEMPOTENT if enrolled.already_provisioned else REGISTER_COMPLETED
+        counter.add(tenant_id, "registered")
         if enrolled.follow_up_due:
             await self._signal(enrolled.binding)
         return Answer(

@@ -164,7 +164,7 @@ def worker() -> None:
     and what `thingbridge migrate` makes.
     """
     loaded = settings.Settings.load()
-    telemetry.configure(loaded.log.level, loaded.log.format)
+    worker_process.configure_telemetry(loaded)
     asyncio.run(worker_process.serve(loaded))
 
 
@@ -176,10 +176,10 @@ def api(
     """Serve HTTP: the doors under /api to holders of a key (`thingbridge keys`); /docs says what there is.
 
     Liveness is at /healthz; readiness at /readyz, with what does not answer, by
-    its name. Needs DATABASE_URL.
+    its name; Prometheus finds its metrics at /metrics. Needs DATABASE_URL.
     """
     loaded = settings.ApiSettings.load()
-    telemetry.configure(loaded.log.level, loaded.log.format)
+    telemetry.configure(loaded.log.level, loaded.log.format, measured=True)
     serve(loaded, host, port)
 
 

@@ -41,12 +41,15 @@ def run_dev(data: Path, *, temporal_port: int, ui_port: int, aws_port: int, api_
     ) as addresses:
         os.environ.setdefault(_UI_VARIABLE, f"{addresses.temporal_ui_url}/namespaces/default")
         loaded = Settings.load()
-        telemetry.configure(loaded.log.level, "text")
+        telemetry.configure(loaded.log.level, "text", measured=True)
         create_device_policy(addresses.aws_endpoint_url, loaded.provisioning.device_policy_name)
         (port,) = choose_ports(api_port)
         with serving(ApiSettings.load(), port) as url:
             key = _operator_key(data, addresses)
             console.print(f"HTTP           {url}/docs, with the key {key}", highlight=False, soft_wrap=True)
+            console.print(
+                f"metrics        {url}/metrics, of worker and HTTP", highlight=False, soft_wrap=True
+            )
             print_addresses(console, addresses, data)
             asyncio.run(serve(loaded))
         console.print("stopping")

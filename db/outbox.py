@@ -1,6 +1,6 @@
 """Events to be sent: written in the transaction of the change they tell of, taken by shards."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -10,6 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col, select
 
 from db.models import DeviceStateRow, EventSinkRow, OutboxRow
+from domain.outbox import OUTBOX_SHARDS
 from domain.outgoing_event import OutgoingEvent
 
 # With the shard's number it names an advisory lock; any number will do, if it is always the same one.
@@ -23,13 +24,16 @@ _refused: Final = and_(col(OutboxRow.published_at).is_(None), col(OutboxRow.firs
 _order_key: Final = func.coalesce(OutboxRow.device_id, OutboxRow.event_id)
 
 
-def put(session: Session, event: OutgoingEvent, *distinction: object) -> None:
+def put(session: Session, event: OutgoingEvent, *distinction: object) -> bool:
     """Add an event behind all earlier ones of its device; one that is there already is not added again.
 
     Args:
         session: the transaction of the change the event tells of.
         event: what to tell.
         distinction: what makes this event one among those of its type and device.
+
+    Returns:
+        Whether it was added.
     """
     sequence = _next_number(session, event)
     added = session.exec(
@@ -52,6 +56,7 @@ def put(session: Session, event: OutgoingEvent, *distinction: object) -> None:
             .where(col(DeviceStateRow.device_id) == event.device_id)
             .values(outbox_sequence=sequence - 1)
         )
+    return added is not None
 
 
 def claim(session: Session, shard: int, at_most: int) -> Sequence[OutboxRow]:
@@ -74,6 +79,20 @@ def claim(session: Session, shard: int, at_most: int) -> Sequence[OutboxRow]:
         .order_by(col(OutboxRow.id))
         .limit(at_most)
     ).all()
+
+
+def oldest_unsent(session: Session) -> Mapping[int, datetime]:
+    """Since when the oldest unsent event of each shard waits; none of a shard whose events are all sent."""
+    waiting = {
+        shard: session.exec(
+            select(OutboxRow.occurred_at)
+            .where(OutboxRow.shard == shard, _waiting)
+            .order_by(col(OutboxRow.id))
+            .limit(1)
+        ).first()
+        for shard in range(OUTBOX_SHARDS)
+    }
+    return {shard: since for shard, since in waiting.items() if since is not None}
 
 
 def mark_published(session: Session, rows: Sequence[OutboxRow]) -> None:

@@ -19,12 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {
     "domain": frozenset[str](),
     "db": frozenset({"domain"}),
-    "activities": frozenset({"db", "domain"}),
+    "instruments": frozenset[str](),
+    "activities": frozenset({"db", "domain", "instruments"}),
     "workflows": frozenset({"activities", "domain"}),
     "settings": frozenset({"domain"}),
-    "telemetry": frozenset({"domain"}),
-    "api": frozenset({"workflows", "db", "domain", "settings", "telemetry"}),
-    "worker": frozenset({"workflows", "activities", "db", "domain", "settings", "telemetry"}),
+    "telemetry": frozenset({"instruments"}),
+    "api": frozenset({"workflows", "db", "domain", "instruments", "settings", "telemetry"}),
+    "worker": frozenset({"workflows", "activities", "db", "domain", "instruments", "settings", "telemetry"}),
     "cli": frozenset(
         {
             "api",
@@ -236,6 +237,8 @@ PLANTED = [
     ("worker.py", "import embedded", "worker may import"),
     ("worker.py", "import importlib\nimportlib.import_module('embedded.stack')", "worker may import"),
     ("settings.py", "import workflows", "settings may import domain"),
+    ("instruments.py", "import domain.names", "instruments may import nothing of ours"),
+    ("workflows/device.py", "import instruments", "workflows may import activities, domain"),
     ("embedded/stack.py", "from domain.names import ThingName", "embedded may import nothing of ours"),
     ("examples/fleet.py", "import embedded", "cli, tests and benchmarks alone"),
     ("cli.py", "import tests.fleet", "the product imports nothing from tests"),

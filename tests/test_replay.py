@@ -5,7 +5,7 @@ import json
 import pytest
 from temporalio.client import WorkflowHistory
 from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.worker import Replayer
+from temporalio.worker import Interceptor, Replayer
 from temporalio.workflow import NondeterminismError
 
 from tests.record_histories import HISTORIES, SCENARIOS
@@ -21,7 +21,7 @@ from workflows.shadow_delta_poll import ShadowDeltaPoll
 RECORDED = sorted(file.stem for file in HISTORIES.glob("*.json"))
 
 
-def replayer() -> Replayer:
+def replayer(*interceptors: Interceptor) -> Replayer:
     return Replayer(
         workflows=[
             ClaimCertificateCheck,
@@ -34,6 +34,7 @@ def replayer() -> Replayer:
         ],
         data_converter=pydantic_data_converter,
         workflow_runner=WORKFLOW_RUNNER,
+        interceptors=interceptors,
     )
 
 

@@ -16,12 +16,14 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from cloudevents.core.v1.event import CloudEvent
 from pydantic import SecretStr
 from sqlalchemy import Engine
 from temporalio.client import Client
 
 import telemetry
 from activities.aws import Aws, AwsConfigurationError
+from activities.event_sinks import LogSink
 from db.engine import open_engine
 from db.migrate import SchemaOutdatedError
 from domain.lifecycle_event import LifecycleEvent
@@ -293,7 +295,7 @@ async def test_a_line_about_a_workflow_names_it(bridge: Bridge, log: io.StringIO
     assert {each["activity_type"] for each in of_activity} >= {"ensure_thing", "issue_certificate"}
 
 
-@pytest.mark.parametrize("level", ["DEBUG", "WARNING"])
+@pytest.mark.parametrize("level", ["DEBUG", "INFO", "WARNING"])
 def test_the_libraries_that_see_keys_never_say_all(log: io.StringIO, bridge: Bridge, level: str) -> None:
     """Even at DEBUG boto3 and what is below it do not log requests, for these carry private keys."""
     telemetry.configure(level, "json", log)
@@ -301,9 +303,19 @@ def test_the_libraries_that_see_keys_never_say_all(log: io.StringIO, bridge: Bri
     logging.getLogger("thingbridge.test").debug("said")
     assert ("said" in log.getvalue()) == (level == "DEBUG")
     assert "hush" not in log.getvalue()
+    least = logging.INFO if level == "DEBUG" else logging.WARNING
     for name in ("boto3", "botocore", "botocore.endpoint", "urllib3.connectionpool"):
-        assert logging.getLogger(name).getEffectiveLevel() == max(logging.INFO, logging.getLevelName(level))
+        assert logging.getLogger(name).getEffectiveLevel() == least
     bridge.secrets.delete_secret(SecretId=f"log-{level}", ForceDeleteWithoutRecovery=True)
+
+
+def test_events_reach_the_log_whatever_its_level(log: io.StringIO) -> None:
+    """A level says which chatter is let through; what the log is the sink for is not chatter."""
+    telemetry.configure("ERROR", "json", log)
+    LogSink().send(CloudEvent({"id": "1", "source": "/thingbridge", "type": "Told", "subject": "d"}))
+    logging.getLogger("thingbridge.test").warning("chatter")
+    (line,) = log.getvalue().splitlines()
+    assert json.loads(line)["event"]["type"] == "Told"
 
 
 # --- Who takes over, last: by now the half minute has mostly passed

@@ -4,9 +4,11 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import Final, NoReturn
 
-from temporalio.client import Client
+from opentelemetry.trace import ProxyTracerProvider, get_tracer_provider
+from temporalio.client import Client, Interceptor
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
 
@@ -33,12 +35,27 @@ async def connect() -> Client:
         ) from None
     address = config.setdefault("target_host", "localhost:7233")
     try:
-        return await Client.connect(**config, data_converter=pydantic_data_converter)
+        return await Client.connect(
+            **config, data_converter=pydantic_data_converter, interceptors=_interceptors()
+        )
     except RuntimeError as error:
         cause = _CAUSE.search(str(error))
         raise TemporalUnreachableError(
             f"no Temporal server answers at {address} (TEMPORAL_ADDRESS): {cause[1] if cause else error}"
         ) from None
+
+
+def _interceptors() -> Sequence[Interceptor]:
+    if not _is_tracing():
+        return []
+    from workflows.tracing import tracing_interceptor
+
+    return [tracing_interceptor()]
+
+
+def _is_tracing() -> bool:
+    """Whether traces are kept: the SDK for it takes a fifth of a second to load, which else nobody needs."""
+    return not isinstance(get_tracer_provider(), ProxyTracerProvider)
 
 
 def end_process(code: int) -> NoReturn:
@@ -47,6 +64,10 @@ def end_process(code: int) -> NoReturn:
     The SDK's threads may crash an interpreter that is being taken apart (sdk-python issue 300): then the
     process would end with SIGABRT, although all was well.
     """
+    if _is_tracing():
+        from workflows.tracing import flush_traces
+
+        flush_traces()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

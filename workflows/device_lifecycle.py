@@ -210,7 +210,9 @@ class DeviceLifecycle:
             at=workflow.now(), signal=signal, field=rejection.field, reason=rejection.reason
         )
         self._rejected = [*self._rejected, rejected][-_REJECTIONS_KEPT:]
-        workflow.logger.warning("signal rejected: %s %s", rejection.field, rejection.reason)
+        workflow.logger.warning(
+            "signal rejected: %s %s", rejection.field, rejection.reason, extra=self._ids()
+        )
 
     def _next_event(self) -> LifecycleEvent | None:
         """The decommission if there is one, else the oldest event; out of the queue."""
@@ -475,9 +477,19 @@ class DeviceLifecycle:
         """Remember what went wrong, and say it as the binding is to say it."""
         code, reason = failure_of(error, self._retried_seconds)
         self._last_error = LastError(code=code, reason=reason)
-        workflow.logger.error("%s: %s: %s", self._step, code, reason)
+        workflow.logger.error("%s: %s: %s", self._step, code, reason, extra=self._ids())
         self._show(self._step)
         return FailureReport(device=device, code=code, reason=reason)
+
+    def _ids(self) -> dict[str, str]:
+        """Whom a log line is about, as far as it is known."""
+        device = self._standing.device
+        ids = {
+            "device_id": self._device_id,
+            "tenant_id": device.tenant_id if device else None,
+            "thing_name": device.thing_name if device else None,
+        }
+        return {name: str(value) for name, value in ids.items() if value is not None}
 
     def _show(self, step: str) -> None:
         """Keep what the Temporal UI shows of this run."""
