@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import Any, Final, TypedDict
 
@@ -34,6 +34,7 @@ from activities.erasure import ErasureActivities
 from activities.event_bus import EventBusSink
 from activities.event_sinks import EventSink, LogSink
 from activities.events import EventActivities
+from activities.measures import measure_credentials, measure_outbox, stop_measuring
 from activities.observer import ActivityObserver
 from activities.secrets import SecretActivities
 from activities.shadow_deltas import ShadowDeltaActivities
@@ -48,11 +49,10 @@ from db.aws_place import keep_place
 from db.engine import open_engine
 from db.erasure import WrongHashKeyError, require_hash_key
 from db.migrate import SchemaOutdatedError, require_current
-from db.outbox import oldest_unsent
 from domain.enrolment import AwsPlace
 from domain.names import event_queue, job_queue
 from domain.outbox import OUTBOX_SHARDS
-from instruments import OUTBOX_OLDEST
+from instruments import CREDENTIALS_REFRESHES
 from settings import Credentials, Events, InvalidSettingsError, Settings
 from settings import Worker as WorkerSettings
 from workflows.claim_certificate_check import ClaimCertificateCheck
@@ -298,15 +298,6 @@ def _shared(own: WorkerSettings) -> _Shared:
     )
 
 
-def _ages_of_outbox(engine: Engine) -> dict[str, float]:
-    with Session(engine) as session:
-        since, now = oldest_unsent(session), datetime.now(UTC)
-    return {
-        str(shard): max((now - since[shard]).total_seconds(), 0.0) if shard in since else 0.0
-        for shard in range(OUTBOX_SHARDS)
-    }
-
-
 def _require_hash_key(engine: Engine, settings: Settings) -> None:
     with Session(engine) as session:
         require_hash_key(session, settings.erasure.hashing)
@@ -343,7 +334,11 @@ async def learn_place(
 def compose_credentials(own: Credentials) -> FleetCredentials | None:
     """The keys of every AWS client of this process; None where boto3's default chain has them."""
     arn = own.fleet_credential_secret_arn
-    return FleetCredentials(arn, FleetSecret(arn).read) if arn else None
+    return FleetCredentials(arn, FleetSecret(arn).read, _count_refresh) if arn else None
+
+
+def _count_refresh(well: bool) -> None:
+    CREDENTIALS_REFRESHES.add(None, "refresh", result="ok" if well else "error")
 
 
 @asynccontextmanager
@@ -412,7 +407,6 @@ async def run_worker(settings: Settings, client: Client, stop: asyncio.Event) ->
         if settings.erasure.retention_days is not None:
             await asyncio.to_thread(_require_hash_key, engine, settings)
         await require_search_attributes(client)
-        OUTBOX_OLDEST.watch(partial(_ages_of_outbox, engine))
         # boto3 itself reads AWS_DEFAULT_REGION alone; AWS's other SDKs and its runtimes say AWS_REGION.
         credentials = await asyncio.to_thread(compose_credentials, settings.credentials)
         aws = await asyncio.to_thread(Aws, threads + _JOB_THREADS, os.environ.get("AWS_REGION"), credentials)
@@ -426,6 +420,9 @@ async def run_worker(settings: Settings, client: Client, stop: asyncio.Event) ->
                 )
                 await at_work.enter_async_context(keeping)
             sink = at_work.enter_context(open_sink(settings.events, aws))
+            at_work.callback(stop_measuring)
+            measure_credentials(aws)
+            measure_outbox(engine, sink)
             workers = [
                 compose_worker(settings, client, aws, engine),
                 compose_job_worker(settings, client, aws, engine),

@@ -95,6 +95,14 @@ def oldest_unsent(session: Session) -> Mapping[int, datetime]:
     return {shard: since for shard, since in waiting.items() if since is not None}
 
 
+def count_parked(session: Session) -> int:
+    """How many events wait for an operator to have them sent again."""
+    parked = (
+        select(func.count()).select_from(OutboxRow).where(_refused, col(OutboxRow.parked_at).is_not(None))
+    )
+    return session.exec(parked).one()
+
+
 def mark_published(session: Session, rows: Sequence[OutboxRow]) -> None:
     """Note that events have been sent."""
     session.exec(
