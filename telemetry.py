@@ -144,6 +144,9 @@ def _with_ids(record: logging.LogRecord) -> bool:
     if of_workflow := said.get("temporal_workflow"):
         said.setdefault("workflow_id", of_workflow["workflow_id"])
         said.setdefault("run_id", of_workflow["run_id"])
+    if of_activity := said.get("temporal_activity"):
+        said.setdefault("workflow_id", of_activity.get("workflow_id"))
+        said.setdefault("run_id", of_activity.get("workflow_run_id"))
     span = trace.get_current_span().get_span_context()
     if span.is_valid:
         said.setdefault("trace_id", f"{span.trace_id:032x}")
