@@ -355,7 +355,7 @@ def _command_to_make_current(client: Client, deployment: str, build_id: str) -> 
 async def serve(settings: Settings) -> None:
     """Run a worker until SIGTERM or SIGINT."""
     stop = set_by_signals()
-    await run_worker(settings, await connect(), stop)
+    await run_worker(settings, await connect(settings.encryption.in_use), stop)
 
 
 def set_by_signals() -> asyncio.Event:

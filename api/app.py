@@ -103,7 +103,7 @@ def create_app(settings: ApiSettings) -> Starlette:
     threads = own.max_concurrent_requests
     # One more, for readiness to be asked for also while all are at work.
     engine = open_engine(settings.database_url.get_secret_value(), pool_size=threads + 1)
-    database, temporal = Database(engine, threads), Temporal()
+    database, temporal = Database(engine, threads), Temporal(settings.encryption.in_use)
     doors = compose_doors(settings, database, temporal)
 
     @asynccontextmanager

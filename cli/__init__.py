@@ -260,7 +260,7 @@ def cancel(
     job_id: Annotated[str, typer.Argument(metavar="JOB_ID", help="The command's job.")],
 ) -> None:
     """Cancel a command, and its job in AWS, where it has not ended."""
-    asyncio.run(commanding.cancel(job_id))
+    asyncio.run(commanding.cancel(settings.ClientSettings.load(), job_id))
 
 
 @app.command()
