@@ -392,6 +392,12 @@ class DatabaseSettings(ClientSettings):
     erasure: Erasure = Erasure()
 
 
+class CodecSettings(DatabaseSettings):
+    """What the codec server needs."""
+
+    api: Api = Api()
+
+
 class ApiSettings(DatabaseSettings):
     """All that the HTTP doors need."""
 

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -12,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Route
 
 from api.auth import Keys
@@ -25,7 +24,7 @@ from api.doors import Door, routes
 from api.edge import Edge
 from api.fleet_provisioning import FleetProvisioning, fleet_provisioning_doors
 from api.openapi import openapi_document
-from api.problems import Refused
+from api.problems import http_problem
 from api.serial_policy import serial_gate
 from api.temporal import Temporal
 from db.engine import open_engine
@@ -119,7 +118,7 @@ def create_app(settings: ApiSettings) -> Starlette:
             *routes(doors, own.request_timeout_seconds),
         ],
         middleware=[Middleware(Edge, Keys(database, own.key_cache_seconds), own.request_timeout_seconds)],
-        exception_handlers={HTTPException: _problem},
+        exception_handlers={HTTPException: http_problem},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
@@ -142,13 +141,6 @@ def _described(document: dict[str, Any]) -> Sequence[Route]:
 
 async def _alive(_: Request) -> JSONResponse:
     return JSONResponse({"status": "ok"})
-
-
-async def _problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101  # it is registered for these alone
-    detail = {404: "there is nothing at this path", 405: "this path does not take this method"}
-    status = HTTPStatus(error.status_code)
-    return Refused(status, detail.get(status, error.detail), headers=error.headers).response()
 
 
 async def _finding(check: Awaitable[None]) -> str:

@@ -55,6 +55,10 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "retention_days": None,
         "hash_key": None,
     },
+    "encryption": {
+        "keys": None,
+        "key_id": None,
+    },
 }
 BOUNDS = {
     "IOT_AWS_CREDENTIALS__ROTATION_CHECK_INTERVAL_MINUTES": (1, 240),

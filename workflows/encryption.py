@@ -50,7 +50,7 @@ class EncryptionCodec(PayloadCodec):
         """Decrypt those that are encrypted.
 
         Raises:
-            UnreadablePayloadError: there is no key of that id, or it is another key, or the payload was changed.
+            UnreadablePayloadError: the key is not known, or is another one, or the payload was changed.
         """
         return [self._decrypted(payload) for payload in payloads]
 
