@@ -13,7 +13,6 @@ from typing import Any
 from unittest.mock import patch
 from uuid import uuid4
 
-import httpx2
 import pytest
 from google.protobuf.json_format import MessageToDict
 from hypothesis import given
@@ -25,6 +24,7 @@ from temporalio.common import RawValue
 
 from activities.aws import Aws
 from api.codec import BODY_LIMIT, create_codec_app
+from api.server import serving_app
 from domain.command import Command, CommandTarget, TargetKind
 from domain.encryption import EncryptionKeys
 from domain.provisioning_status import ProvisioningStatus
@@ -32,7 +32,7 @@ from embedded.processes import choose_ports
 from embedded.stack import Addresses
 from settings import ClientSettings, CodecSettings, InvalidSettingsError, Settings
 from tests.bridge import Bridge, Device, until, worker_on
-from tests.command_line import call, running
+from tests.command_line import call
 from tests.doors import Doors, problem
 from tests.test_no_key_material import decoded
 from workflows.connection import connect
@@ -430,21 +430,12 @@ async def test_temporals_own_command_line_shows_the_history(
         await own.signal(device, device.event("Provisioned"), queue=queue_of(apart))
         await own.ended(device)
     (port,) = choose_ports(0)
-    address = f"http://127.0.0.1:{port}"
-    with_codec = ("--codec-endpoint", address, "--codec-auth", f"Bearer {doors.key(None)}")
-    async with running("codec", "--port", str(port), **{KEYS_SETTING: WRITTEN}):
-        await until(lambda: answers(f"{address}/healthz"), "the codec server answers")
+    with serving_app(create_codec_app(codec_settings(keys(OLD)), UI), port) as address:
         assert device.serial_number not in await shown(device)
-        readable = await shown(device, *with_codec)
+        readable = await shown(
+            device, "--codec-endpoint", address, "--codec-auth", f"Bearer {doors.key(None)}"
+        )
     assert f'"serialNumber":"{device.serial_number}"' in readable
-
-
-async def answers(url: str) -> bool:
-    try:
-        async with httpx2.AsyncClient() as http:
-            return (await http.get(url)).status_code == 200
-    except httpx2.TransportError:
-        return False
 
 
 async def shown(device: Device, *options: str) -> str:
