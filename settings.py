@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tomllib
+from base64 import b64decode
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -33,6 +34,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from domain.encryption import ENCRYPTION_KEY_BYTES, KEY_ID_PATTERN, EncryptionKeys
 from domain.erasure import KEY_LENGTH, SerialHashing
 from domain.names import TASK_QUEUE
 from domain.serial_policy import SERIAL_POLICY_GROUP, SerialPatterns
@@ -148,6 +150,41 @@ def _serial_patterns(value: object) -> object:
         SerialPatterns(value)
         return value
     raise ValueError("must be a JSON object of strings")
+
+
+def _encryption_keys(value: object) -> object:
+    """Keys as an environment variable or the TOML file writes them; none of them is ever repeated."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError("is no JSON") from None
+    if not isinstance(value, dict) or not value:
+        raise ValueError("must be a JSON object of at least one key by its id")
+    if not all(re.fullmatch(KEY_ID_PATTERN, key_id) for key_id in value):
+        raise ValueError("an id must be 1 to 32 of ASCII letters, digits, . _ and -")
+    for key_id, key in value.items():
+        if not isinstance(key, str) or len(_read_key(key)) != ENCRYPTION_KEY_BYTES:
+            raise ValueError(f"the key {key_id} must be {ENCRYPTION_KEY_BYTES} bytes in base64")
+    return value
+
+
+def _read_key(key: str) -> bytes:
+    try:
+        return b64decode(key, validate=True)
+    except ValueError:
+        return b""
+
+
+def _one_of_the_keys(value: str | None, given: ValidationInfo) -> str | None:
+    # Where the keys are at fault themselves, that is said of them.
+    if value is not None and "keys" in given.data:
+        keys = given.data["keys"]
+        if keys is None:
+            raise ValueError("is one of IOT_AWS_ENCRYPTION__KEYS, which is not set")
+        if value not in keys:
+            raise ValueError(f"must be one of the ids in IOT_AWS_ENCRYPTION__KEYS: {', '.join(keys)}")
+    return value
 
 
 class _Section(BaseModel):
@@ -360,6 +397,27 @@ class Worker(_Section):
     )
 
 
+class Encryption(_Section):
+    """What Temporal keeps of the payloads: see docs/encryption.md."""
+
+    keys: Annotated[dict[str, SecretStr] | None, BeforeValidator(_encryption_keys)] = Field(
+        None,
+        description=f"JSON, each key's id with its {ENCRYPTION_KEY_BYTES} bytes in base64, the same wherever "
+        "payloads are read; none: they are plain",
+    )
+    key_id: Annotated[str | None, AfterValidator(_one_of_the_keys)] = Field(
+        None, description="the id of the key that encrypts what is new; none: that stays plain"
+    )
+
+    @property
+    def in_use(self) -> EncryptionKeys | None:
+        """The keys, where there are any."""
+        if self.keys is None:
+            return None
+        keys = {key_id: b64decode(key.get_secret_value()) for key_id, key in self.keys.items()}
+        return EncryptionKeys(keys, self.key_id)
+
+
 class Log(_Section):
     """What the process says of itself, on standard error."""
 
@@ -391,6 +449,7 @@ class ClientSettings(BaseSettings):
 
     log: Log = Log()
     worker: Worker = Worker()
+    encryption: Encryption = Encryption()
 
     @classmethod
     def settings_customise_sources(
@@ -437,6 +496,12 @@ class DatabaseSettings(ClientSettings):
         validation_alias=DATABASE_VARIABLE, description="postgresql://USER:PASSWORD@HOST:PORT/NAME"
     )
     erasure: Erasure = Erasure()
+
+
+class CodecSettings(DatabaseSettings):
+    """What the codec server needs."""
+
+    api: Api = Api()
 
 
 class ApiSettings(DatabaseSettings):

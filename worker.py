@@ -476,7 +476,7 @@ async def serve(settings: Settings) -> None:
     with ExitStack() as serving:
         if shown.metrics_port is not None:
             serving.enter_context(telemetry.serving_metrics(shown.metrics_host, shown.metrics_port))
-        await run_worker(settings, await connect(), stop)
+        await run_worker(settings, await connect(settings.encryption.in_use), stop)
 
 
 def configure_telemetry(settings: Settings) -> None:

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any, Final, NamedTuple
 
@@ -26,7 +25,7 @@ from api.doors import Door, routes
 from api.edge import Edge
 from api.fleet_provisioning import FleetProvisioning, fleet_provisioning_doors
 from api.openapi import openapi_document
-from api.problems import Refused
+from api.problems import http_problem
 from api.serial_policy import serial_gate
 from api.temporal import Temporal
 from api.tracing import tracing
@@ -127,7 +126,7 @@ def create_app(settings: ApiSettings) -> Starlette:
     threads = own.max_concurrent_requests
     # One more, for readiness to be asked for also while all are at work.
     engine = open_engine(settings.database_url.get_secret_value(), pool_size=threads + 1)
-    database, temporal = Database(engine, threads), Temporal()
+    database, temporal = Database(engine, threads), Temporal(settings.encryption.in_use)
     credentials = AwsCredentials(database, settings.credentials.fleet_credential_secret_arn)
     doors = compose_doors(settings, database, temporal, credentials)
     ready = Readiness(database, temporal, credentials, settings.erasure.hashing)
@@ -149,7 +148,7 @@ def create_app(settings: ApiSettings) -> Starlette:
             *tracing(),
             Middleware(Edge, Keys(database, own.key_cache_seconds), own.request_timeout_seconds),
         ],
-        exception_handlers={HTTPException: _problem},
+        exception_handlers={HTTPException: http_problem},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
@@ -176,13 +175,6 @@ async def _alive(_: Request) -> JSONResponse:
 
 async def _metrics(_: Request) -> Response:
     return Response(await asyncio.to_thread(exposition), headers={"Content-Type": METRICS_CONTENT_TYPE})
-
-
-async def _problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101  # it is registered for these alone
-    detail = {404: "there is nothing at this path", 405: "this path does not take this method"}
-    status = HTTPStatus(error.status_code)
-    return Refused(status, detail.get(status, error.detail), headers=error.headers).response()
 
 
 async def _finding(check: Awaitable[str]) -> _Finding:

@@ -32,10 +32,13 @@ SECURITY_HEADERS: Final = {
 class Edge:
     """The outermost layer of the application."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, timeout_seconds: float) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: Keys, timeout_seconds: float, guarded: tuple[str, ...] = ("/api/",)
+    ) -> None:
         self._app = app
         self._keys = keys
         self._timeout_seconds = timeout_seconds
+        self._guarded = guarded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on a request that may go in, and see to it that each is answered and logged."""
@@ -69,7 +72,7 @@ class Edge:
 
         try:
             # Before any route is looked for: who has no key learns nothing, not even what there is.
-            if scope["path"].startswith("/api/"):
+            if scope["path"].startswith(self._guarded):
                 caller = await in_time(self._keys.caller(given.get("Authorization")), self._timeout_seconds)
                 scope.setdefault("state", {})["caller"] = caller
                 told["key"] = caller.key_id

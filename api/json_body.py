@@ -32,22 +32,27 @@ async def read_json(request: Request) -> bytes:
             "the body must be JSON, and its Content-Type application/json",
             headers={"Accept": "application/json"},
         )
-    body = await _bounded(request)
+    body = await read_bounded(request, BODY_LIMIT)
     if not body.strip():
         raise _malformed("is missing")
     require_plain_json(body)
     return body
 
 
-async def _bounded(request: Request) -> bytes:
+async def read_bounded(request: Request, limit: int) -> bytes:
+    """The body, of so many bytes at most.
+
+    Raises:
+        Refused: it is larger.
+    """
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > BODY_LIMIT:
-        raise _too_large()
+    if declared.isdecimal() and int(declared) > limit:
+        raise _too_large(limit)
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
-        if size > BODY_LIMIT:
-            raise _too_large()
+        if size > limit:
+            raise _too_large(limit)
         parts.append(part)
     return b"".join(parts)
 
@@ -105,9 +110,9 @@ def _too_deep() -> Refused:
     return _malformed(f"nests deeper than {DEPTH_LIMIT} objects and arrays")
 
 
-def _too_large() -> Refused:
+def _too_large(limit: int) -> Refused:
     return Refused(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"the body is larger than {BODY_LIMIT} bytes",
+        f"the body is larger than {limit} bytes",
         headers={"Connection": "close"},
     )

@@ -7,6 +7,8 @@ from typing import Final
 
 from pydantic import BaseModel, Field
 from pydantic_core import ErrorDetails
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
@@ -59,6 +61,14 @@ class Refused(Exception):  # noqa: N818  # an answer, not an accident
             headers=self.headers,
             media_type=PROBLEM_MEDIA_TYPE,
         )
+
+
+async def http_problem(_: Request, error: Exception) -> Response:
+    """What the router itself refuses, as a problem."""
+    assert isinstance(error, HTTPException)  # noqa: S101  # it is registered for these alone
+    detail = {404: "there is nothing at this path", 405: "this path does not take this method"}
+    status = HTTPStatus(error.status_code)
+    return Refused(status, detail.get(status, error.detail), headers=error.headers).response()
 
 
 def unauthenticated(detail: str) -> Refused:

@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from threading import Thread
 from typing import Any, Final
 
@@ -35,10 +35,15 @@ def serve_app(app: ASGIApp, host: str, port: int) -> None:
     uvicorn.run(app, host=host, port=port, **_HOW)
 
 
+def serving(settings: ApiSettings, port: int) -> AbstractContextManager[str]:
+    """Serve on 127.0.0.1 from a thread; the address it is at."""
+    return serving_app(create_app(settings), port)
+
+
 @contextmanager
-def serving(settings: ApiSettings, port: int) -> Iterator[str]:
-    """Serve on 127.0.0.1 from a thread, which leaves all signals to the process; the address it is at."""
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), host="127.0.0.1", port=port, **_HOW))
+def serving_app(app: ASGIApp, port: int) -> Iterator[str]:
+    """Serve an application on 127.0.0.1 from a thread, which leaves all signals to the process."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, **_HOW))
     thread = Thread(target=server.run, name="api")
     thread.start()
     try:

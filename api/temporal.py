@@ -4,13 +4,15 @@ import asyncio
 
 from temporalio.client import Client
 
+from domain.encryption import EncryptionKeys
 from workflows.connection import connect
 
 
 class Temporal:
     """One client for all requests; until it is had, each request tries again."""
 
-    def __init__(self) -> None:
+    def __init__(self, encryption: EncryptionKeys | None) -> None:
+        self._encryption = encryption
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
 
@@ -23,5 +25,5 @@ class Temporal:
         if self._client is None:
             async with self._connecting:
                 if self._client is None:
-                    self._client = await connect()
+                    self._client = await connect(self._encryption)
         return self._client

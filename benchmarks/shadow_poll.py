@@ -73,7 +73,7 @@ class _Benchmark:
         self._table = Table("poll", "s", "visited", "changed", "failed", "reads", "events", "commands")
 
     async def run(self, *, kill: bool) -> bool:
-        client = await connect()
+        client = await connect(None)
         await register_search_attributes(client)
         # The polls here are the benchmark's own.
         wanted = schedules(TASK_QUEUE, poll_interval_seconds=600, claim_check_interval_hours=24)

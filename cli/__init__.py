@@ -1,6 +1,7 @@
 """The command line: everything an operator or a newcomer runs."""
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
 from uuid import UUID
@@ -17,7 +18,8 @@ from typer.core import TyperGroup
 import settings
 import telemetry
 import worker as worker_process
-from api.server import serve
+from api.codec import create_codec_app
+from api.server import serve, serve_app
 from cli import command as commanding
 from cli import events, keys, operate
 from cli.output import standard_output
@@ -26,6 +28,7 @@ from db.erasure import NotErasableError
 from domain.provisioning_status import ProvisioningStatus
 from embedded.processes import ServerError  # the standard library alone: there without the embedded servers
 from workflows.connection import end_process
+from workflows.encryption import UnreadablePayloadError
 from workflows.requests import UnknownCommandError
 
 _REFUSALS: Final = (
@@ -34,6 +37,7 @@ _REFUSALS: Final = (
     keys.UnknownKeyError,
     events.NotRefusedError,
     UnknownCommandError,
+    UnreadablePayloadError,
     NotErasableError,
     ServerError,
 )
@@ -184,6 +188,29 @@ def api(
 
 
 @app.command()
+def codec(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 8081,
+    ui_origin: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="Temporal's UI, as https://HOST or http://HOST:PORT, whose pages may ask; default: none.",
+        ),
+    ] = None,
+) -> None:
+    """Serve as the codec server: shows operators what is encrypted, in Temporal's UI and command line.
+
+    Needs IOT_AWS_ENCRYPTION__KEYS and DATABASE_URL; see docs/encryption.md.
+    """
+    if ui_origin is not None and not re.fullmatch(r"https?://[a-z0-9.:\[\]-]+", ui_origin):
+        raise typer.BadParameter("must be an origin, without a path", param_hint="--ui-origin")
+    loaded = settings.CodecSettings.load()
+    telemetry.configure(loaded.log.level, loaded.log.format)
+    serve_app(create_codec_app(loaded, ui_origin), host, port)
+
+
+@app.command()
 def migrate() -> None:
     """Bring the database to this version's schema, and register Temporal's search attributes.
 
@@ -262,7 +289,7 @@ def cancel(
     job_id: Annotated[str, typer.Argument(metavar="JOB_ID", help="The command's job.")],
 ) -> None:
     """Cancel a command, and its job in AWS, where it has not ended."""
-    asyncio.run(commanding.cancel(job_id))
+    asyncio.run(commanding.cancel(settings.ClientSettings.load(), job_id))
 
 
 @app.command()

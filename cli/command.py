@@ -12,7 +12,7 @@ from temporalio.client import WorkflowFailureError
 
 from cli.output import standard_output
 from domain.command import Command, CommandTarget, TargetKind
-from settings import CommandSettings
+from settings import ClientSettings, CommandSettings
 from workflows.connection import connect
 from workflows.device_command import DeviceCommandStatus
 from workflows.requests import cancel_command, describe_command, send_command
@@ -53,7 +53,7 @@ def read_command(
 
 async def send(settings: CommandSettings, command: Command, *, wait: bool) -> int:
     """Send a command, and return the exit code: 0 if it is sent or, where it is waited for, succeeded."""
-    client, console = await connect(), standard_output()
+    client, console = await connect(settings.encryption.in_use), standard_output()
     job_id = await send_command(client, command, settings.worker.task_queue, settings.jobs.job_id_prefix)
     console.print(f"job {job_id}")
     console.print(
@@ -81,13 +81,13 @@ async def send(settings: CommandSettings, command: Command, *, wait: bool) -> in
     return 0 if ended.outcome else 1
 
 
-async def cancel(job_id: str) -> None:
+async def cancel(settings: ClientSettings, job_id: str) -> None:
     """Cancel a command by its job's id.
 
     Raises:
         UnknownCommandError: there is none of that id.
     """
-    client = await connect()
+    client = await connect(settings.encryption.in_use)
     at_work = await cancel_command(client, await describe_command(client, job_id))
     standard_output().print(
         f"{job_id} is being cancelled, in AWS too" if at_work else f"{job_id} has ended before",

@@ -131,7 +131,8 @@ async def _drive(
     *,
     stay: bool,
 ) -> int:
-    settings, client = Settings.load(), await connect()
+    settings = Settings.load()
+    client = await connect(settings.encryption.in_use)
     stop = asyncio.Event()
     working = asyncio.create_task(run_worker(settings, client, stop))
     engine = open_engine(addresses.database_url)

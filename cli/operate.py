@@ -57,7 +57,7 @@ async def migrate(settings: DatabaseSettings, console: Console) -> None:
         console.print(f"database: schema {await asyncio.to_thread(upgrade, engine)}")
     finally:
         engine.dispose()
-    client = await connect()
+    client = await connect(settings.encryption.in_use)
     added = await register_search_attributes(client)
     console.print(
         f"namespace {client.namespace}: "
@@ -75,7 +75,8 @@ async def retry(settings: DatabaseSettings, console: Console, device_id: UUID) -
         binding = newest_binding(session, device_id)
     if binding is None:
         raise UnknownDeviceError(f"device {device_id} has no binding: see `thingbridge bindings`")
-    workflow_id = await send_retry(await connect(), device_id, settings.worker.task_queue)
+    client = await connect(settings.encryption.in_use)
+    workflow_id = await send_retry(client, device_id, settings.worker.task_queue)
     console.print(f"retry sent to {workflow_id}, whose binding is {binding.provisioning_status}")
 
 

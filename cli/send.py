@@ -44,7 +44,7 @@ async def send_files(settings: ClientSettings, files: Sequence[Path]) -> int:
     Raises:
         RPCError: Temporal takes no event at all.
     """
-    client = await connect()
+    client = await connect(settings.encryption.in_use)
     sent = failed = 0
     with Progress(
         TextColumn("{task.description}"),

@@ -112,7 +112,8 @@ def _operator_key(data: Path, addresses: Addresses) -> str:
 
 
 async def _register() -> None:
-    await register_search_attributes(await connect())
+    # No payload comes into it.
+    await register_search_attributes(await connect(None))
 
 
 def _write_environment(file: Path, addresses: Addresses) -> None:

@@ -66,7 +66,7 @@ def engine(stack: Addresses) -> Iterator[Engine]:
 
 @pytest_asyncio.fixture(scope="session")
 async def client(stack: Addresses) -> Client:
-    connected = await connect()
+    connected = await connect(None)
     await register_search_attributes(connected)
     # As an operator would: workers that the tests start leave them so, and no poll gets between a test and
     # the calls it counts.

@@ -354,7 +354,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
 
 
 async def record(addresses: Addresses) -> None:
-    client, settings = await connect(), Settings.load()
+    client, settings = await connect(None), Settings.load()
     await register_search_attributes(client)
     engine = open_engine(addresses.database_url, pool_size=20)
     upgrade(engine)

@@ -30,6 +30,7 @@ COMMANDS = {
     "command",
     "cancel",
     "api",
+    "codec",
     "bindings",
     "retry",
     "erase",

@@ -25,7 +25,7 @@ QUEUE = "scheduled"
 async def own(client: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
     """A client of a namespace without a schedule."""
     monkeypatch.setenv("TEMPORAL_NAMESPACE", await empty_namespace(client))
-    return await connect()
+    return await connect(None)
 
 
 async def poll_schedule(client: Client) -> ScheduleDescription:

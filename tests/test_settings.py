@@ -56,6 +56,10 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "retention_days": None,
         "hash_key": None,
     },
+    "encryption": {
+        "keys": None,
+        "key_id": None,
+    },
     "events": {
         "sink": "log",
         "webhook_url": None,

@@ -158,7 +158,7 @@ async def test_a_worker_refuses_a_namespace_without_its_search_attributes(
     namespace = await empty_namespace(bridge.client)
     monkeypatch.setenv("TEMPORAL_NAMESPACE", namespace)
     with pytest.raises(SearchAttributesError, match="run `thingbridge migrate`") as refused:
-        await start(settings, await connect())
+        await start(settings, await connect(None))
     assert (
         f"temporal operator search-attribute create --namespace {namespace} --name TenantId --type Keyword"
     ) in str(refused.value)

@@ -9,8 +9,10 @@ from typing import Final, NoReturn
 
 from opentelemetry.trace import ProxyTracerProvider, get_tracer_provider
 from temporalio.client import Client, Interceptor
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
+
+from domain.encryption import EncryptionKeys
+from workflows.encryption import data_converter
 
 # The one part for human eyes of how the SDK reports a connection that failed.
 _CAUSE: Final = re.compile(r'(?:message|error): "([^"]+)"')
@@ -20,8 +22,11 @@ class TemporalUnreachableError(RuntimeError):
     """No Temporal server answers where the configuration points, or the configuration points nowhere."""
 
 
-async def connect() -> Client:
+async def connect(encryption: EncryptionKeys | None) -> Client:
     """Connect as `TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE`, `TEMPORAL_API_KEY`, … or a profile says.
+
+    Args:
+        encryption: the keys of payloads; None: they are plain. Not optional, so that no client forgets them.
 
     Raises:
         TemporalUnreachableError: with the address tried, or what is wrong with the configuration.
@@ -36,7 +41,7 @@ async def connect() -> Client:
     address = config.setdefault("target_host", "localhost:7233")
     try:
         return await Client.connect(
-            **config, data_converter=pydantic_data_converter, interceptors=_interceptors()
+            **config, data_converter=data_converter(encryption), interceptors=_interceptors()
         )
     except RuntimeError as error:
         cause = _CAUSE.search(str(error))

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.common import (
+    RawValue,
     SearchAttributeKey,
     SearchAttributePair,
     TypedSearchAttributes,
@@ -94,9 +95,10 @@ async def command_sent(client: Client, job_id: str) -> Command | None:
     """
     handle = client.get_workflow_handle(job_id)
     begun = await anext(handle.fetch_history_events(page_size=1))
-    for payload in begun.workflow_execution_started_event_attributes.input.payloads:
+    sent = begun.workflow_execution_started_event_attributes.input.payloads
+    for argument in await client.data_converter.decode(sent, [RawValue] * len(sent)):
         with suppress(InvalidCommandError):
-            return Command.from_json(payload.data)
+            return Command.from_json(argument.payload.data)
     return None
 
 

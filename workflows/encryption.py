@@ -1,0 +1,96 @@
+"""Payloads are encrypted on their way to Temporal, which so keeps what it cannot read."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from temporalio.api.common.v1 import Payload
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.converter import (
+    DataConverter,
+    DefaultFailureConverterWithEncodedAttributes,
+    PayloadCodec,
+)
+
+from domain.encryption import EncryptionKeys
+
+ENCODING: Final = b"binary/encrypted"
+KEY_ID: Final = "encryption-key-id"
+_NONCE_BYTES: Final = 12
+_LONGEST_SHOWN: Final = 64
+
+
+class UnreadablePayloadError(RuntimeError):
+    """A payload is encrypted, and cannot be decrypted here.
+
+    It fails no workflow for good: its task is tried again until the key is there.
+    """
+
+
+class EncryptionCodec(PayloadCodec):
+    """AES-256-GCM under keys that bear ids; docs/encryption.md has the format.
+
+    What is not encrypted is read as it is, for clients send plain JSON (see the contract).
+    """
+
+    def __init__(self, keys: EncryptionKeys) -> None:
+        self._ciphers = {key_id.encode(): AESGCM(key) for key_id, key in keys.keys.items()}
+        self._key_id = keys.key_id.encode() if keys.key_id is not None else None
+
+    async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        """Encrypt each, metadata and all; without a key for what is new, they stay as they are."""
+        if self._key_id is None:
+            return list(payloads)
+        return [self._encrypted(payload, self._key_id) for payload in payloads]
+
+    async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        """Decrypt those that are encrypted.
+
+        Raises:
+            UnreadablePayloadError: the key is not known, or is another one, or the payload was changed.
+        """
+        return [self._decrypted(payload) for payload in payloads]
+
+    def _encrypted(self, payload: Payload, key_id: bytes) -> Payload:
+        nonce = os.urandom(_NONCE_BYTES)
+        content = self._ciphers[key_id].encrypt(nonce, payload.SerializeToString(), _bound_to(key_id))
+        return Payload(metadata={"encoding": ENCODING, KEY_ID: key_id}, data=nonce + content)
+
+    def _decrypted(self, payload: Payload) -> Payload:
+        # With no id it is no work of ours: whoever reads it says what to do about its encoding.
+        if payload.metadata.get("encoding") != ENCODING or KEY_ID not in payload.metadata:
+            return payload
+        key_id = payload.metadata[KEY_ID]
+        shown = key_id.decode("ascii", "replace")[:_LONGEST_SHOWN]
+        cipher = self._ciphers.get(key_id)
+        if cipher is None:
+            raise UnreadablePayloadError(
+                f"a payload is encrypted under the key {shown!r}, which is not in IOT_AWS_ENCRYPTION__KEYS"
+            )
+        nonce, content = payload.data[:_NONCE_BYTES], payload.data[_NONCE_BYTES:]
+        try:
+            return Payload.FromString(cipher.decrypt(nonce, content, _bound_to(key_id)))
+        except (InvalidTag, ValueError):
+            raise UnreadablePayloadError(
+                f"a payload cannot be decrypted under the key {shown!r}: it was changed on its way, or "
+                "IOT_AWS_ENCRYPTION__KEYS has another key of that id where it was encrypted"
+            ) from None
+
+
+def data_converter(keys: EncryptionKeys | None) -> DataConverter:
+    """How payloads are written and read; in plain JSON where there are no keys."""
+    if keys is None:
+        return pydantic_data_converter
+    reading = dataclasses.replace(pydantic_data_converter, payload_codec=EncryptionCodec(keys))
+    if keys.key_id is None:
+        return reading
+    # Else messages and stack traces, which name Things, would stay plain.
+    return dataclasses.replace(reading, failure_converter_class=DefaultFailureConverterWithEncodedAttributes)
+
+
+def _bound_to(key_id: bytes) -> bytes:
+    """What is authenticated beside the content: that it is of this encoding and key."""
+    return ENCODING + b"\0" + key_id
