@@ -2,18 +2,20 @@
 # Nothing of the dev stack (emulator, embedded servers, test tools) is in it.
 
 FROM python:3.11.14-slim-bookworm AS build
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    PIP_NO_CACHE_DIR=1
-RUN python -m venv /opt/thingbridge
-ENV PATH="/opt/thingbridge/bin:$PATH"
+COPY --from=ghcr.io/astral-sh/uv:0.13.9 /uv /usr/local/bin/uv
+ENV UV_COMPILE_BYTECODE=1 \
+    UV_NO_CACHE=1 \
+    UV_PYTHON_DOWNLOADS=never \
+    VIRTUAL_ENV=/opt/thingbridge
 WORKDIR /src
 # Dependencies first, so that a change of code does not fetch them again. Known files only, and wheels only:
 # no dependency runs code of its own at build time.
 COPY deploy/requirements.txt deploy/requirements.txt
-RUN pip install --require-hashes --only-binary=:all: --requirement deploy/requirements.txt
+RUN uv venv "$VIRTUAL_ENV" \
+    && uv pip sync --require-hashes --only-binary :all: deploy/requirements.txt
 # .dockerignore lets through what the wheel is made of, and nothing else.
 COPY . .
-RUN pip install --no-deps .
+RUN uv pip install --no-deps .
 
 FROM python:3.11.14-slim-bookworm
 RUN useradd --uid 10001 --user-group --create-home --shell /usr/sbin/nologin thingbridge

@@ -128,7 +128,7 @@ class Account:
 
     def load(self, dumped: bytes) -> None:
         """Become what was dumped."""
-        held: dict[str, Any] = pickle.loads(dumped)  # noqa: S301 - our own file
+        held: dict[str, Any] = pickle.loads(dumped)  # noqa: S301 - our own file  # nosec B301
         if held["moto"] != moto.__version__:
             raise ValueError(f"it was written by moto {held['moto']}, and this is moto {moto.__version__}")
         for service, registries in held["registries"].items():
