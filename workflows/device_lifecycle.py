@@ -12,7 +12,8 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import to_json
 from temporalio import workflow
 from temporalio.common import RawValue, SearchAttributeKey
-from temporalio.exceptions import ActivityError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.workflow import ActivityHandle
 
 from activities.bindings import BindingActivities
@@ -269,7 +270,8 @@ class DeviceLifecycle:
             return await workflow.execute_local_activity_method(
                 DeviceStateActivities.fold_event, request, **FOLD
             )
-        except ActivityError:
+        except (ActivityError, ApplicationError, TemporalTimeoutError):
+            # What a local activity failed with comes as it is, and not in an ActivityError.
             return await workflow.execute_activity_method(
                 DeviceStateActivities.fold_event,
                 request,
