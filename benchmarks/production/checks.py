@@ -280,6 +280,8 @@ class AwsAccount:
         self._iot_data = session.client("iot-data", endpoint_url=endpoint_url, config=config)
         self._secrets = session.client("secretsmanager", endpoint_url=endpoint_url, config=config)
         self.inventory: Inventory = take_inventory(endpoint_url)
+        self.unknown: list[str] = []
+        """Certificates that can never connect, and that no row tells of."""
         self.keys: dict[str, str] = {}
         """The private key by secret name."""
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -357,7 +359,7 @@ class AwsAccount:
         return found
 
     def _no_orphans(self, live: Sequence[FleetDevice], others: Iterable[str]) -> Finding:
-        found = Finding("AWS holds no Thing, certificate or secret that is no live device's")
+        found = Finding("AWS holds no Thing, secret or certificate fit to connect that is no live device's")
         things = {device.thing_name for device in live}
         secrets = {_secret_name(device) for device in live} | set(others)
         attached = {arn for name in things for arn in self.inventory.attachments.get(name, ())}
@@ -366,7 +368,11 @@ class AwsAccount:
         for name in self.inventory.secrets:
             found.require(name in secrets, f"secret {name}")
         for arn, certificate in self.inventory.certificates.items():
-            found.require(arn in attached, f"certificate {arn}: {certificate.status}, {certificate.policies}")
+            if arn not in attached and (certificate.status, certificate.policies) == ("INACTIVE", ()):
+                self.unknown.append(arn)
+            else:
+                what = f"certificate {arn}: {certificate.status}, {certificate.policies}"
+                found.require(arn in attached, what)
         return found
 
     def _secret_value(self, name: str) -> str:

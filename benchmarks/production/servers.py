@@ -109,6 +109,12 @@ class Server:
             process.wait()
 
     @property
+    def command_line(self) -> str:
+        """How it is started from a shell."""
+        program, *arguments = self._command
+        return " ".join([Path(program).name, *map(str, arguments)])
+
+    @property
     def has_ended(self) -> bool:
         """Whether it has ended by itself, or was never started."""
         return self._process is None or self._process.poll() is not None
