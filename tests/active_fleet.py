@@ -147,6 +147,7 @@ def polling_worker(fleet: Fleet, aws: Aws, page_size: int) -> Worker:
         page_size=page_size,
         job_id_prefix="granit",
         task_queue=f"{fleet.queue}-commands",
+        starts_commands=True,
     )
     return Worker(
         fleet.bridge.client,
