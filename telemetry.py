@@ -41,6 +41,13 @@ def configure(level: str, form: Literal["json", "text"], stream: TextIO | None =
     _log_the_core_too()
 
 
+def hush_requests() -> None:
+    """Have the libraries that see keys never say whole requests, where logging is set up by others."""
+    for name in _NEVER_VERBOSE:
+        library = logging.getLogger(name)
+        library.setLevel(max(logging.INFO, library.level))
+
+
 @functools.cache
 def _log_the_core_too() -> None:
     """Have the SDK's core log where all else does: by itself it writes coloured text to standard output."""

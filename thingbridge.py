@@ -18,6 +18,7 @@ from temporalio.converter import DataConverter, DefaultPayloadConverter
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import Worker, WorkerConfig
 
+import telemetry
 from api.app import create_app
 from settings import ApiSettings, InvalidSettingsError, Settings
 from worker import (
@@ -95,6 +96,8 @@ class ThingbridgePlugin(SimplePlugin):
             workflows=workflows_of(settings.worker.areas),
             workflow_runner=passing_through,
         )
+        # Whatever the host logs: at DEBUG the libraries would say private keys.
+        telemetry.hush_requests()
         self._settings = settings
         self._engine = open_database(settings)
         self._aws = open_aws(settings)
@@ -176,7 +179,7 @@ def _without_plugins(client: Client) -> Client:
 
 
 async def _end_before_it_works(worker: Worker, run: Callable[[Worker], Awaitable[None]]) -> None:
-    """Have the SDK note the end of a worker that never began, for which its `async with` would wait for ever."""
+    """Have the SDK note the end of a worker that never began: its `async with` would wait for it for ever."""
     running = asyncio.ensure_future(run(worker))
     # It is then at asking for the namespace, before it takes any work, and notes that it was cancelled there.
     await asyncio.sleep(0)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final, TypedDict
+from typing import Any, Final, TypedDict, TypeVar
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
@@ -61,6 +61,8 @@ from workflows.search_attributes import SearchAttributesError, require_search_at
 from workflows.shadow_delta_poll import ShadowDeltaPoll
 
 logger = logging.getLogger("thingbridge.worker")
+
+T = TypeVar("T")
 
 REFUSALS: Final = (
     InvalidSettingsError,
@@ -339,20 +341,34 @@ async def learn_place(
         retry_seconds: how long to wait where AWS or the database does not answer.
     """
 
-    def learn() -> AwsPlace:
-        place = aws.find_place(account_id)
+    def keep(place: AwsPlace) -> None:
         with Session(engine) as session, session.begin():
             keep_place(session, place)
-        return place
 
     while True:
         try:
-            logger.info("place in AWS found", extra=(await asyncio.to_thread(learn)).model_dump())
+            place = await asyncio.to_thread(aws.find_place, account_id)
+            await _to_its_end(keep, place)
+            logger.info("place in AWS found", extra=place.model_dump())
         except (ApplicationError, SQLAlchemyError) as error:
             logger.warning("the place in AWS is not known yet, no device can enrol: %s", error)
             await asyncio.sleep(retry_seconds)
         else:
             return
+
+
+async def _to_its_end(work: Callable[[T], None], argument: T) -> None:
+    """Have a thread do some work; where that is cancelled, only once it is done and its connection free."""
+    working = asyncio.ensure_future(asyncio.to_thread(work, argument))
+    try:
+        await asyncio.shield(working)
+    finally:
+        await asyncio.wait([working])
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def require_ready(settings: Settings, client: Client, engine: Engine) -> None:
@@ -397,7 +413,7 @@ async def companions(
         if Area.FLEET_PROVISIONING in own.areas:
             account_id = settings.fleet_provisioning.account_id
             learning = asyncio.create_task(learn_place(aws, engine, account_id))
-            at_work.callback(learning.cancel)
+            at_work.push_async_callback(_cancel, learning)
         yield workers
 
 

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "telemetry": frozenset({"domain"}),
     "api": frozenset({"workflows", "db", "domain", "settings", "telemetry"}),
     "worker": frozenset({"workflows", "activities", "db", "domain", "settings", "telemetry"}),
-    "thingbridge": frozenset({"api", "worker", "workflows", "db", "domain", "settings"}),
+    "thingbridge": frozenset({"api", "worker", "workflows", "db", "domain", "settings", "telemetry"}),
     "cli": frozenset(
         {
             "api",
