@@ -30,10 +30,12 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
+from domain.area import ALL_AREAS, Area
 from domain.encryption import ENCRYPTION_KEY_BYTES, KEY_ID_PATTERN, EncryptionKeys
 from domain.erasure import KEY_LENGTH, SerialHashing
 from domain.names import TASK_QUEUE
@@ -185,6 +187,20 @@ def _one_of_the_keys(value: str | None, given: ValidationInfo) -> str | None:
         if value not in keys:
             raise ValueError(f"must be one of the ids in IOT_AWS_ENCRYPTION__KEYS: {', '.join(keys)}")
     return value
+
+
+def _areas(value: object) -> object:
+    """Areas as an environment variable or the TOML file writes them."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError("is no JSON") from None
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError("must be a JSON list of one area or more")
+    if any(each not in ALL_AREAS for each in value):
+        raise ValueError("names an area that there is not")
+    return tuple(area for area in ALL_AREAS if area in value)
 
 
 class _Section(BaseModel):
@@ -377,6 +393,12 @@ class Worker(_Section):
     """This process's share of the work."""
 
     task_queue: str = Field(TASK_QUEUE, min_length=1, max_length=255, description="a task queue's name")
+    # Not decoded by pydantic-settings, whose complaint of what is no JSON would lack the name.
+    areas: Annotated[tuple[Area, ...], NoDecode, BeforeValidator(_areas)] = Field(
+        ALL_AREAS,
+        description=f"JSON list of {', '.join(ALL_AREAS)}: what there is here, the same for every worker of "
+        "the task queue and for HTTP",
+    )
     max_concurrent_activities: int = Field(
         32, ge=1, le=500, description="threads, AWS and database connections, 1 to 500"
     )
@@ -561,7 +583,9 @@ def describe() -> Iterator[tuple[str, list[Knob]]]:
 
 def _written(default: object) -> str:
     """A default as one would write it; what is off by default has none."""
-    return "none" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+    if default is None:
+        return "none"
+    return json.dumps(default) if isinstance(default, bool | tuple) else str(default)
 
 
 def _sections() -> dict[str, type[BaseModel]]:

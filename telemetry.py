@@ -156,6 +156,13 @@ def _with_ids(record: logging.LogRecord) -> bool:
 # OpenTelemetry's SDK is loaded where it is wanted: it takes half a second, and most commands end sooner.
 
 
+def hush_requests() -> None:
+    """Have the libraries that see keys never say whole requests, where logging is set up by others."""
+    for name in _NEVER_VERBOSE:
+        library = logging.getLogger(name)
+        library.setLevel(max(logging.INFO, library.level))
+
+
 @functools.cache
 def _measure() -> None:
     from opentelemetry.exporter.prometheus import PrometheusMetricReader

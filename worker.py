@@ -6,12 +6,12 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final, TypedDict
+from typing import Any, Final, TypedDict, TypeVar
 
 from pydantic import SecretStr
 from sqlalchemy import Engine
@@ -20,7 +20,7 @@ from sqlmodel import Session
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.exceptions import ApplicationError
-from temporalio.worker import Interceptor, Worker, WorkerDeploymentConfig, WorkflowRunner
+from temporalio.worker import Worker, WorkerDeploymentConfig
 
 import telemetry
 from activities.aws import Aws, AwsConfigurationError, FleetSecret
@@ -49,6 +49,7 @@ from db.aws_place import keep_place
 from db.engine import open_engine
 from db.erasure import WrongHashKeyError, require_hash_key
 from db.migrate import SchemaOutdatedError, require_current
+from domain.area import Area, heeds_devices
 from domain.enrolment import AwsPlace
 from domain.names import event_queue, job_queue
 from domain.outbox import OUTBOX_SHARDS
@@ -69,6 +70,8 @@ from workflows.search_attributes import SearchAttributesError, require_search_at
 from workflows.shadow_delta_poll import ShadowDeltaPoll
 
 logger = logging.getLogger("thingbridge.worker")
+
+T = TypeVar("T")
 
 REFUSALS: Final = (
     InvalidSettingsError,
@@ -97,21 +100,71 @@ _GROUP_SETTLES_SECONDS: Final = 1.0
 class _Shared(TypedDict):
     """What the process's workers have in common."""
 
-    interceptors: Sequence[Interceptor]
-    workflow_runner: WorkflowRunner
     graceful_shutdown_timeout: timedelta
     deployment_config: WorkerDeploymentConfig | None
+
+
+class WorkerOptions(_Shared):
+    """How the worker of the sagas works."""
+
+    activity_executor: ThreadPoolExecutor
+    max_concurrent_activities: int
+    max_concurrent_local_activities: int
+    max_concurrent_workflow_tasks: int
+    max_cached_workflows: int
+    max_task_queue_activities_per_second: float
+    max_heartbeat_throttle_interval: timedelta
+
+
+def workflows_of(areas: Collection[Area]) -> list[type]:
+    """The workflows of these areas, but for the publisher of events, which has a worker of its own."""
+    workflows: list[type] = [ErasureSweep]
+    if heeds_devices(areas):
+        workflows.append(DeviceLifecycle)
+    if Area.SHADOW in areas:
+        workflows.append(ShadowDeltaPoll)
+    if Area.JOBS in areas:
+        workflows += [DeviceCommand, CommandGroupSweep]
+    if Area.FLEET_PROVISIONING in areas:
+        workflows.append(ClaimCertificateCheck)
+    return workflows
 
 
 def compose_activities(
     settings: Settings, client: Client, aws: Aws, engine: Engine
 ) -> Sequence[Callable[..., Any]]:
-    """Every activity, wired to its clients."""
-    provisioning = settings.provisioning
+    """The activities of the areas there are, wired to their clients."""
+    areas = settings.worker.areas
+    days = settings.erasure.retention_days
+    erasure = ErasureActivities(engine, settings.erasure.hashing, timedelta(days=days) if days else None)
+    activities: list[Callable[..., Any]] = [erasure.erase_expired]
+    if heeds_devices(areas):
+        activities += _compose_lifecycle(settings, aws, engine)
+    if Area.SHADOW in areas:
+        activities += _compose_deltas(settings, client, aws, engine)
+    if Area.JOBS in areas:
+        groups = _compose_groups(settings, aws, engine)
+        commands = _compose_commands(settings, aws, engine, groups)
+        activities += [
+            commands.prepare_command,
+            commands.create_job,
+            commands.cancel_job,
+            commands.tell_command_end,
+            groups.sweep_command_groups,
+        ]
+    if Area.FLEET_PROVISIONING in areas:
+        activities += _compose_claims(settings, client, engine)
+    return activities
+
+
+def _compose_lifecycle(settings: Settings, aws: Aws, engine: Engine) -> Sequence[Callable[..., Any]]:
+    # The whole saga wherever devices' events are heeded: what has a binding is also decommissioned there.
+    provisioning, areas = settings.provisioning, settings.worker.areas
     bindings = BindingActivities(engine)
     states = DeviceStateActivities(
         engine,
-        push_status=settings.shadow.auto_push_lifecycle_status,
+        push_status=settings.shadow.auto_push_lifecycle_status and Area.SHADOW in areas,
+        provisions=Area.PROVISIONING in areas,
         step_retry_seconds=provisioning.step_retry_seconds,
     )
     secrets = SecretActivities(
@@ -120,30 +173,7 @@ def compose_activities(
     things = ThingActivities(aws, bindings)
     certificates = CertificateActivities(aws, bindings, secrets, policy_name=provisioning.device_policy_name)
     shadows = ShadowActivities(aws, engine)
-    deltas = ShadowDeltaActivities(
-        aws,
-        engine,
-        partial(
-            send_command,
-            client,
-            task_queue=settings.worker.task_queue,
-            job_id_prefix=settings.jobs.job_id_prefix,
-        ),
-        page_size=settings.shadow.poll_batch_size,
-        job_id_prefix=settings.jobs.job_id_prefix,
-    )
-    enrolled = settings.fleet_provisioning
-    claims = ClaimCertificateActivities(
-        engine,
-        partial(send_event, client, task_queue=settings.worker.task_queue),
-        warning_window=timedelta(days=enrolled.expiry_warning_window_days),
-        page_size=enrolled.rotation_check_batch_size,
-    )
-    days = settings.erasure.retention_days
-    erasure = ErasureActivities(engine, settings.erasure.hashing, timedelta(days=days) if days else None)
     teardown = TeardownActivities(aws, bindings, secrets)
-    groups = _compose_groups(settings, aws, engine)
-    commands = _compose_commands(settings, aws, engine, groups)
     return (
         states.fold_event,
         bindings.resume_binding,
@@ -159,19 +189,38 @@ def compose_activities(
         certificates.erase_retired_certificates,
         secrets.erase_secret,
         shadows.report_status,
-        deltas.next_delta_pages,
-        deltas.poll_delta_page,
-        deltas.start_delta_commands,
-        claims.warn_of_expiring_claims,
-        claims.follow_up_enrolments,
-        erasure.erase_expired,
         teardown.plan_teardown,
-        commands.prepare_command,
-        commands.create_job,
-        commands.cancel_job,
-        commands.tell_command_end,
-        groups.sweep_command_groups,
     )
+
+
+def _compose_deltas(
+    settings: Settings, client: Client, aws: Aws, engine: Engine
+) -> Sequence[Callable[..., Any]]:
+    deltas = ShadowDeltaActivities(
+        aws,
+        engine,
+        partial(
+            send_command,
+            client,
+            task_queue=settings.worker.task_queue,
+            job_id_prefix=settings.jobs.job_id_prefix,
+        ),
+        page_size=settings.shadow.poll_batch_size,
+        job_id_prefix=settings.jobs.job_id_prefix,
+        starts_commands=Area.JOBS in settings.worker.areas,
+    )
+    return deltas.next_delta_pages, deltas.poll_delta_page, deltas.start_delta_commands
+
+
+def _compose_claims(settings: Settings, client: Client, engine: Engine) -> Sequence[Callable[..., Any]]:
+    enrolled = settings.fleet_provisioning
+    claims = ClaimCertificateActivities(
+        engine,
+        partial(send_event, client, task_queue=settings.worker.task_queue),
+        warning_window=timedelta(days=enrolled.expiry_warning_window_days),
+        page_size=enrolled.rotation_check_batch_size,
+    )
+    return claims.warn_of_expiring_claims, claims.follow_up_enrolments
 
 
 def _compose_groups(settings: Settings, aws: Aws, engine: Engine) -> ThingGroupActivities:
@@ -205,15 +254,17 @@ def compose_worker(settings: Settings, client: Client, aws: Aws, engine: Engine)
     return Worker(
         client,
         task_queue=own.task_queue,
-        workflows=[
-            DeviceLifecycle,
-            DeviceCommand,
-            CommandGroupSweep,
-            ShadowDeltaPoll,
-            ClaimCertificateCheck,
-            ErasureSweep,
-        ],
+        workflows=workflows_of(own.areas),
         activities=compose_activities(settings, client, aws, engine),
+        workflow_runner=WORKFLOW_RUNNER,
+        interceptors=[ActivityObserver()],
+        **worker_options(own),
+    )
+
+
+def worker_options(own: WorkerSettings) -> WorkerOptions:
+    """How the settings have the worker of the sagas work."""
+    return WorkerOptions(
         activity_executor=ThreadPoolExecutor(own.max_concurrent_activities, "activity"),
         max_concurrent_activities=own.max_concurrent_activities,
         max_concurrent_local_activities=own.max_concurrent_activities,
@@ -258,6 +309,8 @@ def compose_event_worker(settings: Settings, client: Client, events: EventActivi
         client,
         task_queue=event_queue(own.task_queue),
         workflows=[OutboxPublisher],
+        workflow_runner=WORKFLOW_RUNNER,
+        interceptors=[ActivityObserver()],
         activities=[events.publish_outbox],
         activity_executor=ThreadPoolExecutor(_EVENT_THREADS, "events"),
         max_concurrent_activities=_EVENT_THREADS,
@@ -274,6 +327,7 @@ def compose_job_worker(settings: Settings, client: Client, aws: Aws, engine: Eng
         client,
         task_queue=job_queue(own.task_queue),
         activities=[commands.watch_job],
+        interceptors=[ActivityObserver()],
         activity_executor=ThreadPoolExecutor(_JOB_THREADS, "jobs"),
         max_concurrent_activities=_JOB_THREADS,
         max_task_queue_activities_per_second=jobs.status_poll_batch_size / jobs.status_poll_interval_seconds,
@@ -291,10 +345,30 @@ def _shared(own: WorkerSettings) -> _Shared:
             default_versioning_behavior=VersioningBehavior.AUTO_UPGRADE,
         )
     return _Shared(
-        interceptors=[ActivityObserver()],
-        workflow_runner=WORKFLOW_RUNNER,
         graceful_shutdown_timeout=timedelta(seconds=own.shutdown_grace_seconds),
         deployment_config=deployment,
+    )
+
+
+def open_database(settings: Settings) -> Engine:
+    """The bridge's database, with a connection for each thread of the process's workers."""
+    return open_engine(
+        settings.database_url.get_secret_value(),
+        pool_size=settings.worker.max_concurrent_activities + _EVENT_THREADS,
+    )
+
+
+def open_aws(settings: Settings) -> Aws:
+    """The clients of AWS for the process's workers.
+
+    Raises:
+        AwsConfigurationError: there is no region.
+    """
+    # boto3 itself reads AWS_DEFAULT_REGION alone; AWS's other SDKs and its runtimes say AWS_REGION.
+    return Aws(
+        settings.worker.max_concurrent_activities + _JOB_THREADS,
+        os.environ.get("AWS_REGION"),
+        compose_credentials(settings.credentials),
     )
 
 
@@ -315,20 +389,46 @@ async def learn_place(
         retry_seconds: how long to wait where AWS or the database does not answer.
     """
 
-    def learn() -> AwsPlace:
-        place = aws.find_place(account_id)
+    def keep(place: AwsPlace) -> None:
         with Session(engine) as session, session.begin():
             keep_place(session, place)
-        return place
 
     while True:
         try:
-            logger.info("place in AWS found", extra=(await asyncio.to_thread(learn)).model_dump())
+            place = await asyncio.to_thread(aws.find_place, account_id)
+            await _to_its_end(keep, place)
+            logger.info("place in AWS found", extra=place.model_dump())
         except (ApplicationError, SQLAlchemyError) as error:
             logger.warning("the place in AWS is not known yet, no device can enrol: %s", error)
             await asyncio.sleep(retry_seconds)
         else:
             return
+
+
+async def _to_its_end(work: Callable[[T], None], argument: T) -> None:
+    """Have a thread do some work; where that is cancelled, only once it is done and its connection free."""
+    working = asyncio.ensure_future(asyncio.to_thread(work, argument))
+    try:
+        await asyncio.shield(working)
+    finally:
+        await asyncio.wait([working])
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def require_ready(settings: Settings, client: Client, engine: Engine) -> None:
+    """Refuse to start where the bridge cannot work.
+
+    Raises:
+        SchemaOutdatedError, WrongHashKeyError, SearchAttributesError: what must be done before it may start.
+    """
+    await asyncio.to_thread(require_current, engine)
+    if settings.erasure.retention_days is not None:
+        await asyncio.to_thread(_require_hash_key, engine, settings)
+    await require_search_attributes(client)
 
 
 def compose_credentials(own: Credentials) -> FleetCredentials | None:
@@ -393,6 +493,52 @@ async def keep_credentials(
         keeping.cancel()
 
 
+@asynccontextmanager
+async def companions(
+    settings: Settings, client: Client, aws: Aws, engine: Engine
+) -> AsyncIterator[Sequence[Worker]]:
+    """What the worker of the sagas needs beside it: AWS keys, the workers of the other queues, schedules.
+
+    Raises:
+        ScheduleError: what must be done before it may start.
+    """
+    own = settings.worker
+    async with AsyncExitStack() as at_work:
+        if aws.credentials is not None:
+            keeping = keep_credentials(
+                aws.credentials,
+                engine,
+                interval=timedelta(minutes=settings.credentials.rotation_check_interval_minutes),
+                first_within=timedelta(seconds=settings.credentials.initial_fetch_timeout_seconds),
+            )
+            await at_work.enter_async_context(keeping)
+        sink = at_work.enter_context(open_sink(settings.events, aws))
+        at_work.callback(stop_measuring)
+        measure_credentials(aws)
+        measure_outbox(engine, sink)
+        workers = [compose_event_worker(settings, client, compose_events(settings.events, engine, sink))]
+        if Area.JOBS in own.areas:
+            workers.append(compose_job_worker(settings, client, aws, engine))
+        for worker in workers:
+            await at_work.enter_async_context(worker)
+        await start_publishers(client, own.task_queue)
+        # Those of areas that are not here stay as they are: another deployment may run them.
+        await upsert_schedules(
+            client,
+            schedules(
+                own.task_queue,
+                poll_interval_seconds=settings.shadow.poll_interval_seconds,
+                claim_check_interval_hours=settings.fleet_provisioning.rotation_check_interval_hours,
+                areas=own.areas,
+            ),
+        )
+        if Area.FLEET_PROVISIONING in own.areas:
+            account_id = settings.fleet_provisioning.account_id
+            learning = asyncio.create_task(learn_place(aws, engine, account_id))
+            at_work.push_async_callback(_cancel, learning)
+        yield workers
+
+
 async def run_worker(settings: Settings, client: Client, stop: asyncio.Event) -> None:
     """Work until told to stop; then take nothing new, and give what is at work time to end.
 
@@ -400,45 +546,12 @@ async def run_worker(settings: Settings, client: Client, stop: asyncio.Event) ->
         SchemaOutdatedError, SearchAttributesError, ScheduleError: what must be done before it may start.
     """
     own = settings.worker
-    threads = own.max_concurrent_activities
-    engine = open_engine(settings.database_url.get_secret_value(), pool_size=threads + _EVENT_THREADS)
+    engine = open_database(settings)
     try:
-        await asyncio.to_thread(require_current, engine)
-        if settings.erasure.retention_days is not None:
-            await asyncio.to_thread(_require_hash_key, engine, settings)
-        await require_search_attributes(client)
-        # boto3 itself reads AWS_DEFAULT_REGION alone; AWS's other SDKs and its runtimes say AWS_REGION.
-        credentials = await asyncio.to_thread(compose_credentials, settings.credentials)
-        aws = await asyncio.to_thread(Aws, threads + _JOB_THREADS, os.environ.get("AWS_REGION"), credentials)
-        async with AsyncExitStack() as at_work:
-            if credentials is not None:
-                keeping = keep_credentials(
-                    credentials,
-                    engine,
-                    interval=timedelta(minutes=settings.credentials.rotation_check_interval_minutes),
-                    first_within=timedelta(seconds=settings.credentials.initial_fetch_timeout_seconds),
-                )
-                await at_work.enter_async_context(keeping)
-            sink = at_work.enter_context(open_sink(settings.events, aws))
-            at_work.callback(stop_measuring)
-            measure_credentials(aws)
-            measure_outbox(engine, sink)
-            workers = [
-                compose_worker(settings, client, aws, engine),
-                compose_job_worker(settings, client, aws, engine),
-                compose_event_worker(settings, client, compose_events(settings.events, engine, sink)),
-            ]
-            for worker in workers:
-                await at_work.enter_async_context(worker)
-            await start_publishers(client, own.task_queue)
-            await upsert_schedules(
-                client,
-                schedules(
-                    own.task_queue,
-                    poll_interval_seconds=settings.shadow.poll_interval_seconds,
-                    claim_check_interval_hours=settings.fleet_provisioning.rotation_check_interval_hours,
-                ),
-            )
+        await require_ready(settings, client, engine)
+        aws = await asyncio.to_thread(open_aws, settings)
+        worker = compose_worker(settings, client, aws, engine)
+        async with companions(settings, client, aws, engine) as beside, worker:
             if own.build_id is not None:
                 logger.info(
                     "worker versioning is on: nothing runs until this version is made current",
@@ -448,16 +561,15 @@ async def run_worker(settings: Settings, client: Client, stop: asyncio.Event) ->
                 "worker started",
                 extra={
                     "task_queue": own.task_queue,
+                    "areas": own.areas,
                     "namespace": client.namespace,
                     "address": client.service_client.config.target_host,
                 },
             )
-            learning = asyncio.create_task(learn_place(aws, engine, settings.fleet_provisioning.account_id))
             await stop.wait()
-            learning.cancel()
             logger.info("worker stopping: finishing what is at work")
             # At once: one after the other, the last would go on taking work while the first finishes.
-            await asyncio.gather(*(worker.shutdown() for worker in workers))
+            await asyncio.gather(*(each.shutdown() for each in (worker, *beside)))
         logger.info("worker stopped")
     finally:
         engine.dispose()

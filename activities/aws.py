@@ -333,17 +333,18 @@ class Aws:
         )
         self.secrets: SecretsManagerClient = session.client("secretsmanager", config=config)
         self._event_config = config.merge(Config(read_timeout=_EVENT_READ_SECONDS))
-        self._session, self._config, self._credentials = session, config, credentials
+        self._session, self._config = session, config
+        self.credentials = credentials
 
     @property
     def credentials_ready(self) -> bool:
         """Whether calls are made; with boto3's default chain always."""
-        return self._credentials is None or self._credentials.ready
+        return self.credentials is None or self.credentials.ready
 
     @property
     def credentials_age_seconds(self) -> float | None:
         """How long ago the keys were last read well; None with boto3's default chain, or where never."""
-        return self._credentials.age_seconds if self._credentials else None
+        return self.credentials.age_seconds if self.credentials else None
 
     def events(self) -> "EventBridgeClient":
         """A client for EventBridge, which only a bridge that sends its events there needs."""

@@ -24,12 +24,17 @@ class DeviceStateActivities:
     Args:
         engine: the bridge's database.
         push_status: whether a device's status is to be reported in its shadow.
+        provisions: whether a device that the platform provisions is given its Thing; those that enrol
+            themselves have theirs.
         step_retry_seconds: how long one step of the saga may go on being retried.
     """
 
-    def __init__(self, engine: Engine, *, push_status: bool, step_retry_seconds: float) -> None:
+    def __init__(
+        self, engine: Engine, *, push_status: bool, provisions: bool, step_retry_seconds: float
+    ) -> None:
         self._engine = engine
         self._push_status = push_status
+        self._provisions = provisions
         self._step_retry_seconds = step_retry_seconds
 
     @activity.defn(name="fold_event", no_thread_cancel_exception=True)
@@ -47,9 +52,29 @@ class DeviceStateActivities:
                     return Standing(rejection=rejection)
                 state = state.fold(event)
                 keep_state(session, row, state)
-                binding = binding or _first_binding(session, event, state)
+                binding = binding or self._first_binding(session, event, state)
             retired = len(unsettled(session, request.device_id)) if binding else 0
             return self._standing(state, row, binding, retired)
+
+    def _first_binding(
+        self, session: Session, event: LifecycleEvent, state: DeviceState
+    ) -> AwsThingBinding | None:
+        if state.serial_number is None:
+            return None
+        name = thing_name(state.tenant_id, state.serial_number)
+        free = live_holder(session, name) is None
+        if state.decommissioned:
+            # The row denies the serial number from now on, unless another device lives under it.
+            return _tombstone(session, state, name) if free else None
+        if event.type is not LifecycleEventType.PROVISIONED or not self._provisions:
+            return None
+        return open_binding(
+            session,
+            device_id=state.device_id,
+            tenant_id=state.tenant_id,
+            thing_name=name if free else None,
+            actor=actor(),
+        )
 
     def _standing(
         self, state: DeviceState, row: DeviceStateRow, binding: AwsThingBinding | None, retired: int
@@ -71,25 +96,6 @@ class DeviceStateActivities:
             step_retry_seconds=self._step_retry_seconds,
             retired_certificates=retired,
         )
-
-
-def _first_binding(session: Session, event: LifecycleEvent, state: DeviceState) -> AwsThingBinding | None:
-    if state.serial_number is None:
-        return None
-    name = thing_name(state.tenant_id, state.serial_number)
-    free = live_holder(session, name) is None
-    if state.decommissioned:
-        # The row denies the serial number from now on, unless another device lives under it.
-        return _tombstone(session, state, name) if free else None
-    if event.type is not LifecycleEventType.PROVISIONED:
-        return None
-    return open_binding(
-        session,
-        device_id=state.device_id,
-        tenant_id=state.tenant_id,
-        thing_name=name if free else None,
-        actor=actor(),
-    )
 
 
 def _initial_state(

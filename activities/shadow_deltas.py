@@ -78,6 +78,7 @@ class ShadowDeltaActivities:
         send: hands a command to Temporal.
         page_size: how many bindings make a page.
         job_id_prefix: how the ids of the commands' jobs begin.
+        starts_commands: whether they run there at all, else each delta is told and that is all.
     """
 
     def __init__(
@@ -88,12 +89,14 @@ class ShadowDeltaActivities:
         *,
         page_size: int,
         job_id_prefix: str,
+        starts_commands: bool,
     ) -> None:
         self._aws = aws
         self._engine = engine
         self._send = send
         self._page_size = page_size
         self._job_id_prefix = job_id_prefix
+        self._starts_commands = starts_commands
 
     @activity.defn(name="next_delta_pages", no_thread_cancel_exception=True)
     def next_delta_pages(self, request: PagesRequest) -> list[DeltaPage]:
@@ -148,6 +151,8 @@ class ShadowDeltaActivities:
         leaves a delta to the next poll, and the id, which is the delta's own, makes a second start no other.
         """
         started, after = 0, None
+        if not self._starts_commands:
+            return started
         while batch := await asyncio.to_thread(self._uncommanded, after):
             slots = asyncio.Semaphore(_STARTED_AT_ONCE)
             faults = await asyncio.gather(*(self._start(delta, slots) for delta in batch))

@@ -24,7 +24,7 @@ from api.docs import DOCS_POLICY, docs_page
 from api.doors import Door, routes
 from api.edge import Edge
 from api.fleet_provisioning import FleetProvisioning, fleet_provisioning_doors
-from api.openapi import openapi_document
+from api.openapi import openapi_document, served_at
 from api.problems import http_problem
 from api.serial_policy import serial_gate
 from api.temporal import Temporal
@@ -32,6 +32,7 @@ from api.tracing import tracing
 from db.engine import open_engine
 from db.erasure import require_hash_key
 from db.migrate import require_current
+from domain.area import Area, heeds_devices
 from domain.erasure import SerialHashing
 from settings import ApiSettings
 from telemetry import METRICS_CONTENT_TYPE, exposition
@@ -87,20 +88,20 @@ class _Finding(NamedTuple):
 def compose_doors(
     settings: ApiSettings, database: Database, temporal: Temporal, credentials: AwsCredentials
 ) -> Sequence[Door[Any]]:
-    """Every call of the HTTP surface that needs a key."""
-    return (
-        *device_event_doors(database, temporal, settings.worker.task_queue),
-        *fleet_provisioning_doors(_compose_enrolment(settings, database, temporal, credentials)),
-        *binding_doors(database, settings.api.temporal_ui_url),
-        *command_doors(
-            Commands(
-                database,
-                temporal,
-                task_queue=settings.worker.task_queue,
-                job_id_prefix=settings.jobs.job_id_prefix,
-            )
-        ),
-    )
+    """Every call of the HTTP surface that needs a key, in the areas there are."""
+    areas, task_queue = settings.worker.areas, settings.worker.task_queue
+    doors: list[Door[Any]] = []
+    if heeds_devices(areas):
+        doors += device_event_doors(database, temporal, task_queue)
+    if Area.FLEET_PROVISIONING in areas:
+        doors += fleet_provisioning_doors(_compose_enrolment(settings, database, temporal, credentials))
+    doors += binding_doors(database, settings.api.temporal_ui_url)
+    if Area.JOBS in areas:
+        commands = Commands(
+            database, temporal, task_queue=task_queue, job_id_prefix=settings.jobs.job_id_prefix
+        )
+        doors += command_doors(commands)
+    return doors
 
 
 def _compose_enrolment(
@@ -121,7 +122,10 @@ def _compose_enrolment(
 
 
 def create_app(settings: ApiSettings) -> Starlette:
-    """The application; it starts and answers also while its database or Temporal is away."""
+    """The application; it starts and answers also while its database or Temporal is away.
+
+    Mounted in another, it needs no start; `router.lifespan_context` closes its connections at the end.
+    """
     own = settings.api
     threads = own.max_concurrent_requests
     # One more, for readiness to be asked for also while all are at work.
@@ -158,12 +162,11 @@ def create_app(settings: ApiSettings) -> Starlette:
 
 
 def _described(document: dict[str, Any]) -> Sequence[Route]:
-    page = docs_page(document)
+    async def for_tools(request: Request) -> JSONResponse:
+        return JSONResponse(served_at(document, request.scope.get("root_path", "")))
 
-    async def for_tools(_: Request) -> JSONResponse:
-        return JSONResponse(document)
-
-    async def for_people(_: Request) -> HTMLResponse:
+    async def for_people(request: Request) -> HTMLResponse:
+        page = docs_page(served_at(document, request.scope.get("root_path", "")))
         return HTMLResponse(page, headers={"Content-Security-Policy": DOCS_POLICY})
 
     return Route("/openapi.json", for_tools), Route("/docs", for_people)

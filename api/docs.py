@@ -30,11 +30,12 @@ _Schema = Mapping[str, Any]
 def docs_page(document: _Schema) -> str:
     """The page that shows an OpenAPI document as `api.openapi` makes it."""
     info = document["info"]
+    at = "".join(server["url"] for server in document.get("servers", ()))
     body = [
         f"<h1>{escape(info['title'])} <small>{escape(info['version'])}</small></h1>",
         f"<p>{escape(info['description'])}</p>",
         '<p>For tools: <a href="openapi.json">openapi.json</a>, OpenAPI 3.1. Try a call: '
-        "<code>curl -H 'Authorization: Bearer KEY' …/api/iot/bindings</code></p>",
+        f"<code>curl -H 'Authorization: Bearer KEY' …{escape(at)}/api/iot/bindings</code></p>",
         "<ul>",
     ]
     operations = [
@@ -44,12 +45,12 @@ def docs_page(document: _Schema) -> str:
     ]
     body += [
         f'<li><a href="#{operation["operationId"]}"><code><span class="method">{method.upper()}</span> '
-        f"{escape(path)}</code></a> {escape(operation['summary'])}</li>"
+        f"{escape(at + path)}</code></a> {escape(operation['summary'])}</li>"
         for method, path, operation in operations
     ]
     body.append("</ul>")
     for method, path, operation in operations:
-        body += _operation(method, path, operation)
+        body += _operation(method, at + path, operation)
     body.append("<h2>Schemas</h2>")
     for name, schema in document["components"]["schemas"].items():
         body += _schema(name, schema)

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
@@ -39,6 +39,9 @@ class Wire(BaseModel):
         serialize_by_alias=True,
     )
 
+
+CALLER: Final = "thingbridge.caller"
+"""Where a request's scope holds its caller: the application's own name, for a host has a state of its own."""
 
 I = TypeVar("I", bound=BaseModel)  # noqa: E741
 T = TypeVar("T")
@@ -142,7 +145,7 @@ class Place:
                 given = await door.input_of(request)
         except TimeoutError:
             raise Refused(HTTPStatus.REQUEST_TIMEOUT, "the body did not come in time") from None
-        call = Call(given, request.state.caller, request.headers)
+        call = Call(given, request.scope[CALLER], request.headers)
         return await in_time(door.handle(call), self._timeout_seconds)
 
 

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth import Keys
-from api.doors import in_time
+from api.doors import CALLER, in_time
 from api.problems import Refused
 
 logger = logging.getLogger("thingbridge.api")
@@ -27,6 +27,13 @@ SECURITY_HEADERS: Final = {
     "Cache-Control": "no-store",
 }
 """Of every answer that does not say otherwise."""
+
+
+def path_within(scope: Scope) -> str:
+    """The path as the application's own routes know it: without that at which a host has mounted it."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    within = path.removeprefix(root)
+    return within if within.startswith("/") else path
 
 
 class Edge:
@@ -72,9 +79,9 @@ class Edge:
 
         try:
             # Before any route is looked for: who has no key learns nothing, not even what there is.
-            if scope["path"].startswith(self._guarded):
+            if path_within(scope).startswith(self._guarded):
                 caller = await in_time(self._keys.caller(given.get("Authorization")), self._timeout_seconds)
-                scope.setdefault("state", {})["caller"] = caller
+                scope[CALLER] = caller
                 told["key"] = caller.key_id
                 if caller.tenant_id is not None:
                     told["tenant_id"] = str(caller.tenant_id)

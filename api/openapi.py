@@ -33,6 +33,11 @@ _HEADERS: Final[Mapping[int, Mapping[str, str]]] = {
 _References = Mapping[Any, Mapping[str, Any]]
 
 
+def served_at(document: Mapping[str, Any], root_path: str) -> Mapping[str, Any]:
+    """The document where the application is mounted at a path of a host, or stands behind a proxy's."""
+    return {**document, "servers": [{"url": root_path}]} if root_path else document
+
+
 def openapi_document(doors: Sequence[Door[Any]], version: str) -> dict[str, Any]:
     """The whole surface behind the key."""
     models: dict[tuple[type[BaseModel], JsonSchemaMode], None] = {(Problem, "serialization"): None}

@@ -153,6 +153,7 @@ def polling_worker(fleet: Fleet, aws: Aws, page_size: int) -> Worker:
         ),
         page_size=page_size,
         job_id_prefix="granit",
+        starts_commands=True,
     )
     return Worker(
         fleet.bridge.client,

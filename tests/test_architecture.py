@@ -26,6 +26,9 @@ MAY_IMPORT = {
     "telemetry": frozenset({"instruments"}),
     "api": frozenset({"workflows", "db", "domain", "instruments", "settings", "telemetry"}),
     "worker": frozenset({"workflows", "activities", "db", "domain", "instruments", "settings", "telemetry"}),
+    "thingbridge": frozenset(
+        {"api", "worker", "workflows", "activities", "db", "domain", "settings", "telemetry"}
+    ),
     "cli": frozenset(
         {
             "api",

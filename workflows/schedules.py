@@ -1,6 +1,6 @@
 """What runs by the clock: one schedule each, made and kept as the settings say when a worker starts."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from temporalio.client import (
 )
 from temporalio.service import RPCError
 
+from domain.area import ALL_AREAS, Area
 from domain.names import (
     CLAIM_CERTIFICATE_CHECK,
     CLAIM_CERTIFICATE_CHECK_SCHEDULE,
@@ -38,21 +39,27 @@ class ScheduleError(RuntimeError):
 
 
 def schedules(
-    task_queue: str, *, poll_interval_seconds: int, claim_check_interval_hours: int
+    task_queue: str,
+    *,
+    poll_interval_seconds: int,
+    claim_check_interval_hours: int,
+    areas: Collection[Area] = ALL_AREAS,
 ) -> dict[str, Schedule]:
-    """Every schedule there must be, by its id."""
-    return {
-        SHADOW_DELTA_POLL_SCHEDULE: _every(
+    """Every schedule there must be for these areas, by its id."""
+    # Also where nothing is to be erased, so that turning that off takes no more than the setting.
+    wanted = {ERASURE_SWEEP_SCHEDULE: _every(timedelta(days=1), ERASURE_SWEEP, task_queue)}
+    if Area.SHADOW in areas:
+        wanted[SHADOW_DELTA_POLL_SCHEDULE] = _every(
             timedelta(seconds=poll_interval_seconds), SHADOW_DELTA_POLL, task_queue
-        ),
-        CLAIM_CERTIFICATE_CHECK_SCHEDULE: _every(
+        )
+    if Area.FLEET_PROVISIONING in areas:
+        wanted[CLAIM_CERTIFICATE_CHECK_SCHEDULE] = _every(
             timedelta(hours=claim_check_interval_hours), CLAIM_CERTIFICATE_CHECK, task_queue
-        ),
+        )
+    if Area.JOBS in areas:
         # A group is unused for hours before it is deleted: one more does not matter.
-        COMMAND_GROUP_SWEEP_SCHEDULE: _every(timedelta(hours=1), COMMAND_GROUP_SWEEP, task_queue),
-        # Also where nothing is to be erased, so that turning that off takes no more than the setting.
-        ERASURE_SWEEP_SCHEDULE: _every(timedelta(days=1), ERASURE_SWEEP, task_queue),
-    }
+        wanted[COMMAND_GROUP_SWEEP_SCHEDULE] = _every(timedelta(hours=1), COMMAND_GROUP_SWEEP, task_queue)
+    return wanted
 
 
 async def upsert_schedules(client: Client, wanted: Mapping[str, Schedule]) -> None:

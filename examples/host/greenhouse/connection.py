@@ -1,0 +1,13 @@
+"""The host's own way to Temporal: as TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE, … say."""
+
+from collections.abc import Sequence
+
+from temporalio.client import Client, Plugin
+from temporalio.envconfig import ClientConfig
+
+
+async def connect(plugins: Sequence[Plugin] = ()) -> Client:
+    """Connect, with these plugins."""
+    config = ClientConfig.load_client_connect_config()
+    config.setdefault("target_host", "localhost:7233")
+    return await Client.connect(**config, plugins=plugins)

@@ -1,0 +1,47 @@
+"""The host's HTTP application: its own door, and the bridge's under /bridge.
+
+uvicorn --factory greenhouse.web:create_app
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Mount, Route
+
+from greenhouse.connection import connect
+from greenhouse.labels import LabelDevice
+from thingbridge import ApiSettings, thingbridge_api
+
+
+def create_app() -> Starlette:
+    """The application of the host."""
+    settings = ApiSettings.load()
+    bridge = thingbridge_api(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
+        # A host without a lifespan of its own passes on `bridge.router.lifespan_context` itself.
+        async with bridge.router.lifespan_context(bridge):
+            yield {"temporal": await connect()}
+
+    async def label(request: Request) -> JSONResponse:
+        printed = await request.state.temporal.execute_workflow(
+            LabelDevice.run,
+            request.path_params["serial_number"],
+            id=f"label-{uuid4()}",
+            task_queue=settings.worker.task_queue,
+        )
+        return JSONResponse({"label": printed})
+
+    return Starlette(
+        routes=[
+            Route("/labels/{serial_number}", label, methods=["POST"]),
+            Mount("/bridge", bridge),
+        ],
+        lifespan=lifespan,
+    )

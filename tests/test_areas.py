@@ -1,0 +1,185 @@
+"""A deployment with some areas only: what it does and serves, and that the rest is not there."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+import pytest_asyncio
+from sqlalchemy import Engine
+from sqlmodel import Session
+from temporalio.client import Client
+
+from api.app import create_app
+from db.engine import open_engine
+from db.migrate import upgrade
+from db.models import DeviceStateRow
+from domain.area import ALL_AREAS, Area
+from domain.names import (
+    CLAIM_CERTIFICATE_CHECK_SCHEDULE,
+    COMMAND_GROUP_SWEEP_SCHEDULE,
+    ERASURE_SWEEP_SCHEDULE,
+    SHADOW_DELTA_POLL,
+    SHADOW_DELTA_POLL_SCHEDULE,
+)
+from domain.provisioning_status import ProvisioningStatus
+from embedded.policy import create_device_policy
+from embedded.stack import Addresses
+from settings import ApiSettings, Settings
+from tests.bridge import POLICY, Bridge, Device, until
+from tests.command_line import empty_database, empty_namespace
+from tests.conftest import observers
+from tests.doors import open_doors
+from worker import run_worker
+from workflows.connection import connect
+from workflows.search_attributes import register_search_attributes
+
+SCHEDULES = {
+    Area.SHADOW: SHADOW_DELTA_POLL_SCHEDULE,
+    Area.JOBS: COMMAND_GROUP_SWEEP_SCHEDULE,
+    Area.FLEET_PROVISIONING: CLAIM_CERTIFICATE_CHECK_SCHEDULE,
+}
+PATHS = {
+    Area.PROVISIONING: {"/api/iot/device-events"},
+    Area.SHADOW: {"/api/iot/device-events"},
+    Area.JOBS: {"/api/iot/commands", "/api/iot/commands/{commandId}"},
+    Area.FLEET_PROVISIONING: {
+        "/api/iot/device-events",
+        "/api/iot/fleet-provisioning/verify",
+        "/api/iot/fleet-provisioning/registered",
+    },
+}
+OF_ALL = {"/api/iot/bindings", "/api/iot/bindings/{deviceId}"}
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A database and a Temporal namespace, in which one worker of some areas works at a time."""
+
+    bridge: Bridge
+    settings: Settings
+
+    @asynccontextmanager
+    async def worker(self, *areas: Area) -> AsyncIterator[Bridge]:
+        # One that is stopped as it takes up its first work waits for all of its grace.
+        own = self.settings.worker.model_copy(update={"areas": areas, "shutdown_grace_seconds": 2})
+        shadow = self.settings.shadow.model_copy(update={"poll_interval_seconds": 600})
+        stop = asyncio.Event()
+        settings = self.settings.model_copy(update={"worker": own, "shadow": shadow})
+        working = asyncio.create_task(run_worker(settings, self.bridge.client, stop))
+        yield self.bridge
+        stop.set()
+        await working
+
+
+@pytest_asyncio.fixture
+async def deployment(
+    stack: Addresses, engine: Engine, client: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Deployment]:
+    """One with nothing in it, so that no other worker has a part in it."""
+    create_device_policy(stack.aws_endpoint_url, POLICY)
+    monkeypatch.setenv("TEMPORAL_NAMESPACE", await empty_namespace(client))
+    monkeypatch.setenv("DATABASE_URL", empty_database(engine, stack.database_url))
+    own = await connect(None)
+    await register_search_attributes(own)
+    loaded = Settings.load()
+    database = open_engine(loaded.database_url.get_secret_value())
+    upgrade(database)
+    yield Deployment(Bridge(own, database, stack.aws_endpoint_url, observers()), loaded)
+    database.dispose()
+
+
+async def schedules_of(client: Client) -> set[str]:
+    return {listed.id async for listed in await client.list_schedules()}
+
+
+async def test_provisioning_alone_makes_things_and_pushes_no_status(deployment: Deployment) -> None:
+    """A device gets all it needs, its shadow is left alone, and no schedule is made but that of erasure."""
+    device = Device("ALONE-1")
+    async with deployment.worker(Area.PROVISIONING) as bridge:
+        await bridge.handled(device, device.event("Provisioned"), device.event("Suspended", 1))
+
+        async def made() -> bool:
+            return await schedules_of(bridge.client) == {ERASURE_SWEEP_SCHEDULE}
+
+        await until(made, "the schedule of all areas is made")
+    assert bridge.bound(device).provisioning_status is ProvisioningStatus.ACTIVE
+    assert bridge.shadow_names(device) == []
+
+
+async def test_without_jobs_a_delta_is_told_and_no_command_is_started(deployment: Deployment) -> None:
+    """The platform hears what is desired, and may do with it as it likes."""
+    device = Device("ALONE-2")
+    async with deployment.worker(Area.PROVISIONING, Area.SHADOW) as bridge:
+        await bridge.handled(device, device.event("Provisioned"), device.event("Activated", 1))
+        assert bridge.shadow_names(device) == [""]
+        desired = json.dumps({"state": {"desired": {"interval": 60}}})
+        bridge.iot_data.update_thing_shadow(thingName=device.thing_name, payload=desired)
+        poll = await bridge.client.start_workflow(
+            SHADOW_DELTA_POLL, id="a-poll", task_queue=deployment.settings.worker.task_queue
+        )
+        totals = await asyncio.wait_for(poll.result(), 60)
+    assert (totals["changed"], totals["commanded"]) == (1, 0)
+    assert bridge.told(device) == ["AwsThingProvisionedEvent", "DeviceDesiredStateChangedEvent"]
+
+
+async def test_without_provisioning_no_thing_is_made(deployment: Deployment) -> None:
+    """The platform's event is remembered, its run ends healthy, and AWS is not asked for a Thing."""
+    device = Device("ALONE-3")
+    async with deployment.worker(Area.FLEET_PROVISIONING, Area.SHADOW) as bridge:
+        await bridge.handled(device, device.event("Provisioned"), device.event("Activated", 1))
+    assert bridge.binding(device) is None
+    assert bridge.traces(device).thing is None
+    with Session(bridge.engine) as session:
+        assert session.get(DeviceStateRow, device.device_id) is not None
+
+
+async def test_what_was_provisioned_is_decommissioned_without_that_area_too(deployment: Deployment) -> None:
+    """To turn an area off leaves nothing behind in AWS for good."""
+    device = Device("ALONE-4")
+    async with deployment.worker(Area.PROVISIONING) as bridge:
+        await bridge.handled(device, device.event("Provisioned"))
+    async with deployment.worker(Area.SHADOW) as bridge:
+        await bridge.handled(device, device.event("Decommissioned", 1))
+    assert bridge.bound(device).provisioning_status is ProvisioningStatus.DECOMMISSIONED
+    assert bridge.traces(device).thing is None
+
+
+@pytest.mark.parametrize("area", ALL_AREAS)
+async def test_the_schedules_are_those_of_the_areas(deployment: Deployment, area: Area) -> None:
+    """One for each area that has one, beside that of erasure; others' are not touched."""
+    wanted = {ERASURE_SWEEP_SCHEDULE, SCHEDULES.get(area, ERASURE_SWEEP_SCHEDULE)}
+    async with deployment.worker(area) as bridge:
+
+        async def made() -> bool:
+            return await schedules_of(bridge.client) == wanted
+
+        await until(made, f"the schedules are {wanted}")
+
+
+def doors_of(*areas: Area) -> ApiSettings:
+    settings = ApiSettings.load()
+    own = settings.worker.model_copy(update={"areas": areas})
+    return settings.model_copy(update={"worker": own})
+
+
+@pytest.mark.parametrize("area", ALL_AREAS)
+async def test_the_document_has_the_doors_of_the_areas(engine: Engine, client: Client, area: Area) -> None:
+    """Those of one area, and those of all."""
+    async with open_doors(engine, create_app(doors_of(area))) as doors, doors.client() as http:
+        document = (await http.get("/openapi.json")).json()
+    assert document["paths"].keys() == PATHS[area] | OF_ALL
+
+
+async def test_the_doors_of_an_area_that_is_off_are_not_there(engine: Engine, client: Client) -> None:
+    """They answer 404 to who has a key, and to others what every path answers them."""
+    app = create_app(doors_of(Area.PROVISIONING, Area.SHADOW, Area.JOBS))
+    async with open_doors(engine, app) as doors, doors.operator() as http, doors.client() as nobody:
+        for door in ("verify", "registered"):
+            path = f"/api/iot/fleet-provisioning/{door}"
+            body = {"serialNumber": "SN-1"}
+            assert (await http.post(path, json=body)).status_code == 404
+            assert (await nobody.post(path, json=body)).status_code == 401
+        assert (await http.get("/api/iot/bindings")).status_code == 200
