@@ -21,7 +21,7 @@ from temporalio.api.common.v1 import Payload, Payloads
 
 from api.auth import Keys
 from api.database import Database
-from api.doors import in_time
+from api.doors import CALLER, in_time
 from api.edge import Edge
 from api.json_body import read_bounded
 from api.problems import Refused, http_problem
@@ -82,7 +82,7 @@ class Codec:
         return answer
 
     async def _answer(self, request: Request, work: _Work) -> Response:
-        request.state.caller.require_operator("payloads are read and written")
+        request.scope[CALLER].require_operator("payloads are read and written")
         body = await self._body(request, BODY_LIMIT)
         try:
             given = Parse(body, Payloads())
