@@ -20,21 +20,6 @@ from settings import describe
 ROOT: Final = Path(__file__).parent.parent
 HANDBOOK: Final = (ROOT / "docs" / "handbook.md").read_text()
 
-# Other parts of this release bring these; take each out of here as it comes.
-COMMANDS_TO_COME: Final = frozenset({"codec", "events"})
-SETTINGS_TO_COME: Final = frozenset(
-    {
-        "IOT_AWS_ENCRYPTION__KEYS",
-        "IOT_AWS_ENCRYPTION__KEY_ID",
-        "IOT_AWS_EVENTS__PARK_AFTER_HOURS",
-        "IOT_AWS_EVENTS__RETENTION_DAYS",
-        "IOT_AWS_EVENTS__SINK",
-        "IOT_AWS_EVENTS__WEBHOOK_SECRET",
-        "IOT_AWS_TELEMETRY__METRICS_HOST",
-        "IOT_AWS_TELEMETRY__METRICS_PORT",
-    }
-)
-
 
 def shell_lines() -> Iterator[str]:
     """Each command of the handbook's code blocks, whole and without its comment."""
@@ -81,9 +66,7 @@ def anchors() -> list[str]:
 def test_every_command_is_one_of_thingbridge(words: list[str]) -> None:
     """A command that the handbook gives is there, and so is each of its options."""
     command = command_of(words)
-    if command is None:
-        assert words[0] in COMMANDS_TO_COME
-        return
+    assert command is not None
     options = {name for parameter in command.params for name in parameter.opts}
     assert options_in(words) <= options
 
@@ -104,7 +87,7 @@ def test_every_setting_is_one() -> None:
     known = {knob.variable for _, knobs in describe() for knob in knobs}
     named = set(re.findall(r"IOT_AWS_\w+", HANDBOOK))
     assert named
-    assert named - known <= SETTINGS_TO_COME
+    assert named <= known
 
 
 def test_every_failure_code_has_its_section() -> None:

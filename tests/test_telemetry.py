@@ -110,6 +110,8 @@ def test_the_sdks_own_metrics_are_on_the_same_page(observed: Observed) -> None:
         "temporal_workflow_completed",
         "temporal_activity_schedule_to_start_latency_bucket",
         "temporal_worker_task_slots_available",
+        "temporal_worker_task_slots_used",
+        "temporal_workflow_task_schedule_to_start_latency_bucket",
     }
     assert "temporal_request" in names_on(observed.api_metrics)
 
