@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -61,6 +62,7 @@ from benchmarks.production.fleet import (
 )
 from benchmarks.production.servers import (
     HOST,
+    TEMPORAL,
     THINGBRIDGE,
     PostgresCluster,
     Server,
@@ -79,6 +81,7 @@ from workflows.connection import end_process
 _FLEET_SECRET: Final = "thingbridge/fleet-credentials"  # noqa: S105  # its name
 _GRACE_SECONDS: Final = 70
 """Longer than the minute after which the bridge reads its keys again."""
+_NAMESPACE: Final = "devices"
 _LOAD_SECONDS: Final = 900.0
 _SETTLE_SECONDS: Final = 300.0
 _VIOLATIONS_SHOWN: Final = 10
@@ -196,6 +199,9 @@ class _Run:
         await asyncio.to_thread(self._temporal.start)
         await asyncio.to_thread(self._aws.start)
         await asyncio.to_thread(self._put_new_keys)
+        await self._tool(
+            TEMPORAL, "operator", "namespace", "create", "--namespace", _NAMESPACE, "--retention", "7d"
+        )
         await asyncio.to_thread(self._sink.start)
         await self._thingbridge("migrate")
         self._workers = [self._bridge(f"worker-{number}", "worker") for number in (1, 2)]
@@ -205,6 +211,7 @@ class _Run:
             await asyncio.to_thread(server.start)
         made = await self._thingbridge("keys", "create", "--operator", "--label", "platform", secret=True)
         self._api_keys.append(made.strip())
+        await self._thingbridge("keys", "list")
 
     async def _first_devices(self, watcher: Watcher, doors: Doors, provisioning: FleetProvisioning) -> None:
         """One device by hand through all there is, before there is a policy; one that enrols by itself."""
@@ -214,10 +221,14 @@ class _Run:
         await self._thingbridge("send", str(file))
         await watcher.reaches(device, ProvisioningStatus.FAILED)
         await self._thingbridge("bindings", "--status", "Failed")
+        failed = 'ProvisioningStatus="Failed" AND ExecutionStatus="Running"'
+        await self._tool(TEMPORAL, "workflow", "list", "--query", failed)
         self._say(f"the IoT policy {POLICY} is made")
         await asyncio.to_thread(create_device_policy, self._endpoint, POLICY)
         await self._thingbridge("retry", str(device.device_id))
         await watcher.reaches(device, ProvisioningStatus.ACTIVE)
+        await self._thingbridge("bindings", "--device", str(device.device_id))
+        await self._thingbridge("send", str(file))
         self._say("POST /api/iot/device-events DeviceActivatedEvent")
         await doors.tell(device, "Activated")
         self._say("POST /api/iot/fleet-provisioning/verify and /registered")
@@ -439,10 +450,11 @@ class _Run:
         """What an operator writes into the environment of each process of the bridge."""
         return {
             "TEMPORAL_ADDRESS": f"{HOST}:{self._temporal_port}",
-            "TEMPORAL_NAMESPACE": "default",
+            "TEMPORAL_NAMESPACE": _NAMESPACE,
             "DATABASE_URL": self._postgres.url,
             "AWS_ENDPOINT_URL": self._endpoint,
             "AWS_REGION": REGION,
+            "AWS_DEFAULT_REGION": REGION,
             "AWS_ACCESS_KEY_ID": "embedded",
             "AWS_SECRET_ACCESS_KEY": "embedded",
             "IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME": POLICY,
@@ -492,7 +504,7 @@ class _Run:
 
     async def _connect(self) -> Client:
         address = f"{HOST}:{self._temporal_port}"
-        return await Client.connect(address, data_converter=pydantic_data_converter)
+        return await Client.connect(address, namespace=_NAMESPACE, data_converter=pydantic_data_converter)
 
     async def _send_file(self, file: Path) -> None:
         """`thingbridge send`, and again until Temporal has every line: a repeat changes nothing."""
@@ -503,19 +515,22 @@ class _Run:
         await again_until(sent, pause=1)
 
     async def _thingbridge(self, *arguments: str, secret: bool = False) -> str:
+        return await self._tool(THINGBRIDGE, *arguments, secret=secret)
+
+    async def _tool(self, program: Path, *arguments: str, secret: bool = False) -> str:
         """A command of an operator's, with what it says."""
-        self._say(f"$ thingbridge {' '.join(arguments)}")
-        done = await self._call(*arguments)
+        self._say(f"$ {program.name} {shlex.join(arguments)}")
+        done = await self._call(*arguments, program=program)
         if done.returncode:
-            raise RuntimeError(f"thingbridge {arguments[0]} ended with {done.returncode}: {done.stderr}")
+            raise RuntimeError(f"{program.name} {arguments[0]} ended with {done.returncode}: {done.stderr}")
         for line in () if secret else done.stdout.splitlines():
             self._console.print(f"    {line}", markup=False, soft_wrap=True)
         return done.stdout
 
-    async def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    async def _call(self, *arguments: str, program: Path = THINGBRIDGE) -> subprocess.CompletedProcess[str]:
         def call() -> subprocess.CompletedProcess[str]:
             return subprocess.run(
-                [THINGBRIDGE, *arguments],
+                [program, *arguments],
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,

