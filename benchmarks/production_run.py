@@ -15,6 +15,7 @@ import os
 import secrets
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,16 +26,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 from uuid import uuid4
 
 import boto3
 import typer
 from botocore.config import Config
+from botocore.exceptions import ClientError
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from sqlalchemy import Engine
+from sqlmodel import Session, select
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 
@@ -71,6 +75,7 @@ from benchmarks.production.servers import (
     temporal_server,
 )
 from db.engine import open_engine
+from db.models import AwsThingBinding, RetiredCertificate
 from domain.provisioning_status import ProvisioningStatus
 from embedded.emulator_control import EmulatorControl
 from embedded.policy import create_device_policy
@@ -85,6 +90,7 @@ _NAMESPACE: Final = "devices"
 _LOAD_SECONDS: Final = 900.0
 _SETTLE_SECONDS: Final = 300.0
 _VIOLATIONS_SHOWN: Final = 10
+_LOG_WIDTH: Final = 120
 
 
 def main(
@@ -105,7 +111,10 @@ def main(
     kept.pop("PYTHONDONTWRITEBYTECODE", None)
     kept |= {"PYTHONPYCACHEPREFIX": str(folder / "bytecode"), "NO_PROXY": HOST, "no_proxy": HOST}
     os.environ.update(kept)
-    console = Console()
+    console = Console(emoji=False)  # the ARN of a secret holds :secret:
+    if not console.is_terminal:
+        console.width = _LOG_WIDTH
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is to be stopped then too
     run = _Run(console, folder, devices)
     try:
         right = asyncio.run(run.run(faults=faults))
@@ -147,6 +156,7 @@ class _Run:
         self._first.failed_first = self._first.commanded_by_hand = True
         self._restarted_by_itself = 0
         self._down: set[str] = set()
+        self._workers_killed: list[datetime] = []
         self._in_flight = 0
 
         self._postgres = PostgresCluster(folder / "postgres", folder / "postgres.log")
@@ -327,6 +337,8 @@ class _Run:
     async def _killed(self, server: Server, away: float) -> None:
         self._down.add(server.name)
         server.kill()
+        if server in self._workers:
+            self._workers_killed.append(datetime.now(UTC))
         await asyncio.sleep(away)
         await asyncio.to_thread(server.start)
         self._down.discard(server.name)
@@ -379,7 +391,7 @@ class _Run:
     def _all_devices(self) -> list[FleetDevice]:
         return [self._first, self._enrolled, *self._fleet]
 
-    async def _findings(self, engine: Any) -> list[Finding]:
+    async def _findings(self, engine: Engine) -> list[Finding]:
         fleet = self._all_devices()
         deliveries = read_deliveries(self._folder / "deliveries.jsonl")
         repeats = len(deliveries) - len({delivery.headers.get("webhook-id") for delivery in deliveries})
@@ -387,10 +399,13 @@ class _Run:
         findings = [*check_events(fleet, deliveries, engine), *check_rows(fleet, engine)]
         account = await asyncio.to_thread(AwsAccount, self._endpoint)
         findings += await asyncio.to_thread(lambda: list(account.check(fleet, {_FLEET_SECRET})))
-        self._say(
-            f"{len(account.unknown)} certificates are INACTIVE, without policy or Thing, and in no row: AWS "
-            "issued them to a process that was killed before it could write them down"
-        )
+        with Session(engine) as session:
+            arns = [
+                *session.exec(select(AwsThingBinding.certificate_arn)),
+                *session.exec(select(RetiredCertificate.certificate_arn)),
+            ]
+        findings.append(await asyncio.to_thread(account.check_unknown, arns, self._workers_killed))
+        self._say(f"{len(account.unknown)} certificates were lost with a killed worker: INACTIVE, in no row")
         findings.append(self._check_keys())
         client = await self._connect()
         findings.append(await check_workflows(client))
@@ -416,11 +431,22 @@ class _Run:
         refused = self._emulator.refused_keys()
         first, _ = self._fleet_keys[0]
         found.require(not refused.get(first), f"{refused.get(first)} calls")
+        if len(self._fleet_keys) > 1:
+            found.require(self._is_refused(self._fleet_keys[0]), "AWS takes the replaced keys still")
         for number, (key, _) in enumerate(self._fleet_keys[1:-1], 2):
             self._say(
                 f"{refused.get(key, 0)} calls were signed with key {number}, refused at once, and done again"
             )
         return found
+
+    def _is_refused(self, keys: tuple[str, str]) -> bool:
+        session = boto3.Session(*keys, region_name=REGION)
+        client = session.client("iot", endpoint_url=self._endpoint, config=Config(proxies={}))
+        try:
+            client.list_things()
+        except ClientError:
+            return True
+        return False
 
     def _judge(self, findings: Sequence[Finding], doors: Doors) -> bool:
         table = Table("what must hold", "looked at", "violations")

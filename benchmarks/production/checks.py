@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -41,6 +42,8 @@ _DISTINCTION: Final[Mapping[str, str]] = {
     OutgoingEventType.COMMAND_COMPLETED: "jobId",
 }
 """The field of `data` that, with type and device, makes an event one."""
+_LOST_WITHIN: Final = timedelta(seconds=20)
+"""A call that a worker did not live to hear the answer of is answered within so long, before or after."""
 _THREADS: Final = 8
 _HISTORIES_AT_ONCE: Final = 16
 _PROBE: Final = 32
@@ -375,14 +378,38 @@ class AwsAccount:
                 found.require(arn in attached, what)
         return found
 
+    def check_unknown(self, rows: Iterable[str | None], kills: Sequence[datetime]) -> Finding:
+        """What no row tells of was lost with a process.
+
+        AWS may have issued a certificate whose answer a worker did not live to write down: no call takes that
+        back, so it is issued INACTIVE, and never can connect.
+
+        Args:
+            rows: the certificates that the database tells of.
+            kills: when workers were killed.
+        """
+        found = Finding(
+            "a certificate that no row tells of is INACTIVE, and was issued as a worker was killed"
+        )
+        found.looked_at = len(self.inventory.certificates)
+        known = set(rows)
+        for arn in self.unknown:
+            issued = self._describe(arn)["creationDate"]
+            was_lost = any(abs(issued - kill) < _LOST_WITHIN for kill in kills)
+            if arn in known or not was_lost:
+                found.violations.append(f"{arn}: issued {issued}, in a row: {arn in known}")
+        return found
+
     def _secret_value(self, name: str) -> str:
         return str(self._secrets.get_secret_value(SecretId=name)["SecretString"])
 
     def _public_of(self, arn: str) -> bytes:
-        described = self._iot.describe_certificate(certificateId=arn.rpartition("/")[2])
-        pem = described["certificateDescription"]["certificatePem"]
+        pem = self._describe(arn)["certificatePem"]
         public = x509.load_pem_x509_certificate(pem.encode()).public_key()
         return public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+    def _describe(self, arn: str) -> Any:
+        return self._iot.describe_certificate(certificateId=arn.rpartition("/")[2])["certificateDescription"]
 
     def _has_shadow(self, thing_name: str) -> bool:
         try:
