@@ -158,6 +158,18 @@ def test_no_text_at_all_breaks_the_reading(variable: str, value: str) -> None:
         ("IOT_AWS_SHADOW__POLL_INTERVAL_SECONDS", "soon", "5 to 600"),
         ("IOT_AWS_SHADOW__POLL_INTERVAL_SECONDS", "7.5", "5 to 600"),
         ("IOT_AWS_SHADOW__AUTO_PUSH_LIFECYCLE_STATUS", "perhaps", "true or false"),
+        (
+            "IOT_AWS_WORKER__AREAS",
+            "provisioning",
+            "JSON list of provisioning, shadow, jobs, fleet_provisioning",
+        ),
+        (
+            "IOT_AWS_WORKER__AREAS",
+            '["shadows"]',
+            "JSON list of provisioning, shadow, jobs, fleet_provisioning",
+        ),
+        ("IOT_AWS_WORKER__AREAS", "[]", "JSON list of provisioning, shadow, jobs, fleet_provisioning"),
+        ("IOT_AWS_WORKER__AREAS", '{"jobs": true}', "must be a JSON list"),
         ("IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME", "two words", "the name of the IoT policy"),
         ("IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME", "é", "the name of the IoT policy"),
         ("IOT_AWS_PROVISIONING__SECRET_NAME_TEMPLATE", "iot/devices/key", "must hold {thingName}"),
