@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from check_jsonschema import builtin_schemas
+from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
 from cli import app
-from settings import DatabaseSettings, Settings
+from settings import ApiSettings, DatabaseSettings, Settings, describe
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -23,6 +25,26 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = [name for name, service in SERVICES.items() if str(service["image"]).startswith("thingbridge:")]
 ONCE = [name for name, service in SERVICES.items() if str(service["restart"]).startswith("on-failure")]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+PROMETHEUS = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+
+
+# Settings that this file is ahead of.
+NOT_YET = {
+    f"IOT_AWS_{name}"
+    for name in (
+        "ENCRYPTION__KEYS",
+        "ENCRYPTION__KEY_ID",
+        "EVENTS__EVENT_BUS_NAME",
+        "EVENTS__RETENTION_DAYS",
+        "EVENTS__SINK",
+        "EVENTS__TOPIC_ARN",
+        "EVENTS__WEBHOOK_SECRET",
+        "EVENTS__WEBHOOK_URL",
+        "TELEMETRY__METRICS_HOST",
+        "TELEMETRY__METRICS_PORT",
+        "WORKER__AREAS",
+    )
+} - {knob.variable for _, knobs in describe() for knob in knobs}
 
 
 def variables_of(model: type[BaseModel], prefix: str, delimiter: str) -> set[str]:
@@ -40,14 +62,18 @@ def variables_of(model: type[BaseModel], prefix: str, delimiter: str) -> set[str
 def settings_variables() -> set[str]:
     """The environment variables that the settings know."""
     config = Settings.model_config
-    return variables_of(Settings, config["env_prefix"], config["env_nested_delimiter"] or "")
+    return {
+        variable
+        for model in (Settings, ApiSettings)
+        for variable in variables_of(model, config["env_prefix"], config["env_nested_delimiter"] or "")
+    }
 
 
 def images() -> list[str]:
     """Every image that production names."""
     return [
         *(str(service["image"]) for service in SERVICES.values()),
-        *re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE),
+        *re.findall(r"^(?:FROM |COPY --from=(?=\S+:))(\S+)", DOCKERFILE, re.MULTILINE),
     ]
 
 
@@ -55,7 +81,7 @@ def images() -> list[str]:
 def test_every_image_is_pinned(image: str) -> None:
     """What runs tomorrow is what runs today: a tag that names a version to the last figure."""
     _, tag = image.split(":")
-    assert re.match(r"\d+\.\d+", tag)
+    assert re.match(r"v?\d+\.\d+", tag)
 
 
 def test_the_image_bears_the_version_of_the_project() -> None:
@@ -69,16 +95,23 @@ def test_our_services_run_commands_that_exist() -> None:
     assert {name: SERVICES[name]["command"] for name in OURS} == {
         "migrate": ["migrate"],
         "worker": ["worker"],
+        "api": ["api", "--host=0.0.0.0"],
     }
-    assert {"migrate", "worker"} <= commands
+    assert set(OURS) <= commands
     assert 'ENTRYPOINT ["thingbridge"]' in DOCKERFILE
     assert 'CMD ["worker"]' in DOCKERFILE
     assert "thingbridge" in PROJECT["project"]["scripts"]
 
 
-def test_the_worker_waits_for_the_migration() -> None:
-    """No worker meets tables or search attributes that are not there yet."""
-    assert SERVICES["worker"]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
+def test_the_file_is_one_of_the_compose_specification() -> None:
+    """Docker Compose takes it: no key is misspelt, and none of a wrong kind."""
+    Draft202012Validator(builtin_schemas.get_builtin_schema("vendor.compose-spec")).validate(COMPOSE)
+
+
+@pytest.mark.parametrize("name", ["api", "worker"])
+def test_what_stays_up_waits_for_the_migration(name: str) -> None:
+    """No process meets tables or search attributes that are not there yet."""
+    assert SERVICES[name]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -96,13 +129,27 @@ def test_every_setting_given_is_one_the_bridge_knows(name: str) -> None:
     given = {
         variable
         for variable in SERVICES[name]["environment"]
-        if not variable.startswith(("AWS_", "TEMPORAL_"))
+        if not variable.startswith(("AWS_", "TEMPORAL_", "OTEL_"))
     }
     assert "DATABASE_URL" in given
-    assert given <= settings_variables()
+    assert given - NOT_YET <= settings_variables()
 
 
-@pytest.mark.parametrize(("name", "settings"), [("migrate", DatabaseSettings), ("worker", Settings)])
+@pytest.mark.parametrize("name", ["api", "worker"])
+def test_every_setting_can_be_given(name: str) -> None:
+    """Whoever sets one beside the file finds it at work."""
+    elsewhere = (
+        {"IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME"} if name == "api" else {"IOT_AWS_API__TEMPORAL_UI_URL"}
+    )
+    # Where the worker serves its metrics is the composition's own affair.
+    own = {variable for variable in settings_variables() if variable.startswith("IOT_AWS_TELEMETRY__")}
+    all_there_are = {knob.variable for _, knobs in describe() for knob in knobs}
+    assert all_there_are - elsewhere - own <= SERVICES[name]["environment"].keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("migrate", DatabaseSettings), ("worker", Settings), ("api", ApiSettings)]
+)
 def test_every_setting_without_a_default_is_given(
     name: str, settings: type[DatabaseSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,8 +158,10 @@ def test_every_setting_without_a_default_is_given(
         if variable.startswith("IOT_AWS_") or variable == "DATABASE_URL":
             monkeypatch.delenv(variable)
     for variable, value in SERVICES[name]["environment"].items():
-        if value is not None:
-            monkeypatch.setenv(variable, re.sub(r"\$\{.*?\}", "x", value))
+        if value is not None and variable not in NOT_YET:
+            monkeypatch.setenv(
+                variable, re.sub(r"\$\{\w+(:-(.*?)|:\?.*?)?\}", lambda given: given[2] or "x", value)
+            )
     settings.load()
 
 
@@ -148,7 +197,19 @@ def test_files_mounted_are_in_the_repository() -> None:
         if source.startswith(".")
     ]
     assert mounted
-    assert all((ROOT / source).is_file() for source in mounted)
+    assert all((ROOT / source).exists() for source in mounted)
+
+
+def test_prometheus_scrapes_what_is_served() -> None:
+    """The names of the services, and the ports of their metrics."""
+    scraped = {
+        tuple(found["names"]): found["port"]
+        for job in PROMETHEUS["scrape_configs"]
+        for found in job["dns_sd_configs"]
+    }
+    worker = SERVICES["worker"]["environment"]["IOT_AWS_TELEMETRY__METRICS_PORT"]
+    (api,) = (port.split(":")[-1] for port in SERVICES["api"]["ports"])
+    assert scraped == {("worker",): int(worker), ("api",): int(api)}
 
 
 def test_the_image_is_built_from_all_that_the_wheel_holds() -> None:
