@@ -88,11 +88,13 @@ def otlp_receiver() -> Iterator[tuple[str, list[Span]]]:
             """Say nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
-        thread = Thread(target=server.serve_forever)
+        thread = Thread(target=server.serve_forever, args=[0.01], daemon=True)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", came
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", came
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @asynccontextmanager

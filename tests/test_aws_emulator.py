@@ -140,18 +140,18 @@ def create_group(aws: Aws, name: str, query: str, **more: Any) -> str:
 
 def test_a_revoked_key_is_refused_after_its_grace(aws: Aws) -> None:
     """In every protocol, and no other key is; moto itself would take any."""
-    ours = boto3.Session("AKIAREVOKED000000001", "x", region_name="eu-west-1")
+    ours = boto3.Session("AKIAIOSFODNN7REVOKED", "x", region_name="eu-west-1")
     iot = ours.client("iot", endpoint_url=aws.url)
     secrets = ours.client("secretsmanager", endpoint_url=aws.url)
     sts = ours.client("sts", endpoint_url=aws.url)
-    aws.control.revoke_key("AKIAREVOKED000000001", grace_seconds=3600)
+    aws.control.revoke_key("AKIAIOSFODNN7REVOKED", grace_seconds=3600)
     iot.list_things()
-    aws.control.revoke_key("AKIAREVOKED000000001")
+    aws.control.revoke_key("AKIAIOSFODNN7REVOKED")
     refused("UnrecognizedClientException", iot.list_things)
     refused("UnrecognizedClientException", secrets.list_secrets)
     refused("InvalidClientTokenId", sts.get_caller_identity)
     aws.iot.list_things()
-    assert aws.control.refused_keys() == {"AKIAREVOKED000000001": 3}
+    assert aws.control.refused_keys() == {"AKIAIOSFODNN7REVOKED": 3}
     aws.control.restore_keys()
     iot.list_things()
 

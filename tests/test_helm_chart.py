@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from cli import app
-from tests.test_compose import NOT_YET, settings_variables
+from tests.test_compose import settings_variables
 
 # Of the group `checks`, for their size; scripts/check brings them.
 helm = pytest.importorskip("helm_python")
@@ -113,7 +113,7 @@ def test_every_setting_given_is_one_the_bridge_knows() -> None:
     for pod in pods(rendered()).values():
         (container,) = pod["containers"]
         given = {variable["name"] for variable in container["env"]}
-        assert {name for name in given if name.startswith("IOT_AWS_")} - NOT_YET <= settings_variables()
+        assert {name for name in given if name.startswith("IOT_AWS_")} <= settings_variables()
         assert container["envFrom"] == [{"secretRef": {"name": "thingbridge"}}]
 
 

@@ -109,3 +109,11 @@ def test_production_installs_nothing_of_a_development_group(group: str) -> None:
     unwanted = names(PYPROJECT["dependency-groups"][group]) - needed_in_production()
     assert unwanted
     assert not unwanted & deployed().keys()
+
+
+def test_no_distribution_brings_a_package_of_our_names() -> None:
+    """Which of two were imported would rest on their order on the path."""
+    wheel = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    ours = {name.removesuffix(".py") for name in wheel["only-include"]}
+    brought = metadata.packages_distributions()
+    assert {name: set(brought.get(name, [])) - {OURS} for name in ours} == dict.fromkeys(ours, set())

@@ -80,10 +80,12 @@ async def test_a_host_whose_database_is_not_migrated_is_refused(
 ) -> None:
     """Its worker ends at once, with what to run, and does not wait for its own end."""
     url = SecretStr(empty_database(engine, settings.database_url.get_secret_value()))
-    plugin = ThingbridgePlugin(settings.model_copy(update={"database_url": url}))
+    # Another worker of this process, of other tests, may be on the bridge's own queue.
+    own = settings.worker.model_copy(update={"task_queue": "not-migrated"})
+    plugin = ThingbridgePlugin(settings.model_copy(update={"database_url": url, "worker": own}))
 
     async def work() -> None:
-        async with Worker(client, task_queue="thingbridge", workflows=[Nothing], plugins=[plugin]):
+        async with Worker(client, task_queue="not-migrated", workflows=[Nothing], plugins=[plugin]):
             with suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.Event().wait(), 60)
 

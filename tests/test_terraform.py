@@ -12,7 +12,6 @@ from uuid import UUID
 
 import hcl2
 import pytest
-from hcl2 import SerializationOptions
 
 import thingbridge_api
 from domain.names import thing_name
@@ -24,9 +23,6 @@ ENROLMENT = FOLDER / "enrolment"
 LAMBDA = ROOT / "deploy" / "lambda"
 MODULES = {"root": FOLDER, "enrolment": ENROLMENT}
 
-PLAIN = SerializationOptions(
-    with_comments=False, explicit_blocks=False, preserve_heredocs=False, strip_string_quotes=True
-)
 # Granted only where a variable names what they are about.
 WHERE_CONFIGURED = {"secretsmanager:GetSecretValue", "events:PutEvents", "sns:Publish"}
 # Called by Secrets Manager in the bridge's name, where its secrets have a key of their own.
@@ -50,7 +46,7 @@ def blocks(folder: Path) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for file in sorted(folder.glob("*.tf")):
         with file.open() as text:
-            for kind, given in hcl2.load(text, serialization_options=PLAIN).items():
+            for kind, given in hcl2.load(text).items():
                 found.setdefault(kind, []).extend(given)
     return found
 
