@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import hcl2
+import hcl2.api
 import pytest
 
 import thingbridge_api
@@ -46,7 +46,7 @@ def blocks(folder: Path) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for file in sorted(folder.glob("*.tf")):
         with file.open() as text:
-            for kind, given in hcl2.load(text).items():
+            for kind, given in hcl2.api.load(text).items():
                 found.setdefault(kind, []).extend(given)
     return found
 
