@@ -34,6 +34,7 @@ COMMANDS = {
     "bindings",
     "retry",
     "erase",
+    "events",
     "keys",
 }
 NOWHERE = {"TEMPORAL_ADDRESS": "127.0.0.1:1"}
