@@ -76,6 +76,9 @@ async def run(*arguments: str | Path, **changes: str | None) -> Said:
     return Said(process.returncode, stdout.decode(), stderr.decode())
 
 
+_MOST_SAID = 2**28
+
+
 @asynccontextmanager
 async def running(*arguments: str | Path, **changes: str | None) -> AsyncIterator[asyncio.subprocess.Process]:
     """The executable at work, in a process group of its own as a terminal gives it; killed if it stays."""
@@ -87,6 +90,9 @@ async def running(*arguments: str | Path, **changes: str | None) -> AsyncIterato
         stderr=subprocess.PIPE,
         env=environment_of(**changes),
         process_group=0,
+        # A worker's log sink tells of all that waits in the outbox. A pipe that is full, since nobody reads it
+        # here, would stop the worker, and its end would never be seen.
+        limit=_MOST_SAID,
     )
     try:
         yield process
