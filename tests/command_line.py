@@ -90,8 +90,8 @@ async def running(*arguments: str | Path, **changes: str | None) -> AsyncIterato
         stderr=subprocess.PIPE,
         env=environment_of(**changes),
         process_group=0,
-        # A worker's log sink tells of all that waits in the outbox. A pipe that is full, since nobody reads it
-        # here, would stop the worker, and its end would never be seen.
+        # A worker's log sink tells of all that waits in the outbox. A pipe that is full, since nobody reads
+        # it here, would stop the worker, and its end would never be seen.
         limit=_MOST_SAID,
     )
     try:

@@ -345,8 +345,13 @@ async def test_an_event_refused_for_too_long_is_parked(
     async with publishing(client, settings, outbox, webhook, park_after=timedelta(seconds=1)):
         tell(outbox, device, 3)
         await all_arrived(endpoint, device, [1, 3])
+
+        # Committed only after those behind it have been sent.
+        async def is_parked() -> bool:
+            return rows_of(outbox, device)[1].parked_at is not None
+
+        await until(is_parked, "the event is parked")
         (_, parked, _) = rows_of(outbox, device)
-        assert parked.parked_at
         assert not parked.published_at
         assert [request.status for request in endpoint.requests].count(422) >= 2
         assert any(
