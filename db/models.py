@@ -33,6 +33,7 @@ from domain.provisioning_status import ProvisioningStatus
 
 # Written out, for an index serves only the very expression it is over.
 serial_number_of_thing: Final = literal_column(f"substr(thing_name, {TENANT_PREFIX_LENGTH + 1})", String)
+age_in_outbox: Final = literal_column("(id + 0)", BigInteger)
 _LIVE: Final = text("deleted_at IS NULL")
 _WAITING: Final = text("published_at IS NULL AND parked_at IS NULL")
 _SHARD: Final = f"(get_byte(uuid_send(coalesce(device_id, event_id)), 15) % {OUTBOX_SHARDS})::smallint"
@@ -228,7 +229,7 @@ class OutboxRow(Table, table=True):
         UniqueConstraint("event_id"),
         UniqueConstraint("device_id", "sequence"),
         CheckConstraint("(device_id IS NULL) = (sequence IS NULL)", name="numbered_for_a_device"),
-        Index("ix_iotaws_outbox_unpublished", "shard", "id", postgresql_where=_WAITING),
+        Index("ix_iotaws_outbox_waiting", "shard", age_in_outbox, postgresql_where=_WAITING),
         Index(
             "ix_iotaws_outbox_refused",
             "shard",

@@ -9,7 +9,7 @@ from sqlalchemy import and_, delete, func, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col, select
 
-from db.models import DeviceStateRow, EventSinkRow, OutboxRow
+from db.models import DeviceStateRow, EventSinkRow, OutboxRow, age_in_outbox
 from domain.outbox import OUTBOX_SHARDS
 from domain.outgoing_event import OutgoingEvent
 
@@ -22,6 +22,9 @@ _SHORTEST_BACKOFF: Final = timedelta(seconds=1)
 _waiting: Final = and_(col(OutboxRow.published_at).is_(None), col(OutboxRow.parked_at).is_(None))
 _refused: Final = and_(col(OutboxRow.published_at).is_(None), col(OutboxRow.first_refused_at).is_not(None))
 _order_key: Final = func.coalesce(OutboxRow.device_id, OutboxRow.event_id)
+# An order that only the index of what waits is in. By the plain id PostgreSQL takes the primary key once it
+# has counted a backlog, and so passes every event ever sent to come to those that wait.
+_oldest_first: Final = age_in_outbox.asc()
 
 
 def put(session: Session, event: OutgoingEvent, *distinction: object) -> bool:
@@ -76,7 +79,7 @@ def claim(session: Session, shard: int, at_most: int) -> Sequence[OutboxRow]:
     return session.exec(
         select(OutboxRow)
         .where(OutboxRow.shard == shard, _waiting, _order_key.not_in(held))
-        .order_by(col(OutboxRow.id))
+        .order_by(_oldest_first)
         .limit(at_most)
     ).all()
 
@@ -87,7 +90,7 @@ def oldest_unsent(session: Session) -> Mapping[int, datetime]:
         shard: session.exec(
             select(OutboxRow.occurred_at)
             .where(OutboxRow.shard == shard, _waiting)
-            .order_by(col(OutboxRow.id))
+            .order_by(_oldest_first)
             .limit(1)
         ).first()
         for shard in range(OUTBOX_SHARDS)

@@ -25,8 +25,9 @@ from temporalio.client import WorkflowExecutionStatus
 
 from activities.events import EventActivities
 from db.engine import open_engine
+from db.migrate import upgrade
 from db.models import OutboxRow
-from db.outbox import put
+from db.outbox import claim, oldest_unsent, put
 from domain.command import CommandTarget
 from domain.names import OUTBOX_PUBLISHER, event_queue, outbox_publisher_id
 from domain.outbox import OUTBOX_SHARDS, OutboxShard
@@ -41,9 +42,10 @@ from domain.outgoing_event import (
     OutgoingEvent,
     OutgoingEventType,
 )
+from embedded.stack import Addresses
 from settings import Settings
 from tests.bridge import NOON, Bridge, Device, until
-from tests.command_line import running
+from tests.command_line import empty_database, running
 from worker import compose_event_worker
 from workflows.requests import start_publishers
 
@@ -463,6 +465,31 @@ async def test_writers_and_publishers_at_once_keep_each_devices_order(
             ).all()
         assert [row.sequence for row in rows] == list(range(1, 31))
         assert len({row.shard for row in rows}) == 1
+
+
+def test_a_backlog_is_taken_without_a_look_at_what_was_sent(engine: Engine, stack: Addresses) -> None:
+    """What a publisher reads is what it sends, however much was sent before and however much waits."""
+    nobody_publishes = open_engine(empty_database(engine, stack.database_url))
+    upgrade(nobody_publishes)
+    with Session(nobody_publishes) as session:
+        session.execute(
+            text(
+                "INSERT INTO iotaws_outbox (event_id, type, data, published_at) "
+                "SELECT gen_random_uuid(), 'AwsThingProvisionedEvent', '{}', "
+                "CASE WHEN n <= 40000 THEN now() END FROM generate_series(1, 50000) n"
+            )
+        )
+        session.execute(text("ANALYZE iotaws_outbox"))
+        read = text(
+            "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables "
+            "WHERE relname = 'iotaws_outbox'"
+        )
+        before = session.execute(read).scalar_one()
+        for shard in range(OUTBOX_SHARDS):
+            assert len(claim(session, shard, 100)) == 100
+        assert set(oldest_unsent(session)) == set(range(OUTBOX_SHARDS))
+        assert session.execute(read).scalar_one() - before < 1000
+    nobody_publishes.dispose()
 
 
 async def test_every_shard_has_a_publisher(engine: Engine, receiver: Receiver) -> None:
