@@ -29,9 +29,7 @@ from pathlib import Path
 from typing import Annotated, Final
 from uuid import uuid4
 
-import boto3
 import typer
-from botocore.config import Config
 from botocore.exceptions import ClientError
 from rich.console import Console
 from rich.markup import escape
@@ -54,7 +52,6 @@ from benchmarks.production.checks import (
 )
 from benchmarks.production.fleet import (
     POLICY,
-    REGION,
     Doors,
     FleetDevice,
     FleetProvisioning,
@@ -77,6 +74,8 @@ from benchmarks.production.servers import (
 from db.engine import open_engine
 from db.models import AwsThingBinding, RetiredCertificate
 from domain.provisioning_status import ProvisioningStatus
+from embedded import REGION
+from embedded.aws_client import aws_client
 from embedded.emulator_control import EmulatorControl
 from embedded.policy import create_device_policy
 from embedded.processes import child_environment, choose_ports
@@ -440,10 +439,8 @@ class _Run:
         return found
 
     def _is_refused(self, keys: tuple[str, str]) -> bool:
-        session = boto3.Session(*keys, region_name=REGION)
-        client = session.client("iot", endpoint_url=self._endpoint, config=Config(proxies={}))
         try:
-            client.list_things()
+            aws_client("iot", self._endpoint, keys=keys).list_things()
         except ClientError:
             return True
         return False
@@ -519,9 +516,7 @@ class _Run:
         """Put new AWS keys into the secret from which the bridge reads them."""
         keys = "AKIA" + secrets.token_hex(8).upper(), secrets.token_urlsafe(30)
         held = json.dumps(dict(zip(("accessKeyId", "secretAccessKey"), keys, strict=True)))
-        client = boto3.Session("embedded", "embedded", region_name=REGION).client(
-            "secretsmanager", endpoint_url=self._endpoint, config=Config(proxies={})
-        )
+        client = aws_client("secretsmanager", self._endpoint)
         if self._fleet_keys:
             client.put_secret_value(SecretId=_FLEET_SECRET, SecretString=held)
         else:

@@ -1,4 +1,4 @@
-"""The tests' hand on the AWS emulator: faults, counts, settings and a fresh start."""
+"""The hand of tests and benchmarks on the AWS emulator: faults, counts, settings and a fresh start."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from base64 import b64encode
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.request import ProxyHandler, Request, build_opener
 
+from embedded import REGION
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-_REGION = "eu-west-1"
 
 
 class EmulatorControl:
@@ -98,16 +98,16 @@ class EmulatorControl:
         """Set everything as it is at the start."""
         self._send("DELETE", "settings")
 
-    def put_raw_shadow(self, thing_name: str, payload: bytes, *, region: str = _REGION) -> None:
+    def put_raw_shadow(self, thing_name: str, payload: bytes, *, region: str = REGION) -> None:
         """Have a Thing's classic shadow read as these bytes, whatever they are, until it is next updated."""
         content = {"region": region, "thing_name": thing_name, "payload": b64encode(payload).decode()}
         self._send("POST", "shadow", content)
 
-    def forget_shadow(self, thing_name: str, *, region: str = _REGION) -> None:
+    def forget_shadow(self, thing_name: str, *, region: str = REGION) -> None:
         """Drop a Thing's classic shadow with its version, so that the next one starts at 1."""
         self._send("DELETE", "shadow", {"region": region, "thing_name": thing_name})
 
-    def time_out_execution(self, job_id: str, thing_name: str, *, region: str = _REGION) -> None:
+    def time_out_execution(self, job_id: str, thing_name: str, *, region: str = REGION) -> None:
         """End an execution as AWS's timer does, which counts in minutes; no device can report that."""
         self._send("POST", "timeout", {"region": region, "job_id": job_id, "thing_name": thing_name})
 

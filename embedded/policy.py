@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing, suppress
+from contextlib import suppress
 
-import boto3
-from botocore.config import Config
+from embedded import REGION
+from embedded.aws_client import aws_client
 
-_REGION = "eu-west-1"
 _THING = "${iot:Connection.Thing.ThingName}"
 _OWN_TOPICS = tuple(f"$aws/things/{_THING}/{channel}/*" for channel in ("shadow", "jobs"))
 
 
 def create_device_policy(aws_endpoint_url: str, policy_name: str) -> None:
     """Make the policy, if it is not there yet: a device is itself, and speaks of its own shadow and jobs."""
-    client = boto3.client(
-        "iot",
-        endpoint_url=aws_endpoint_url,
-        region_name=_REGION,
-        aws_access_key_id="embedded",
-        aws_secret_access_key="embedded",  # noqa: S106 - the emulator takes any
-        config=Config(proxies={}),
-    )
-    with closing(client) as iot, suppress(iot.exceptions.ResourceAlreadyExistsException):
+    iot = aws_client("iot", aws_endpoint_url)
+    with suppress(iot.exceptions.ResourceAlreadyExistsException):
         iot.create_policy(policyName=policy_name, policyDocument=json.dumps(_document()))
 
 
@@ -31,10 +23,10 @@ def _document() -> dict[str, object]:
     def allow(action: str, resources: list[str]) -> dict[str, object]:
         return {"Effect": "Allow", "Action": action, "Resource": resources}
 
-    topics = [f"arn:aws:iot:{_REGION}:*:topic/{topic}" for topic in _OWN_TOPICS]
-    filters = [f"arn:aws:iot:{_REGION}:*:topicfilter/{topic}" for topic in _OWN_TOPICS]
+    topics = [f"arn:aws:iot:{REGION}:*:topic/{topic}" for topic in _OWN_TOPICS]
+    filters = [f"arn:aws:iot:{REGION}:*:topicfilter/{topic}" for topic in _OWN_TOPICS]
     statements = [
-        allow("iot:Connect", [f"arn:aws:iot:{_REGION}:*:client/{_THING}"]),
+        allow("iot:Connect", [f"arn:aws:iot:{REGION}:*:client/{_THING}"]),
         allow("iot:Publish", topics),
         allow("iot:Receive", topics),
         allow("iot:Subscribe", filters),

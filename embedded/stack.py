@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from embedded import REGION
 from embedded.postgres import Postgres
 from embedded.processes import ServerError, ServerProcess, child_environment, choose_ports
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _HOST = "127.0.0.1"
-_REGION = "eu-west-1"
 _NAMESPACE = "default"
 _LOCK_PATIENCE_SECONDS = 30.0
 _POLL_SECONDS = 0.05
@@ -44,8 +44,8 @@ class Addresses:
             "TEMPORAL_NAMESPACE": _NAMESPACE,
             "DATABASE_URL": self.database_url,
             "AWS_ENDPOINT_URL": self.aws_endpoint_url,
-            "AWS_REGION": _REGION,
-            "AWS_DEFAULT_REGION": _REGION,
+            "AWS_REGION": REGION,
+            "AWS_DEFAULT_REGION": REGION,
             "AWS_ACCESS_KEY_ID": "embedded",
             "AWS_SECRET_ACCESS_KEY": "embedded",
         }

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid5
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import ClientError
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
@@ -25,11 +23,12 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
 
-from benchmarks.production.fleet import POLICY, REGION, FleetDevice
+from benchmarks.production.fleet import POLICY, FleetDevice
 from db.models import AwsThingBinding, BindingTransition, OutboxRow
 from domain.names import OUTBOX_PUBLISHER, tenant_key
 from domain.outgoing_event import OutgoingEventType
 from domain.provisioning_status import ProvisioningStatus
+from embedded.aws_client import aws_client
 from embedded.inventory import Inventory, reported_status, take_inventory
 
 _SCHEMAS: Final = Path(__file__).parent.parent.parent / "docs" / "events"
@@ -277,11 +276,9 @@ class AwsAccount:
     def __init__(self, endpoint_url: str) -> None:
         """Look at all of it."""
         self._endpoint = endpoint_url
-        session = boto3.Session("embedded", "embedded", region_name=REGION)
-        config = Config(max_pool_connections=_THREADS, proxies={})
-        self._iot = session.client("iot", endpoint_url=endpoint_url, config=config)
-        self._iot_data = session.client("iot-data", endpoint_url=endpoint_url, config=config)
-        self._secrets = session.client("secretsmanager", endpoint_url=endpoint_url, config=config)
+        self._iot = aws_client("iot", endpoint_url)
+        self._iot_data = aws_client("iot-data", endpoint_url)
+        self._secrets = aws_client("secretsmanager", endpoint_url)
         self.inventory: Inventory = take_inventory(endpoint_url)
         self.unknown: list[str] = []
         """Certificates that can never connect, and that no row tells of."""

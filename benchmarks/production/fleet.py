@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid4
 
-import boto3
 import httpx2
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
@@ -24,10 +22,10 @@ from db.models import AwsThingBinding, OutboxRow
 from domain.names import thing_name
 from domain.outgoing_event import OutgoingEventType
 from domain.provisioning_status import ProvisioningStatus
+from embedded.aws_client import aws_client
 from embedded.simulated_device import SimulatedDevice, desire
 
 POLICY: Final = "production-run"
-REGION: Final = "eu-west-1"
 DESIRED: Final = {"telemetry": {"intervalSeconds": 60}}
 _API: Final = "/api/iot"
 _LOOK_SECONDS: Final = 1.0
@@ -280,11 +278,9 @@ class FleetProvisioning:
     """AWS's part and the Lambda functions' in a device's enrolling itself."""
 
     def __init__(self, aws_endpoint_url: str, doors: Doors) -> None:
-        session = boto3.Session("embedded", "embedded", region_name=REGION)
         # Once each: a certificate that was made and not waited for would be nobody's.
-        config = Config(retries={"total_max_attempts": 1}, max_pool_connections=32, proxies={})
-        self._iot = session.client("iot", endpoint_url=aws_endpoint_url, config=config)
-        self._secrets = session.client("secretsmanager", endpoint_url=aws_endpoint_url, config=config)
+        self._iot = aws_client("iot", aws_endpoint_url, attempts=1)
+        self._secrets = aws_client("secretsmanager", aws_endpoint_url, attempts=1)
         self._doors = doors
 
     async def enrol(self, device: FleetDevice) -> None:
