@@ -261,9 +261,7 @@ class _Run:
     ) -> None:
         planned = list(self._faults()) if faults else []
         waves = _in_waves(self._fleet, len(planned) + 2)
-        platform = Platform(
-            self._fleet, watcher, doors, provisioning, self._send_file, self._folder, self._endpoint
-        )
+        platform = Platform(watcher, doors, provisioning, self._send_file, self._folder, self._endpoint)
         living: list[asyncio.Task[None]] = []
         lasting: list[asyncio.Task[None]] = []
         with Progress(

@@ -23,7 +23,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
 
-from benchmarks.production.fleet import POLICY, FleetDevice
+from benchmarks.production.fleet import POLICY, SECRETS, FleetDevice
 from db.models import AwsThingBinding, BindingTransition, OutboxRow
 from domain.names import OUTBOX_PUBLISHER, tenant_key
 from domain.outgoing_event import OutgoingEventType
@@ -68,7 +68,6 @@ class Finding:
 class Delivery:
     """An event as the sink was given it, as often as it was."""
 
-    at: float
     headers: Mapping[str, str]
     body: str
     fault: str | None
@@ -86,7 +85,7 @@ def read_deliveries(file: Path) -> list[Delivery]:
     for line in file.read_bytes().splitlines(keepends=True):
         if line.endswith(b"\n"):
             told = json.loads(line)
-            deliveries.append(Delivery(told["at"], told["headers"], told["body"], told["fault"]))
+            deliveries.append(Delivery(told["headers"], told["body"], told["fault"]))
     return deliveries
 
 
@@ -285,7 +284,7 @@ class AwsAccount:
         self.keys: dict[str, str] = {}
         """The private key by secret name."""
         with ThreadPoolExecutor(_THREADS) as pool:
-            names = [name for name in self.inventory.secrets if name.startswith("iot/devices/")]
+            names = [name for name in self.inventory.secrets if name.startswith(SECRETS)]
             self.keys.update(zip(names, pool.map(self._secret_value, names), strict=True))
 
     def check(self, fleet: Sequence[FleetDevice], others: Iterable[str] = ()) -> Iterator[Finding]:
@@ -327,7 +326,7 @@ class AwsAccount:
         found = Finding("each live device has one secret, whose key fits the certificate")
 
         def fits(device: FleetDevice) -> bool:
-            key = self.keys.get(_secret_name(device))
+            key = self.keys.get(device.secret_name)
             arns = self.inventory.attachments.get(device.thing_name, ())
             if not device.has_secret:
                 return key is None
@@ -352,7 +351,7 @@ class AwsAccount:
         for device, has_shadow in zip(gone, shadows, strict=True):
             left = {
                 "Thing": device.thing_name in self.inventory.things,
-                "secret": _secret_name(device) in self.inventory.secrets,
+                "secret": device.secret_name in self.inventory.secrets,
                 "shadow": has_shadow,
             }
             found.require(not any(left.values()), f"{_of(device)}: {left}")
@@ -361,7 +360,7 @@ class AwsAccount:
     def _no_orphans(self, live: Sequence[FleetDevice], others: Iterable[str]) -> Finding:
         found = Finding("AWS holds no Thing, secret or certificate fit to connect that is no live device's")
         things = {device.thing_name for device in live}
-        secrets = {_secret_name(device) for device in live} | set(others)
+        secrets = {device.secret_name for device in live} | set(others)
         attached = {arn for name in things for arn in self.inventory.attachments.get(name, ())}
         for name in self.inventory.things:
             found.require(name in things, f"Thing {name}")
@@ -419,10 +418,6 @@ class AwsAccount:
 def _public(key: str) -> bytes:
     public = load_pem_private_key(key.encode(), None).public_key()
     return public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-
-
-def _secret_name(device: FleetDevice) -> str:
-    return f"iot/devices/{device.thing_name}/key"
 
 
 # Temporal, and what stands written anywhere

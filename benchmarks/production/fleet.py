@@ -26,6 +26,8 @@ from embedded.aws_client import aws_client
 from embedded.simulated_device import SimulatedDevice, desire
 
 POLICY: Final = "production-run"
+SECRETS: Final = "iot/devices/"
+"""How the names of the devices' secrets begin, and of no others."""
 DESIRED: Final = {"telemetry": {"intervalSeconds": 60}}
 _API: Final = "/api/iot"
 _LOOK_SECONDS: Final = 1.0
@@ -112,6 +114,11 @@ class FleetDevice:
     def thing_name(self) -> str:
         """Its Thing's name."""
         return thing_name(self.tenant_id, self.serial_number)
+
+    @property
+    def secret_name(self) -> str:
+        """The name of the secret with its key, as the bridge calls it by default."""
+        return f"{SECRETS}{self.thing_name}/key"
 
     @property
     def is_enrolled(self) -> bool:
@@ -319,9 +326,10 @@ class FleetProvisioning:
             "firmwareVersion": "1.0",
         }
         if device.has_secret:
-            name = f"iot/devices/{device.thing_name}/key"
-            key = made["keyPair"]["PrivateKey"]
-            told["certificateSecretArn"] = self._secrets.create_secret(Name=name, SecretString=key)["ARN"]
+            secret = self._secrets.create_secret(
+                Name=device.secret_name, SecretString=made["keyPair"]["PrivateKey"]
+            )
+            told["certificateSecretArn"] = secret["ARN"]
         return told
 
 
@@ -330,7 +338,6 @@ class Platform:
 
     def __init__(
         self,
-        fleet: Sequence[FleetDevice],
         watcher: Watcher,
         doors: Doors,
         provisioning: FleetProvisioning,
@@ -341,7 +348,6 @@ class Platform:
         """Take what is needed.
 
         Args:
-            fleet: the devices.
             watcher: where the bridge stands.
             doors: HTTP, with an operator's key.
             provisioning: how devices enrol.
@@ -349,7 +355,6 @@ class Platform:
             folder: where such files are written.
             aws_endpoint_url: where devices and applications reach AWS.
         """
-        self._fleet = fleet
         self._watcher = watcher
         self._doors = doors
         self._provisioning = provisioning
