@@ -1,20 +1,15 @@
 """`thingbridge events`: what the sink does not take, and having it sent again."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
 import typer
-from sqlmodel import Session
 
-from cli.output import standard_output
-from db.engine import open_engine
-from db.migrate import require_current
+from cli.database import transaction
+from cli.output import shown_time, standard_output
 from db.models import EventSinkRow, OutboxRow
 from db.outbox import enable_sinks, list_disabled_sinks, list_refused, resend
-from settings import DatabaseSettings
 
 
 class NotRefusedError(LookupError):
@@ -38,7 +33,7 @@ def list_(
     Events that only wait for a sink that is away are not listed: see the
     publishers in the Temporal UI.
     """
-    with _transaction() as session:
+    with transaction() as session:
         sinks, events = list_disabled_sinks(session), list_refused(session, limit + 1)
     lines = [*_disabled(sinks), *_listed(events[:limit])]
     if len(events) > limit:
@@ -61,7 +56,7 @@ def resend_(
     """
     if (event_id is None) != everything:
         raise typer.BadParameter("name either an EVENT_ID or --all")
-    with _transaction() as session:
+    with transaction() as session:
         count = resend(session, event_id)
     if event_id and not count:
         raise NotRefusedError(f"no event {event_id} is refused: see `thingbridge events list`")
@@ -74,26 +69,15 @@ def enable() -> None:
 
     They go on where they stopped, within half a minute.
     """
-    with _transaction() as session:
+    with transaction() as session:
         count = enable_sinks(session)
     standard_output().print(f"sent to again: {count}", markup=False)
-
-
-@contextmanager
-def _transaction() -> Iterator[Session]:
-    engine = open_engine(DatabaseSettings.load().database_url.get_secret_value())
-    try:
-        require_current(engine)
-        with Session(engine, expire_on_commit=False) as session, session.begin():
-            yield session
-    finally:
-        engine.dispose()
 
 
 def _disabled(sinks: Sequence[EventSinkRow]) -> Iterator[str]:
     for sink in sinks:
         yield (
-            f"nothing is sent to a {sink.kind} since {_time(sink.disabled_at)}: {sink.reason}; "
+            f"nothing is sent to a {sink.kind} since {shown_time(sink.disabled_at)}: {sink.reason}; "
             "`thingbridge events enable` has it sent to again"
         )
 
@@ -103,12 +87,8 @@ def _listed(events: Sequence[OutboxRow]) -> Iterator[str]:
         yield f"{'event':36}  {'state':7}  {'refused since':20}  {'device':36}  {'number':6}  type, why"
     for event in events:
         state = "parked" if event.parked_at else "refused"
-        since = _time(event.first_refused_at) if event.first_refused_at else ""
+        since = shown_time(event.first_refused_at) if event.first_refused_at else ""
         yield (
             f"{event.event_id}  {state:7}  {since:20}  {event.device_id or ''!s:36}  "
             f"{event.sequence or '':6}  {event.type}: {event.refused_because}"
         )
-
-
-def _time(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M:%S}Z"

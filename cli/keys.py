@@ -1,20 +1,16 @@
 """`thingbridge keys`: who may call the HTTP doors."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Annotated
 from uuid import UUID
 
 import typer
-from sqlmodel import Session
 
+from cli.database import transaction
 from cli.output import standard_output
 from db.api_keys import create_key, list_keys, revoke_key
-from db.engine import open_engine
-from db.migrate import require_current
 from db.models import ApiKeyRow
 from domain.names import NO_TENANT
-from settings import DatabaseSettings
 
 
 class UnknownKeyError(LookupError):
@@ -42,7 +38,7 @@ def create(
         raise typer.BadParameter("either --tenant UUID or --operator is needed")
     if tenant == NO_TENANT:
         raise typer.BadParameter("the zero UUID is no tenant: devices of none are an operator's")
-    with _transaction() as session:
+    with transaction() as session:
         key = create_key(session, tenant, label)
     standard_output().print(key, soft_wrap=True, markup=False)
 
@@ -50,7 +46,7 @@ def create(
 @app.command(name="list")
 def list_() -> None:
     """List every key there ever was, the oldest first, by its id and not its text."""
-    with _transaction() as session:
+    with transaction() as session:
         lines = list(_listed(list_keys(session)))
     for line in lines or ["there is no key yet: see `thingbridge keys create --help`"]:
         standard_output().print(line, soft_wrap=True, markup=False)
@@ -63,21 +59,10 @@ def revoke(
     ],
 ) -> None:
     """Refuse a key from now on; running servers do within IOT_AWS_API__KEY_CACHE_SECONDS."""
-    with _transaction() as session:
+    with transaction() as session:
         if revoke_key(session, key_id) is None:
             raise UnknownKeyError(f"there is no key {key_id}: see `thingbridge keys list`")
     standard_output().print(f"{key_id} is revoked", markup=False)
-
-
-@contextmanager
-def _transaction() -> Iterator[Session]:
-    engine = open_engine(DatabaseSettings.load().database_url.get_secret_value())
-    try:
-        require_current(engine)
-        with Session(engine, expire_on_commit=False) as session, session.begin():
-            yield session
-    finally:
-        engine.dispose()
 
 
 def _listed(keys: Sequence[ApiKeyRow]) -> Iterator[str]:

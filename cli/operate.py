@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import chain, groupby
 from typing import Final
 from uuid import UUID
@@ -14,10 +13,12 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
+from cli.database import open_database
+from cli.output import shown_time
 from db.bindings import Actor, newest_binding
 from db.engine import open_engine
 from db.erasure import count_unerased, erase_device, erase_some, require_hash_key
-from db.migrate import require_current, upgrade
+from db.migrate import upgrade
 from db.models import AwsThingBinding, BindingTransition, serial_number_of_thing
 from domain.erasure import SerialHashing
 from domain.provisioning_status import ProvisioningStatus
@@ -142,25 +143,16 @@ def _erasing(settings: DatabaseSettings) -> Iterator[tuple[Engine, SerialHashing
         raise InvalidSettingsError(
             "IOT_AWS_ERASURE__HASH_KEY: is required to erase, since by it alone an erased serial is denied"
         )
-    engine = open_engine(settings.database_url.get_secret_value())
-    try:
-        require_current(engine)
+    with open_database(settings) as engine:
         with Session(engine) as session:
             require_hash_key(session, hashing)
         yield engine, hashing
-    finally:
-        engine.dispose()
 
 
 @contextmanager
 def _reading(settings: DatabaseSettings) -> Iterator[Session]:
-    engine = open_engine(settings.database_url.get_secret_value())
-    try:
-        require_current(engine)
-        with Session(engine) as session:
-            yield session
-    finally:
-        engine.dispose()
+    with open_database(settings) as engine, Session(engine) as session:
+        yield session
 
 
 def _query(wanted: Filter) -> SelectOfScalar[AwsThingBinding]:
@@ -180,7 +172,7 @@ def _listed(bindings: Sequence[AwsThingBinding]) -> Iterator[str]:
     things = max(len(binding.thing_name or "") for binding in bindings)
     yield f"{'device':36}  {'status':14}  {'since':20}  Thing"
     for binding in bindings:
-        since = _time(binding.modified_at or binding.created_at)
+        since = shown_time(binding.modified_at or binding.created_at)
         thing = f"{binding.thing_name or '':{things}}"
         failure = binding.failure_reason or ""
         yield f"{binding.device_id}  {binding.provisioning_status:14}  {since}  {thing}  {failure}".rstrip()
@@ -197,8 +189,4 @@ def _told(transitions: Sequence[BindingTransition]) -> Iterator[str]:
         yield ""
         yield f"{actor}, run {run_id}" if run_id else actor
         for each in made:
-            yield f"  {_time(each.occurred_at)}  {each.to_status:14}  {each.reason or ''}".rstrip()
-
-
-def _time(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M:%S}Z"
+            yield f"  {shown_time(each.occurred_at)}  {each.to_status:14}  {each.reason or ''}".rstrip()

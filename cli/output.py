@@ -1,5 +1,6 @@
-"""Where results are printed: fitted to a terminal, complete everywhere else."""
+"""How and where results are printed: fitted to a terminal, complete everywhere else."""
 
+from datetime import datetime
 from typing import Final
 
 from rich.console import Console
@@ -13,3 +14,8 @@ def standard_output() -> Console:
     # Else the `:secret:` of an ARN is shown as an emoji.
     console = Console(highlight=False, emoji=False)
     return console if console.is_terminal else Console(highlight=False, emoji=False, width=_UNBOUNDED)
+
+
+def shown_time(moment: datetime) -> str:
+    """A moment in UTC, to the second."""
+    return f"{moment:%Y-%m-%d %H:%M:%S}Z"
