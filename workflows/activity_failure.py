@@ -1,6 +1,6 @@
 """What an activity that failed is to be called: its code, and a sentence for an operator."""
 
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
 from domain.failure import CREDENTIALS_NOT_READY, FailureCode
@@ -29,6 +29,12 @@ def lacks_credentials(error: ActivityError) -> bool:
     """Whether it was last retried because the bridge has no keys for AWS."""
     last = _last(error)
     return isinstance(last, ApplicationError) and last.type == CREDENTIALS_NOT_READY
+
+
+def unless_cancelled(error: ActivityError) -> None:
+    """Let the cancellation of the whole run pass: it is nothing that went wrong with the activity."""
+    if is_cancelled_exception(error):
+        raise error
 
 
 def _last(error: ActivityError) -> BaseException | None:

@@ -38,7 +38,7 @@ from domain.names import (
 )
 from domain.provisioning_status import ProvisioningStatus
 from domain.saga import Device, FailureReport, FoldRequest, Standing, StepResult, TeardownPlan
-from workflows.activity_failure import failure_of, lacks_credentials
+from workflows.activity_failure import failure_of, lacks_credentials, unless_cancelled
 from workflows.policies import (
     CREDENTIALS_RECHECK,
     FOLD,
@@ -306,7 +306,7 @@ class DeviceLifecycle:
                 result = await self._with_credentials(title, step, device)
             except ActivityError as error:
                 if not self._overtaken:
-                    _unless_cancelled(error)
+                    unless_cancelled(error)
                     await self._fail(device, error)
                 return
             self._arn = result.arn
@@ -378,7 +378,7 @@ class DeviceLifecycle:
             await self._interruptible(title, step, device, at_most)
         except ActivityError as error:
             if not self._overtaken:
-                _unless_cancelled(error)
+                unless_cancelled(error)
                 await self._record(device, error)
 
     async def _tear_down(self, device: Device) -> None:
@@ -397,7 +397,7 @@ class DeviceLifecycle:
                     BindingActivities.close_binding, plan, **checkpoint("Close the binding")
                 )
             except ActivityError as error:
-                _unless_cancelled(error)
+                unless_cancelled(error)
                 await self._record(device, error)
                 await self._wait(lambda: self._retry, TEARDOWN_RECHECK)
             else:
@@ -529,12 +529,6 @@ def _event_in(arguments: Sequence[RawValue]) -> LifecycleEvent:
     if payload.metadata.get("encoding") != b"json/plain":
         raise InvalidEventError(Rejection(field="event", reason="must be plain JSON"))
     return LifecycleEvent.from_json(payload.data)
-
-
-def _unless_cancelled(error: ActivityError) -> None:
-    """Let the cancellation of the whole run pass: it is nothing that went wrong with a step."""
-    if is_cancelled_exception(error):
-        raise error
 
 
 def _summary(title: str, device: Device | None) -> str:

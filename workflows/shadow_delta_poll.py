@@ -4,11 +4,12 @@ from asyncio import Semaphore, gather
 from typing import Final
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, is_cancelled_exception
+from temporalio.exceptions import ActivityError
 
 from activities.shadow_deltas import ShadowDeltaActivities
 from domain.delta_poll import DeltaCounts, DeltaPage, PagesRequest, PollProgress, PollTotals
 from domain.names import SHADOW_DELTA_POLL
+from workflows.activity_failure import unless_cancelled
 from workflows.policies import delta_page, poll_step
 
 # A quarter of the threads of one worker as it is set by default: the sagas keep the rest. At 20 ms a read
@@ -69,7 +70,7 @@ class ShadowDeltaPoll:
                     **delta_page(f"Read the shadows up to binding {page.through}"),
                 )
             except ActivityError as error:
-                _unless_cancelled(error)
+                unless_cancelled(error)
                 workflow.logger.error("a page was not read, the next poll does: %s", error.cause)
                 self._add(PollTotals(failed_pages=1))
             else:
@@ -82,7 +83,7 @@ class ShadowDeltaPoll:
                 ShadowDeltaActivities.start_delta_commands, **poll_step("Start the commands")
             )
         except ActivityError as error:
-            _unless_cancelled(error)
+            unless_cancelled(error)
             workflow.logger.error("commands were not started, the next poll does: %s", error.cause)
         else:
             self._add(PollTotals(commanded=started))
@@ -100,9 +101,3 @@ class ShadowDeltaPoll:
             f"Commands started: {totals.commanded}\n\n"
             f"Pages left to the next poll: {totals.failed_pages}"
         )
-
-
-def _unless_cancelled(error: ActivityError) -> None:
-    """Let the cancellation of the whole poll pass: it is nothing that went wrong with a page."""
-    if is_cancelled_exception(error):
-        raise error
