@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
 
 from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 from sqlmodel import Session
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
-from temporalio.common import SearchAttributeKey
 
 from api.auth import Caller
 from api.database import Database
@@ -19,7 +18,7 @@ from api.problems import RULE, Fault, Refused, not_found, not_valid
 from api.temporal import Temporal
 from db.bindings import newest_binding
 from domain.command import Command, CommandTarget, TargetKind, is_job_id
-from domain.names import STATUS_QUERY, TENANT_ID_ATTRIBUTE, tenant_key
+from domain.names import STATUS_QUERY, tenant_key
 from workflows.requests import (
     UnknownCommandError,
     cancel_command,
@@ -27,8 +26,7 @@ from workflows.requests import (
     describe_command,
     send_command,
 )
-
-_TENANT_ID: Final = SearchAttributeKey.for_keyword(TENANT_ID_ATTRIBUTE)
+from workflows.search_attributes import TENANT_ID
 
 
 def _job_id(value: str) -> str:
@@ -183,7 +181,7 @@ class Commands:
             described = await describe_command(client, job_id)
         except UnknownCommandError:
             raise not_found("command") from None
-        tenant = described.typed_search_attributes.get(_TENANT_ID)
+        tenant = described.typed_search_attributes.get(TENANT_ID)
         if not caller.is_operator and tenant != tenant_key(caller.tenant_id):
             raise not_found("command")
         return described

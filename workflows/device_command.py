@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 from temporalio import workflow
 from temporalio.api.common.v1 import Payload
-from temporalio.common import RawValue, SearchAttributeKey
+from temporalio.common import RawValue
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 from temporalio.workflow import ActivityConfig, ActivityHandle
 
@@ -30,8 +30,6 @@ from domain.names import (
     CANCEL_SIGNAL,
     DEVICE_COMMAND,
     STATUS_QUERY,
-    TENANT_ID_ATTRIBUTE,
-    THING_NAME_ATTRIBUTE,
     job_queue,
     tenant_key,
 )
@@ -45,12 +43,11 @@ from workflows.policies import (
     job_cancellation,
     job_watch,
 )
+from workflows.search_attributes import TENANT_ID, THING_NAME
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
-_TENANT_ID: Final = SearchAttributeKey.for_keyword(TENANT_ID_ATTRIBUTE)
-_THING_NAME: Final = SearchAttributeKey.for_keyword(THING_NAME_ATTRIBUTE)
 _NOTHING: Final = RawValue(Payload())
 _CANCELED: Final = "CANCELED"
 _TIMED_OUT: Final = "TIMED_OUT"
@@ -287,7 +284,7 @@ class DeviceCommand:
         self._plan = plan
         if plan.thing_name is not None:
             workflow.upsert_search_attributes(
-                [_TENANT_ID.value_set(tenant_key(plan.tenant_id)), _THING_NAME.value_set(plan.thing_name)]
+                [TENANT_ID.value_set(tenant_key(plan.tenant_id)), THING_NAME.value_set(plan.thing_name)]
             )
 
     def _titled(self, step: str) -> str:

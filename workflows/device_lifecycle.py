@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 from pydantic_core import to_json
 from temporalio import workflow
-from temporalio.common import RawValue, SearchAttributeKey
+from temporalio.common import RawValue
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.workflow import ActivityHandle
@@ -28,11 +28,8 @@ from domain.lifecycle_event import InvalidEventError, LifecycleEvent, Rejection
 from domain.names import (
     DEVICE_EVENT_SIGNAL,
     DEVICE_LIFECYCLE,
-    PROVISIONING_STATUS_ATTRIBUTE,
     RETRY_SIGNAL,
     STATUS_QUERY,
-    TENANT_ID_ATTRIBUTE,
-    THING_NAME_ATTRIBUTE,
     device_of_workflow,
     tenant_key,
 )
@@ -48,14 +45,12 @@ from workflows.policies import (
     saga_step,
     teardown_step,
 )
+from workflows.search_attributes import PROVISIONING_STATUS, TENANT_ID, THING_NAME
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 _REJECTIONS_KEPT: Final = 20
-_TENANT_ID: Final = SearchAttributeKey.for_keyword(TENANT_ID_ATTRIBUTE)
-_THING_NAME: Final = SearchAttributeKey.for_keyword(THING_NAME_ATTRIBUTE)
-_PROVISIONING_STATUS: Final = SearchAttributeKey.for_keyword(PROVISIONING_STATUS_ATTRIBUTE)
 
 
 class _Public(BaseModel):
@@ -463,9 +458,9 @@ class DeviceLifecycle:
         self._status = status
         device = self._standing.device
         wanted = {
-            _TENANT_ID: tenant_key(device.tenant_id) if device else None,
-            _THING_NAME: device.thing_name if device else None,
-            _PROVISIONING_STATUS: status,
+            TENANT_ID: tenant_key(device.tenant_id) if device else None,
+            THING_NAME: device.thing_name if device else None,
+            PROVISIONING_STATUS: status,
         }
         changed = {
             key: value for key, value in wanted.items() if value and self._indexed.get(key.name) != value

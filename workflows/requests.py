@@ -7,7 +7,6 @@ from uuid import UUID
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.common import (
     RawValue,
-    SearchAttributeKey,
     SearchAttributePair,
     TypedSearchAttributes,
     WorkflowIDConflictPolicy,
@@ -25,8 +24,6 @@ from domain.names import (
     DEVICE_LIFECYCLE,
     OUTBOX_PUBLISHER,
     RETRY_SIGNAL,
-    TENANT_ID_ATTRIBUTE,
-    THING_NAME_ATTRIBUTE,
     device_workflow_id,
     event_queue,
     outbox_publisher_id,
@@ -34,9 +31,8 @@ from domain.names import (
     thing_name,
 )
 from domain.outbox import OUTBOX_SHARDS, OutboxShard
+from workflows.search_attributes import TENANT_ID, THING_NAME
 
-_TENANT_ID: Final = SearchAttributeKey.for_keyword(TENANT_ID_ATTRIBUTE)
-_THING_NAME: Final = SearchAttributeKey.for_keyword(THING_NAME_ATTRIBUTE)
 # Temporal allows 200 bytes.
 _SUMMARY_BYTES: Final = 200
 
@@ -70,9 +66,9 @@ async def send_command(
     workflow_id = job_id(job_id_prefix, command.correlation_id)
     summary = f"{command.operation} for {thing_name or f'{command.target.kind} {command.target.value}'}"
     # From its first moment on, for who may see it is told by the tenant.
-    attributes = [SearchAttributePair(_TENANT_ID, tenant_key(command.tenant_id))]
+    attributes = [SearchAttributePair(TENANT_ID, tenant_key(command.tenant_id))]
     if thing_name is not None:
-        attributes.append(SearchAttributePair(_THING_NAME, thing_name))
+        attributes.append(SearchAttributePair(THING_NAME, thing_name))
     with suppress(WorkflowAlreadyStartedError):
         await client.start_workflow(
             DEVICE_COMMAND,

@@ -1,11 +1,23 @@
 """The search attributes our workflows set: an unregistered one would block every one of them."""
 
+from typing import Final
+
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
 from temporalio.client import Client
+from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError
 
-from domain.names import SEARCH_ATTRIBUTES
+from domain.names import (
+    PROVISIONING_STATUS_ATTRIBUTE,
+    SEARCH_ATTRIBUTES,
+    TENANT_ID_ATTRIBUTE,
+    THING_NAME_ATTRIBUTE,
+)
+
+TENANT_ID: Final = SearchAttributeKey.for_keyword(TENANT_ID_ATTRIBUTE)
+THING_NAME: Final = SearchAttributeKey.for_keyword(THING_NAME_ATTRIBUTE)
+PROVISIONING_STATUS: Final = SearchAttributeKey.for_keyword(PROVISIONING_STATUS_ATTRIBUTE)
 
 _KEYWORD = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
 
