@@ -26,7 +26,6 @@ class FoundSecret:
     """What AWS says about a secret, its value left alone."""
 
     arn: str
-    name: str
     current_version: str | None
     versions: frozenset[str]
     certificate_id_tag: str | None
@@ -85,7 +84,6 @@ class SecretActivities:
         stages = found.get("VersionIdsToStages", {})
         return FoundSecret(
             arn=found["ARN"],
-            name=found["Name"],
             current_version=next((version for version, at in stages.items() if "AWSCURRENT" in at), None),
             versions=frozenset(stages),
             certificate_id_tag=next(

@@ -18,12 +18,10 @@ from activities.bindings import BindingActivities
 from activities.jobs import erase_jobs
 from activities.shadows import erase_shadows
 from domain.failure import FailureCode
-from domain.names import tenant_key
+from domain.names import DEVICE_ID_STAMP, TENANT_ID_STAMP, tenant_key
 from domain.provisioning_status import ProvisioningStatus
 from domain.saga import Device, StepResult, TeardownPlan
 
-DEVICE_ID_ATTRIBUTE: Final = "deviceId"
-TENANT_ID_ATTRIBUTE: Final = "tenantId"
 # AWS's limit for a Thing without a Thing type.
 _ATTRIBUTE_LIMIT: Final = 3
 _CERTIFICATE_MARK: Final = ":cert/"
@@ -157,8 +155,8 @@ def may_be_ours(device: Device, attributes: Mapping[str, str]) -> bool:
 
 def _stamp(device: Device) -> dict[str, str]:
     return {
-        DEVICE_ID_ATTRIBUTE: str(device.device_id),
-        TENANT_ID_ATTRIBUTE: tenant_key(device.tenant_id),
+        DEVICE_ID_STAMP: str(device.device_id),
+        TENANT_ID_STAMP: tenant_key(device.tenant_id),
     }
 
 

@@ -1,4 +1,4 @@
-"""Every name other systems rely on: queues, workflow ids, search attributes, Thing and secret names."""
+"""Every name other systems rely on: queues, workflows and their ids, search attributes, Things."""
 
 import re
 from typing import Final
@@ -28,6 +28,10 @@ TENANT_ID_ATTRIBUTE: Final = "TenantId"
 THING_NAME_ATTRIBUTE: Final = "ThingName"
 PROVISIONING_STATUS_ATTRIBUTE: Final = "ProvisioningStatus"
 SEARCH_ATTRIBUTES: Final = (TENANT_ID_ATTRIBUTE, THING_NAME_ATTRIBUTE, PROVISIONING_STATUS_ATTRIBUTE)
+
+DEVICE_ID_STAMP: Final = "deviceId"
+TENANT_ID_STAMP: Final = "tenantId"
+"""The attributes by which a Thing says whose it is."""
 
 NO_TENANT: Final = UUID(int=0)
 """How the null tenant is written wherever null cannot stand; never a tenant of its own."""
