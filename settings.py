@@ -1,6 +1,5 @@
 """Every setting there is, read once at start; a wrong one is refused with its name and what is allowed."""
 
-import base64
 import binascii
 import json
 import os
@@ -136,7 +135,7 @@ def _webhook_secrets(value: SecretStr) -> SecretStr:
 def _is_webhook_secret(secret: str) -> bool:
     match = _WEBHOOK_SECRET.fullmatch(secret)
     try:
-        return match is not None and 24 <= len(base64.b64decode(match[1], validate=True)) <= 64
+        return match is not None and 24 <= len(b64decode(match[1], validate=True)) <= 64
     except binascii.Error:
         return False
 

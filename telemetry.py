@@ -95,6 +95,13 @@ def exposition() -> bytes:
     return generate_latest() + _metrics_of_core()
 
 
+def hush_requests() -> None:
+    """Have the libraries that see keys never say whole requests, where logging is set up by others."""
+    for name in _NEVER_VERBOSE:
+        library = logging.getLogger(name)
+        library.setLevel(max(logging.INFO, library.level))
+
+
 @contextmanager
 def serving_metrics(host: str, port: int) -> Iterator[None]:
     """Answer `GET /metrics`, and `GET /healthz` for as long as the process lives.
@@ -154,13 +161,6 @@ def _with_ids(record: logging.LogRecord) -> bool:
 
 
 # OpenTelemetry's SDK is loaded where it is wanted: it takes half a second, and most commands end sooner.
-
-
-def hush_requests() -> None:
-    """Have the libraries that see keys never say whole requests, where logging is set up by others."""
-    for name in _NEVER_VERBOSE:
-        library = logging.getLogger(name)
-        library.setLevel(max(logging.INFO, library.level))
 
 
 @functools.cache
