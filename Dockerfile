@@ -1,5 +1,5 @@
 # The production image: the worker by default, and every other command of `thingbridge`.
-# Nothing of the dev stack (emulator, embedded servers, test tools) is in it.
+# What the dev stack runs on (embedded servers, moto, test tools) is not in it.
 
 FROM python:3.11.14-slim-bookworm AS build
 COPY --from=ghcr.io/astral-sh/uv:0.13.9 /uv /usr/local/bin/uv

@@ -543,7 +543,8 @@ async def run_worker(settings: Settings, client: Client, stop: asyncio.Event) ->
     """Work until told to stop; then take nothing new, and give what is at work time to end.
 
     Raises:
-        SchemaOutdatedError, SearchAttributesError, ScheduleError: what must be done before it may start.
+        SchemaOutdatedError, WrongHashKeyError, SearchAttributesError, ScheduleError, AwsConfigurationError:
+            what must be done before it may start.
     """
     own = settings.worker
     engine = open_database(settings)

@@ -21,6 +21,7 @@ class Caller:
 
     @property
     def is_operator(self) -> bool:
+        """Whether the key is an operator's."""
         return self.tenant_id is None
 
     def tenant_for(self, asked: UUID | None) -> UUID | None:

@@ -1,4 +1,4 @@
-"""Everything on this machine: the embedded servers, and a worker in this process."""
+"""Everything on this machine: the embedded servers, and a worker and the HTTP doors in this process."""
 
 import asyncio
 import os
