@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 from opentelemetry.metrics import NoOpMeterProvider
-from opentelemetry.trace import ProxyTracerProvider, get_tracer_provider
 from starlette.middleware import Middleware
+
+from workflows.connection import is_tracing
 
 
 def tracing() -> Sequence[Middleware]:
     """What every request passes to be traced; nothing where no traces are kept."""
-    if isinstance(get_tracer_provider(), ProxyTracerProvider):
+    if not is_tracing():
         return []
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 

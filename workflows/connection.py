@@ -51,14 +51,14 @@ async def connect(encryption: EncryptionKeys | None) -> Client:
 
 
 def _interceptors() -> Sequence[Interceptor]:
-    if not _is_tracing():
+    if not is_tracing():
         return []
     from workflows.tracing import tracing_interceptor
 
     return [tracing_interceptor()]
 
 
-def _is_tracing() -> bool:
+def is_tracing() -> bool:
     """Whether traces are kept: the SDK for it takes a fifth of a second to load, which else nobody needs."""
     return not isinstance(get_tracer_provider(), ProxyTracerProvider)
 
@@ -69,7 +69,7 @@ def end_process(code: int) -> NoReturn:
     The SDK's threads may crash an interpreter that is being taken apart (sdk-python issue 300): then the
     process would end with SIGABRT, although all was well.
     """
-    if _is_tracing():
+    if is_tracing():
         from workflows.tracing import flush_traces
 
         flush_traces()
