@@ -1,4 +1,4 @@
-"""What the operator's handbook says can be done as it says."""
+"""What the operator's handbook says can be done as it says; so can what the other documents say."""
 
 import re
 import shlex
@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,16 +16,31 @@ import typer.main
 from cli import app
 from domain.failure import FailureCode
 from domain.provisioning_status import ProvisioningStatus
-from settings import describe
+from settings import CONFIG_FILE_VARIABLE, describe
 
 ROOT: Final = Path(__file__).parent.parent
 HANDBOOK: Final = (ROOT / "docs" / "handbook.md").read_text()
+DOCUMENTS: Final = "\n".join(
+    path.read_text()
+    for pattern in ("*.md", "docs/*.md", "deploy/*/README.md", "examples/*/README.md")
+    for path in sorted(ROOT.glob(pattern))
+)
 
 
 def shell_lines() -> Iterator[str]:
-    """Each command of the handbook's code blocks, whole and without its comment."""
-    for block in re.findall(r"^```sh\n(.*?)^```$", HANDBOOK, re.MULTILINE | re.DOTALL):
-        yield from filter(None, map(str.strip, block.replace("\\\n", " ").splitlines()))
+    """Each command of the documents' code blocks, whole, also where what it quotes has several lines."""
+    for block in re.findall(r"^```sh\n(.*?)^```$", DOCUMENTS, re.MULTILINE | re.DOTALL):
+        command = ""
+        for line in block.replace("\\\n", " ").splitlines():
+            command = f"{command}\n{line}".strip()
+            try:
+                shlex.split(command, comments=True)
+            except ValueError:  # a quotation goes on
+                continue
+            if command:
+                yield command
+            command = ""
+        assert not command, f"never ends: {command}"
 
 
 def words_of(line: str, program: str) -> list[str] | None:
@@ -38,7 +54,7 @@ def words_of(line: str, program: str) -> list[str] | None:
 def calls_of(program: str) -> list[list[str]]:
     """Every call of a program in code blocks, and those named in a sentence."""
     in_blocks = [words for line in shell_lines() if (words := words_of(line, program)) is not None]
-    in_text = [shlex.split(call) for call in re.findall(rf"`{program} ([^`\n]+)`", HANDBOOK)]
+    in_text = [shlex.split(call) for call in re.findall(rf"`{program} ([^`\n]+)`", DOCUMENTS)]
     return [*in_blocks, *in_text]
 
 
@@ -46,10 +62,18 @@ def command_of(words: Sequence[str]) -> Any:
     """The command that the words begin with; None where there is no such."""
     found: Any = typer.main.get_command(app)
     for word in words:
-        if not hasattr(found, "commands"):
+        if not hasattr(found, "commands") or word.startswith("-"):
             break
         found = found.commands.get(word)
     return found
+
+
+@cache
+def told_by_temporal(*arguments: str) -> str:
+    """What Temporal's command line says."""
+    temporal = shutil.which("temporal", path=str(Path(sys.executable).parent))
+    assert temporal is not None
+    return subprocess.run([temporal, *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def options_in(words: Sequence[str]) -> set[str]:
@@ -64,7 +88,7 @@ def anchors() -> list[str]:
 
 @pytest.mark.parametrize("words", calls_of("thingbridge"), ids=" ".join)
 def test_every_command_is_one_of_thingbridge(words: list[str]) -> None:
-    """A command that the handbook gives is there, and so is each of its options."""
+    """A command that a document gives is there, and so is each of its options."""
     command = command_of(words)
     assert command is not None
     options = {name for parameter in command.params for name in parameter.opts}
@@ -73,19 +97,18 @@ def test_every_command_is_one_of_thingbridge(words: list[str]) -> None:
 
 @pytest.mark.parametrize("words", calls_of("temporal"), ids=" ".join)
 def test_every_command_is_one_of_temporal(words: list[str]) -> None:
-    """Temporal's own command line has the commands and options that the handbook gives."""
-    temporal = shutil.which("temporal", path=str(Path(sys.executable).parent))
-    assert temporal is not None
+    """Temporal's own command line has the commands and options that the documents give."""
     verbs = words[: next((at for at, word in enumerate(words) if word.startswith("-")), len(words))]
-    told = subprocess.run([temporal, *verbs, "--help"], capture_output=True, text=True, check=True).stdout
+    told = told_by_temporal(*verbs, "--help")
     assert f"temporal {' '.join(verbs)} [" in told
-    assert options_in(words) <= set(re.findall(r"--[a-z-]+", told))
+    # Those of every command are told apart.
+    assert options_in(words) <= set(re.findall(r"--[a-z-]+", told + told_by_temporal("options")))
 
 
 def test_every_setting_is_one() -> None:
-    """A setting that the handbook names is one that the bridge reads."""
-    known = {knob.variable for _, knobs in describe() for knob in knobs}
-    named = set(re.findall(r"IOT_AWS_\w+", HANDBOOK))
+    """A setting that a document names is one that the bridge reads."""
+    known = {knob.variable for _, knobs in describe() for knob in knobs} | {CONFIG_FILE_VARIABLE}
+    named = set(re.findall(r"IOT_AWS_\w+", DOCUMENTS))
     assert named
     assert named <= known
 

@@ -1,4 +1,4 @@
-"""What the README, and the documents it leads to, promise of the code is so."""
+"""What the README promises of the code is so."""
 
 import re
 from pathlib import Path
@@ -8,16 +8,10 @@ from starlette.routing import Route
 
 from api.app import create_app
 from domain.failure import FailureCode
-from settings import CONFIG_FILE_VARIABLE, ApiSettings, describe
+from settings import ApiSettings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [
-    ROOT / "README.md",
-    ROOT / "CHANGELOG.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-    *sorted(path for folder in ("deploy", "examples") for path in (ROOT / folder).glob("*/README.md")),
-]
 SERVICE_OF_CLIENT = {"secrets": "secretsmanager", "iot_data": "iot", "_events": "events", "_sns": "sns"}
 # The table of sinks has rows that begin alike.
 LISTED = re.compile(r"^\| `(events|iot|secretsmanager|sns)` \| ((?:`\w+`(?:, )?)+) \|$", re.MULTILINE)
@@ -48,13 +42,6 @@ def test_every_failure_code_has_its_remedy_in_the_table() -> None:
     """An operator who is paged finds the code that the binding names."""
     listed = re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (`[A-Z]\w+`.*?) \|", README, re.MULTILINE)))
     assert set(listed) == {code.value for code in FailureCode}
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_setting_that_a_document_names_is_one(path: Path) -> None:
-    """Nobody sets in vain what a page tells them to."""
-    known = {knob.variable for _, knobs in describe() for knob in knobs} | {CONFIG_FILE_VARIABLE}
-    assert set(re.findall(r"IOT_AWS_\w+", path.read_text())) <= known
 
 
 def test_the_table_of_http_calls_has_every_path_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
