@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import and_, delete, func, text, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm.attributes import flag_modified
 from sqlmodel import Session, col, select
 
 from db.models import DeviceStateRow, EventSinkRow, OutboxRow, age_in_outbox
@@ -130,6 +131,10 @@ def note_refusal(row: OutboxRow, why: str, park_after: timedelta) -> None:
     else:
         backoff = min(max(now - row.first_refused_at, _SHORTEST_BACKOFF), _LONGEST_BACKOFF)
         row.send_again_at = min(now + backoff, gives_up_at)
+    # Written also where they are what they were when the row was read: `resend` may have emptied them since,
+    # and an event that is parked and not known to be refused is one that nobody finds.
+    flag_modified(row, "first_refused_at")
+    flag_modified(row, "refused_because")
 
 
 def list_refused(session: Session, at_most: int) -> Sequence[OutboxRow]:

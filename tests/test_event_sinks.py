@@ -31,7 +31,7 @@ from activities.webhooks import open_webhook
 from db.engine import open_engine
 from db.migrate import upgrade
 from db.models import OutboxRow
-from db.outbox import put
+from db.outbox import list_refused, put, resend
 from domain.names import outbox_publisher_id
 from domain.outgoing_event import DeviceDesiredStateChanged
 from embedded.emulator_control import EmulatorControl
@@ -368,6 +368,37 @@ async def test_an_event_refused_for_too_long_is_parked(
         await all_arrived(endpoint, device, [1, 3, 2])
     again = await call_beside("events", "resend", str(parked.event_id), DATABASE_URL=outbox_url)
     assert (again.exit_code, "is refused: see `thingbridge events list`" in again.stderr) == (2, True)
+
+
+async def test_an_event_parked_while_it_is_to_be_sent_again_is_not_lost(
+    client: Client, settings: Settings, outbox: Engine, endpoint: Endpoint, webhook: EventSink
+) -> None:
+    """An operator asks for it just when the sink refuses it for the last time: it is parked, and listed."""
+    device, patience = uuid4(), timedelta(seconds=1)
+    resent: list[int] = []
+
+    def refuse(event: dict[str, Any]) -> Answer:
+        if event.get("subject") != str(device):
+            return Answer()
+        (row,) = rows_of(outbox, device)
+        if row.first_refused_at and datetime.now(UTC) >= row.first_refused_at + patience:
+            with Session(outbox) as session, session.begin():
+                resent.append(resend(session, row.event_id))
+        return Answer(422)
+
+    endpoint.answer = refuse
+    async with publishing(client, settings, outbox, webhook, park_after=patience):
+        tell(outbox, device, 1)
+
+        async def parked() -> bool:
+            return rows_of(outbox, device)[0].parked_at is not None
+
+        await until(parked, "the event is parked")
+    (row,) = rows_of(outbox, device)
+    with Session(outbox) as session:
+        listed = {each.event_id: each.refused_because for each in list_refused(session, 1000)}
+    assert resent == [1]
+    assert "answered 422" in (listed[row.event_id] or "")
 
 
 async def test_only_what_the_sink_refuses_is_ever_parked(
