@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable
 from enum import StrEnum
 from typing import Any, Final, Protocol
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -16,6 +16,7 @@ from temporalio.service import RPCError
 
 from activities.aws import AttemptTooSlowError, Aws, AwsError, NotFoundError, note_progress
 from activities.bindings import transaction
+from db.models import ShadowDeltaRow
 from db.outbox import put
 from db.shadow_deltas import (
     Uncommanded,
@@ -193,22 +194,29 @@ class ShadowDeltaActivities:
             # It may have been decommissioned since it was listed.
             if not hold_active(session, visit):
                 return _Outcome.UNCHANGED
-            known = keep_delta(session, visit, delta, correlation_id, found_by=_this_run())
-            event = DeviceDesiredStateChanged(
-                device_id=visit.device_id,
-                tenant_id=visit.tenant_id,
-                binding_id=visit.binding_id,
-                thing_name=visit.thing_name,
-                shadow_version=known.shadow_version,
-                delta=known.delta,
-                correlation_id=known.correlation_id,
-                job_id=job_id(self._job_id_prefix, known.correlation_id),
-            )
-            # A repeat where another attempt at this page was first; then nothing is put.
-            told = put(session, event, known.shadow_version)
-        if told:
-            DELTAS_DETECTED.add(visit.tenant_id, "poll_delta_page")
+            kept = keep_delta(session, visit, delta, correlation_id, found_by=_this_run())
+            if kept is None:
+                # Another attempt at this page was first, and told of it in the same transaction.
+                return _Outcome.CHANGED
+            if not put(session, self._event(visit, kept), kept.shadow_version):
+                # A shadow that was deleted and begins again has come to a version that was told of before:
+                # the ids made of it are another delta's, whose repeat this would be to everyone.
+                kept.correlation_id = uuid4()
+                put(session, self._event(visit, kept), kept.shadow_version, kept.correlation_id)
+        DELTAS_DETECTED.add(visit.tenant_id, "poll_delta_page")
         return _Outcome.CHANGED
+
+    def _event(self, visit: Visit, kept: ShadowDeltaRow) -> DeviceDesiredStateChanged:
+        return DeviceDesiredStateChanged(
+            device_id=visit.device_id,
+            tenant_id=visit.tenant_id,
+            binding_id=visit.binding_id,
+            thing_name=visit.thing_name,
+            shadow_version=kept.shadow_version,
+            delta=kept.delta,
+            correlation_id=kept.correlation_id,
+            job_id=job_id(self._job_id_prefix, kept.correlation_id),
+        )
 
     def _uncommanded(self, after: UUID | None) -> list[Uncommanded]:
         with Session(self._engine) as session:

@@ -86,11 +86,11 @@ def hold_active(session: Session, visit: Visit) -> bool:
 
 def keep_delta(
     session: Session, visit: Visit, delta: Delta, correlation_id: UUID, found_by: str
-) -> ShadowDeltaRow:
-    """Remember a delta in place of the one before it, unless it is that one; what is now remembered."""
+) -> ShadowDeltaRow | None:
+    """Remember a delta in place of the one before it; None where it is that one."""
     known = session.get(ShadowDeltaRow, visit.device_id)
     if known is not None and known.delta_hash == delta.digest:
-        return known
+        return None
     return session.merge(
         ShadowDeltaRow(
             device_id=visit.device_id,

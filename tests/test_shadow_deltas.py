@@ -198,6 +198,26 @@ async def test_a_shadow_whose_versions_begin_again_is_told_of(fleet: Fleet) -> N
     assert [each["shadowVersion"] for each in fleet.told(member)] == [4, 1]
 
 
+@pytest.mark.parametrize("state", [{"interval": 20}, {"interval": 10}], ids=["another", "the same"])
+async def test_a_delta_at_a_version_that_was_told_before_is_told_too(
+    fleet: Fleet, state: dict[str, Any]
+) -> None:
+    """A shadow that was deleted and begins again comes to that version: its delta is news all the same."""
+    (member,) = fleet.bind(1)
+    fleet.desire(member, {"interval": 10})
+    await fleet.poll()
+    fleet.bridge.emulator.forget_shadow(member.thing_name)
+    await fleet.poll()
+    fleet.desire(member, state)
+    assert await fleet.poll() == PollTotals(visited=1, changed=1, commanded=1)
+    assert await fleet.poll() == PollTotals(visited=1)
+    first, second = fleet.told(member)
+    assert [each["shadowVersion"] for each in (first, second)] == [1, 1]
+    assert second["delta"] == state
+    assert second["jobId"] != first["jobId"]
+    assert [each["parameters"] for each in await fleet.commands(second["jobId"])] == [state]
+
+
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
