@@ -36,6 +36,7 @@ _REFUSALS: Final = (
     operate.UnknownDeviceError,
     keys.UnknownKeyError,
     events.NotRefusedError,
+    commanding.CorrelationIdTakenError,
     UnknownCommandError,
     UnreadablePayloadError,
     NotErasableError,
@@ -271,7 +272,8 @@ def command(
     """Send a command to a device, a thing group or all that a query finds, as an AWS IoT job.
 
     Prints the job's id, which is also its workflow's. A correlation id that
-    was sent before starts nothing: its job is the answer.
+    was sent before starts nothing: its job is the answer. Where it is another
+    command's, that is an error.
     """
     read = commanding.read_command(
         operation,

@@ -15,7 +15,14 @@ from domain.command import Command, CommandTarget, TargetKind
 from settings import ClientSettings, CommandSettings
 from workflows.connection import connect
 from workflows.device_command import DeviceCommandStatus
-from workflows.requests import cancel_command, describe_command, send_command
+from workflows.requests import cancel_command, command_sent, describe_command, send_command
+
+
+class CorrelationIdTakenError(ValueError):
+    """What was sent under a correlation id is another command."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"{job_id} is another command, nothing was sent: take another --correlation-id")
 
 
 def read_command(
@@ -52,9 +59,17 @@ def read_command(
 
 
 async def send(settings: CommandSettings, command: Command, *, wait: bool) -> int:
-    """Send a command, and return the exit code: 0 if it is sent or, where it is waited for, succeeded."""
+    """Send a command, and return the exit code: 0 if it is sent or, where it is waited for, succeeded.
+
+    Raises:
+        CorrelationIdTakenError: another one was sent under its correlation id before.
+    """
     client, console = await connect(settings.encryption.in_use), standard_output()
     job_id = await send_command(client, command, settings.worker.task_queue, settings.jobs.job_id_prefix)
+    sent = await command_sent(client, job_id)
+    # Whoever sent it by other ways than this may have named the device's tenant.
+    if sent is None or sent.model_copy(update={"tenant_id": command.tenant_id}) != command:
+        raise CorrelationIdTakenError(job_id)
     console.print(f"job {job_id}")
     console.print(
         f"see `temporal workflow describe --namespace {client.namespace} --workflow-id {job_id}`, "

@@ -63,6 +63,21 @@ async def test_a_command_is_cancelled_by_its_jobs_id(commands: Commands) -> None
     assert await call_beside("cancel", job_id) == Said(0, f"{job_id} has ended before\n", "")
 
 
+async def test_another_command_under_a_used_correlation_id_is_refused(commands: Commands) -> None:
+    """It would never be carried out, and what ended well is not its end."""
+    device, correlation_id = commands.device("CLI-TAKEN"), str(uuid4())
+    target = ("--device", str(device.device_id), "--correlation-id", correlation_id)
+    assert (await call_beside("command", "reboot", *target, **QUEUES)).exit_code == 0
+    job_id = f"{PREFIX}-{correlation_id}"
+    handle = commands.bridge.client.get_workflow_handle(job_id)
+    await commands.has_job(handle)
+    commands.carries_out(device)
+    await commands.ended(handle)
+    said = await call_beside("command", "wipe", *target, "--wait", **QUEUES)
+    assert (said.exit_code, said.stdout) == (2, "")
+    assert f"error: {job_id} is another command" in said.stderr
+
+
 async def test_what_is_no_command_is_not_cancelled(commands: Commands) -> None:
     """An id nobody knows, and one of another workflow, are errors."""
     device = commands.device("CLI-OTHER")
