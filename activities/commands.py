@@ -28,7 +28,7 @@ from activities.jobs import CANCELED, look_at_job
 from activities.thing_groups import ThingGroupActivities
 from db.bindings import newest_binding
 from db.command_groups import mark_group_used
-from db.models import AwsThingBinding
+from db.models import AwsThingBinding, DeviceStateRow
 from db.outbox import put
 from domain.command import (
     DOCUMENT_LIMIT_BYTES,
@@ -104,21 +104,16 @@ class CommandActivities:
             return self._plan(self._groups.for_query(target.value), TargetSelection.CONTINUOUS)
         if target.kind is TargetKind.GROUP:
             return self._plan(self._groups.find(target.value), TargetSelection.SNAPSHOT)
-        with Session(self._engine) as session:
-            binding = _binding_of(session, command)
-        status = binding.provisioning_status if binding else None
-        if binding is None or binding.thing_arn is None or status is not ProvisioningStatus.ACTIVE:
-            what = f"device {target.value} has no Active binding"
-            raise permanent_failure(FailureCode.NO_SUCH_TARGET, f"{what}: it is {status}" if status else what)
-        return self._plan(binding.thing_arn, TargetSelection.SNAPSHOT, binding)
+        binding = self._active_binding(command)
+        return self._plan(binding.thing_arn or "", TargetSelection.SNAPSHOT, binding)
 
     @activity.defn(name="create_job", no_thread_cancel_exception=True)
     def create_job(self, order: JobOrder) -> str:
         """Make the command's job, and return its ARN; one that does the same already is this one.
 
         Raises:
-            ApplicationError: another job bears the id, or AWS refuses it; retryable, while AWS holds as
-                many jobs as it allows at once.
+            ApplicationError: the device is no longer there, another job bears the id, or AWS refuses it;
+                retryable, while AWS holds as many jobs as it allows at once.
         """
         tenant_id = order.command.tenant_id or order.plan.tenant_id
         try:
@@ -132,6 +127,9 @@ class CommandActivities:
     def _make_job(self, order: JobOrder) -> tuple[str, bool]:
         """The ARN of the command's job, and whether it was made now."""
         command, plan = order.command, order.plan
+        if command.target.kind is TargetKind.DEVICE:
+            # AWS may have had it wait for days: the Thing of that name can be another device's by now.
+            self._active_binding(command)
         try:
             made = self._aws.call(
                 self._aws.iot.create_job,
@@ -231,6 +229,23 @@ class CommandActivities:
                 mark_group_used(session, dynamic_group_name(self._job_id_prefix, target.value))
         if told:
             (JOBS_COMPLETED if end.outcome else JOBS_FAILED).add(event.tenant_id, "tell_command_end")
+
+    def _active_binding(self, command: Command) -> AwsThingBinding:
+        """The Active binding of the device a command is for.
+
+        Raises:
+            ApplicationError: it has none, or is being torn down: what is made now would be left behind.
+        """
+        with Session(self._engine) as session:
+            binding = _binding_of(session, command)
+            state = session.get(DeviceStateRow, binding.device_id) if binding else None
+        status = binding.provisioning_status if binding else None
+        if state is not None and state.decommissioned_at is not None:
+            status = ProvisioningStatus.DECOMMISSIONED
+        if binding is None or binding.thing_arn is None or status is not ProvisioningStatus.ACTIVE:
+            what = f"device {command.target.value} has no Active binding"
+            raise permanent_failure(FailureCode.NO_SUCH_TARGET, f"{what}: it is {status}" if status else what)
+        return binding
 
     def _plan(
         self, target_arn: str, selection: TargetSelection, binding: AwsThingBinding | None = None

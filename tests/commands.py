@@ -65,9 +65,9 @@ class Commands:
         self.iot = bridge.iot
         self.jobs_data = boto3.client("iot-jobs-data", endpoint_url=bridge.aws_endpoint_url)
 
-    def device(self, serial_number: str) -> Device:
+    def device(self, serial_number: str, tenant_id: UUID | None = None) -> Device:
         """A device whose binding is Active; it has a Thing and nothing else, since commands need no more."""
-        device = Device(serial_number)
+        device = Device(serial_number, tenant_id or uuid4())
         thing = self.iot.create_thing(thingName=device.thing_name)
         with Session(self.bridge.engine) as session, session.begin():
             binding = open_binding(

@@ -1,10 +1,12 @@
 """Commands to devices: watched durably to their end, cancelled, and told of once."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 from sqlalchemy import Engine
+from sqlmodel import Session
 from temporalio.api.common.v1 import Payload
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
@@ -13,6 +15,7 @@ from temporalio.client import WorkflowHandle
 from temporalio.common import RawValue
 
 from activities.aws import Aws
+from db.models import DeviceStateRow
 from domain.names import job_queue
 from settings import Settings
 from tests.bridge import Bridge, commands_on, until
@@ -118,6 +121,36 @@ async def test_a_device_decommissioned_meanwhile_ends_its_command(commands: Comm
         "REMOVED",
         device.thing_name,
     )
+
+
+async def test_a_command_is_not_carried_out_by_its_devices_successor(commands: Commands) -> None:
+    """While its job waits to be made its device is decommissioned, and its serial provisioned anew."""
+    device = commands.device("CMD-HEIR")
+    fault = commands.emulator.add_fault(
+        "iot:CreateJob", resource=device.thing_name, code="LimitExceededException", status=410
+    )
+    handle = await commands.send(to(device))
+    await commands.at_work(handle, "create_job", attempts=2)
+    assert commands.emulator.awaits(fault)
+    await commands.bridge.handled(device, device.event("Decommissioned", 1))
+    heir = commands.device("CMD-HEIR", device.tenant_id)
+    commands.emulator.clear_faults()
+    assert (await commands.ended(handle))["status"] == "NoSuchTarget"
+    assert commands.job(handle) is None
+    assert commands.carries_out(heir) is None
+
+
+async def test_a_device_that_is_being_torn_down_gets_no_command(commands: Commands) -> None:
+    """Its binding is Active until all is erased; a job made meanwhile would be left behind."""
+    device = commands.device("CMD-DOOMED")
+    with Session(commands.bridge.engine) as session, session.begin():
+        session.add(
+            DeviceStateRow(
+                device_id=device.device_id, tenant_id=device.tenant_id, decommissioned_at=datetime.now(UTC)
+            )
+        )
+    ended = await commands.done(to(device))
+    assert (ended["status"], ended["jobArn"]) == ("NoSuchTarget", None)
 
 
 async def test_a_job_deleted_in_aws_ends_its_command(commands: Commands) -> None:
