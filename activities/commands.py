@@ -167,7 +167,10 @@ class CommandActivities:
         A retry adds nothing to the workflow's history, however many there are.
         """
         plan = watch.plan
-        with _mendable(plan.poll_seconds):
+        wait = _until(watch.deadline, at_most=plan.poll_seconds)
+        # Past the deadline Temporal's own limit ends it. Up to there no wait may pass it: Temporal would end
+        # the activity at once, and the job would be cancelled before its time.
+        with _mendable(wait if wait > 0 else min(plan.poll_seconds, _REFUSED_SECONDS)):
             standing = look_at_job(self._aws, watch.job_id, plan.thing_name)
         wait = _until(watch.deadline, at_most=plan.poll_seconds)
         if standing.over or wait <= 0:

@@ -1,6 +1,6 @@
 """Commands to devices: watched durably to their end, cancelled, and told of once."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,9 +13,13 @@ from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import WorkflowHandle
 from temporalio.common import RawValue
+from temporalio.testing import ActivityEnvironment
 
-from activities.aws import Aws
+from activities.aws import Aws, AwsError
+from activities.commands import CommandActivities
+from activities.thing_groups import ThingGroupActivities
 from db.models import DeviceStateRow
+from domain.command_job import CommandPlan, JobWatch, TargetSelection
 from domain.names import job_queue
 from settings import Settings
 from tests.bridge import Bridge, commands_on, until
@@ -189,6 +193,33 @@ async def test_what_aws_refuses_to_show_is_asked_for_again(commands: Commands) -
     await commands.bridge.met(fault)
     commands.carries_out(device)
     assert (await commands.ended(handle))["status"] == "SUCCEEDED"
+
+
+async def test_what_aws_refuses_to_show_does_not_end_the_watching(
+    commands: Commands, aws: Aws, engine: Engine
+) -> None:
+    """A look that comes seldom comes at the deadline: Temporal ends what would wait for longer, at once."""
+    groups = ThingGroupActivities(
+        aws, engine, name_prefix=PREFIX, unused_after=timedelta(hours=1), settles_seconds=1
+    )
+    hour = timedelta(hours=1)
+    watching = CommandActivities(aws, engine, groups, job_id_prefix=PREFIX, tracking=hour, poll=hour)
+    device = commands.device("CMD-SELDOM")
+    commands.emulator.add_fault(
+        "iot:DescribeJobExecution", resource=device.thing_name, code="AccessDeniedException", status=403
+    )
+    plan = CommandPlan(
+        target_arn="",
+        selection=TargetSelection.SNAPSHOT,
+        thing_name=device.thing_name,
+        tracking_seconds=3600,
+        poll_seconds=3600,
+    )
+    watch = JobWatch(job_id="none", plan=plan, deadline=datetime.now(UTC) + timedelta(minutes=1))
+    with pytest.raises(AwsError, match="AccessDenied") as refused:
+        ActivityEnvironment().run(watching.watch_job, watch)
+    assert refused.value.next_retry_delay
+    assert refused.value.next_retry_delay <= timedelta(minutes=1)
 
 
 # --- Cancelled
