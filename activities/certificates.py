@@ -111,6 +111,8 @@ class CertificateActivities:
             # Devices connect under their Thing's name. Deactivation alone takes minutes to drop them.
             with suppress(NotFoundError):
                 self._aws.call(self._aws.iot_data.delete_connection, clientId=thing_name)
+        if thing_name is not None:
+            # Also where the Thing has come to bear another's id: attached to it, ours could not be deleted.
             for arn in (*plan.certificate_arns, *plan.shared_certificate_arns):
                 self._detach(thing_name, arn)
         for arn in plan.certificate_arns:

@@ -68,6 +68,20 @@ async def test_a_certificate_that_serves_another_thing_is_only_detached(bridge: 
     assert bridge.outbox(device)[-1].data["kept"] == [shared]
 
 
+async def test_a_thing_given_to_another_device_loses_our_certificate_and_nothing_else(bridge: Bridge) -> None:
+    """A Thing that someone has stamped anew is left, but the certificate we attached to it is deleted."""
+    device, heir = Device("GIVEN-AWAY-1"), str(uuid4())
+    await bridge.handled(device, device.event("Provisioned"))
+    certificate = bridge.bound(device).certificate_arn or ""
+    bridge.iot.update_thing(
+        thingName=device.thing_name, attributePayload={"attributes": {"deviceId": heir}, "merge": True}
+    )
+    await bridge.handled(device, device.event("Decommissioned"))
+    traces = bridge.traces(device, certificate)
+    assert traces.thing == {"deviceId": heir, "tenantId": str(device.tenant_id)}
+    assert (traces.certificates, traces.secret_arn) == ([], None)
+
+
 async def test_a_decommission_overtakes_what_is_throttled(calm: Bridge) -> None:
     """While every call is throttled a decommission cancels the step in backoff at once; lifted, all goes."""
     device = Device("THROTTLED-1")
