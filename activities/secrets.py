@@ -111,13 +111,7 @@ class SecretActivities:
                 )
                 return created["ARN"]
             except AlreadyExistsError:
-                stored = self._aws.call(
-                    self._aws.secrets.put_secret_value,
-                    SecretId=name,
-                    ClientRequestToken=certificate_id,
-                    SecretString=key.get_secret_value(),
-                )
-                return stored["ARN"]
+                return self._replace(name, certificate_id, key)
         except InvalidRequestError as error:
             raise later(
                 "SecretBeingDeleted",
@@ -125,6 +119,18 @@ class SecretActivities:
                 f"{error.what}",
                 seconds=10,
             ) from None
+
+    def _replace(self, name: str, certificate_id: str, key: SecretStr) -> str:
+        try:
+            stored = self._aws.call(
+                self._aws.secrets.put_secret_value,
+                SecretId=name,
+                ClientRequestToken=certificate_id,
+                SecretString=key.get_secret_value(),
+            )
+        except NotFoundError as error:
+            raise later("SecretBeingDeleted", f"it was there, and is gone: {error.what}", seconds=2) from None
+        return stored["ARN"]
 
     @activity.defn(name="erase_secret", no_thread_cancel_exception=True)
     def erase_secret(self, plan: TeardownPlan) -> None:

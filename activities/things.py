@@ -98,12 +98,17 @@ class ThingActivities:
                     FailureCode.NO_ROOM_FOR_ATTRIBUTES, f"{arn} has {len(attributes)} attributes of its own"
                 )
             # The version guards what was just looked at; where it has changed, the next attempt looks again.
-            self._aws.call(
-                self._aws.iot.update_thing,
-                thingName=name,
-                attributePayload={"attributes": missing, "merge": True},
-                expectedVersion=thing["version"],
-            )
+            try:
+                self._aws.call(
+                    self._aws.iot.update_thing,
+                    thingName=name,
+                    attributePayload={"attributes": missing, "merge": True},
+                    expectedVersion=thing["version"],
+                )
+            except NotFoundError as error:
+                raise ConflictError(
+                    "ThingDeleted", f"deleted by another in between, to be looked at: {error.what}"
+                ) from None
         return arn
 
     def _create(self, device: Device, name: str) -> str:

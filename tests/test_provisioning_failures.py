@@ -192,6 +192,52 @@ async def test_a_name_taken_in_between_is_looked_at_again(calm: Bridge) -> None:
     assert calm.bound(device).provisioning_status is ACTIVE
 
 
+async def test_a_thing_deleted_in_between_is_made_anew(calm: Bridge) -> None:
+    """A Thing to be adopted that is deleted before it is stamped is looked at again, not a failure."""
+    device = Device("DELETED-BETWEEN-1")
+    calm.iot.create_thing(thingName=device.thing_name)
+    calm.emulator.add_fault(
+        "iot:UpdateThing",
+        resource=device.thing_name,
+        code="ResourceNotFoundException",
+        status=404,
+        times=1,
+    )
+    await calm.handled(device, device.event("Provisioned"))
+    assert "Failed" not in calm.transitions(device)
+
+
+async def test_a_secret_deleted_in_between_is_stored_anew(calm: Bridge) -> None:
+    """A secret that AWS names as there, and then as gone, is one it is deleting: that is waited for."""
+    device = Device("DELETED-BETWEEN-2")
+    calm.secrets.create_secret(Name=f"iot/devices/{device.thing_name}/key", SecretString="older")
+    calm.emulator.add_fault(
+        "secretsmanager:PutSecretValue",
+        resource=device.thing_name,
+        code="ResourceNotFoundException",
+        times=1,
+    )
+    await calm.handled(device, device.event("Provisioned"))
+    assert "Failed" not in calm.transitions(device)
+
+
+async def test_an_answer_that_no_step_awaits_names_a_remedy(calm: Bridge) -> None:
+    """Whatever AWS answers, the reason begins with a code of ours and ends with what to do about it."""
+    device = Device("NOT-AWAITED-1")
+    calm.emulator.add_fault(
+        "secretsmanager:CreateSecret",
+        resource=device.thing_name,
+        code="ResourceNotFoundException",
+        times=1,
+    )
+    await calm.signal(device, device.event("Provisioned"))
+    reason = (await calm.reaches(device, FAILED)).failure_reason or ""
+    assert reason.startswith("RefusedByAws: CreateSecret: ResourceNotFoundException")
+    assert reason.endswith(FailureCode.REFUSED_BY_AWS.remedy)
+    await calm.signal(device, signal="retry")
+    await calm.ended(device)
+
+
 async def test_a_serial_bound_to_another_device_fails_until_it_is_free(bridge: Bridge) -> None:
     """Two devices of a tenant cannot hold one serial: the second fails until the first is gone."""
     tenant = uuid4()

@@ -1,13 +1,19 @@
 """What an activity that failed is to be called: its code, and a sentence for an operator."""
 
+from typing import Final
+
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
 from domain.failure import CREDENTIALS_NOT_READY, FailureCode
 
+_CODES: Final = frozenset(code.value for code in FailureCode)
+
 
 def failure_of(error: ActivityError, retried_seconds: float) -> tuple[str, str]:
     """The code and the reason: its own where no retry mends it, else that the retries ran out.
+
+    An answer of AWS's that no step was prepared for has AWS's code, which bears no remedy.
 
     Args:
         error: the failure.
@@ -15,7 +21,9 @@ def failure_of(error: ActivityError, retried_seconds: float) -> tuple[str, str]:
     """
     cause = error.cause
     if isinstance(cause, ApplicationError) and cause.non_retryable:
-        return cause.type or FailureCode.UNEXPECTED, cause.message
+        if cause.type is None or cause.type in _CODES:
+            return cause.type or FailureCode.UNEXPECTED, cause.message
+        return FailureCode.REFUSED_BY_AWS, f"{cause.message}. {FailureCode.REFUSED_BY_AWS.remedy}"
     last = _last(error)
     what = f"{last.type}: {last.message}" if isinstance(last, ApplicationError) else str(last)
     code = FailureCode.RETRIES_EXHAUSTED
