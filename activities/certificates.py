@@ -45,14 +45,15 @@ class CertificateActivities:
 
         One activity, since the key may not leave it. Between its two checkpoints the row says CertIssued.
         Found so at the start, either the secret tells that the key arrived, or the key is lost, and with it
-        the certificate: that one is deleted and another issued.
+        the certificate: that one is deleted and another issued. Not while AWS keeps the secret's name for one
+        that is being deleted, for up to a month: each attempt would issue another and lose it.
         """
         binding = self._bindings.open_for_step(device)
         if binding.provisioning_status.is_past(ProvisioningStatus.SECRET_STORED):
             return StepResult(status=binding.provisioning_status, arn=binding.certificate_arn)
         thing_name = binding.thing_name or ""
         if binding.provisioning_status is ProvisioningStatus.CERT_ISSUED:
-            secret = self._secrets.find(thing_name)
+            secret = self._secrets.find(thing_name, to_replace=True)
             if secret and secret.holds_key_of(binding.certificate_arn, binding.id):
                 return self._stored(binding, secret.arn)
             binding = self._give_up_certificate(binding)

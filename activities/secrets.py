@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import SecretStr
 from temporalio import activity
 
-from activities.aws import AlreadyExistsError, Aws, InvalidRequestError, NotFoundError, later
+from activities.aws import AlreadyExistsError, Aws, AwsError, InvalidRequestError, NotFoundError, later
 from db.models import AwsThingBinding
 from domain.names import id_of_certificate
 from domain.saga import TeardownPlan
@@ -73,13 +73,19 @@ class SecretActivities:
         """Whether an ARN is that of the Thing's secret: its name, and the six characters AWS adds."""
         return secret_arn.rpartition(":secret:")[2][:-_ARN_SUFFIX_LENGTH] == self.name_for(thing_name)
 
-    def find(self, thing_name: str) -> FoundSecret | None:
-        """The Thing's secret, if there is one that is not being deleted."""
+    def find(self, thing_name: str, *, to_replace: bool = False) -> FoundSecret | None:
+        """The Thing's secret, if there is one that is not being deleted.
+
+        Raises:
+            ApplicationError: retryable, while the one to be replaced is still being deleted.
+        """
         try:
             found = self._aws.call(self._aws.secrets.describe_secret, SecretId=self.name_for(thing_name))
         except NotFoundError:
             return None
         if "DeletedDate" in found:
+            if to_replace:
+                raise _being_deleted(f"its deletion was asked for, and is due by {found['DeletedDate']:%F}")
             return None
         stages = found.get("VersionIdsToStages", {})
         return FoundSecret(
@@ -113,12 +119,7 @@ class SecretActivities:
             except AlreadyExistsError:
                 return self._replace(name, certificate_id, key)
         except InvalidRequestError as error:
-            raise later(
-                "SecretBeingDeleted",
-                f"a secret of that name is still being deleted, restore or purge it if that is not passing: "
-                f"{error.what}",
-                seconds=10,
-            ) from None
+            raise _being_deleted(error.what) from None
 
     def _replace(self, name: str, certificate_id: str, key: SecretStr) -> str:
         try:
@@ -144,3 +145,11 @@ class SecretActivities:
             self._aws.call(
                 self._aws.secrets.delete_secret, SecretId=secret_arn, ForceDeleteWithoutRecovery=True
             )
+
+
+def _being_deleted(what: str) -> AwsError:
+    return later(
+        "SecretBeingDeleted",
+        f"a secret of that name is still being deleted, restore or purge it if that is not passing: {what}",
+        seconds=10,
+    )

@@ -15,6 +15,22 @@ async def test_an_existing_secret_is_given_the_new_certificates_key(bridge: Brid
     assert fits(bridge.traces(device).key, bridge.certificate_pem(certificate.arn))
 
 
+async def test_no_certificate_is_issued_and_lost_while_the_name_is_kept(calm: Bridge) -> None:
+    """A secret scheduled for deletion costs one certificate, however many attempts wait for it."""
+    device = Device("KEPT-NAME-1")
+    name = f"iot/devices/{device.thing_name}/key"
+    calm.secrets.create_secret(Name=name, SecretString="older")
+    calm.secrets.delete_secret(SecretId=name, RecoveryWindowInDays=7)
+    await calm.signal(device, device.event("Provisioned"))
+    await calm.at_work(device, "issue_certificate", attempts=3)
+    assert calm.transitions(device) == ["Pending", "ThingCreated", "CertIssued"]
+    calm.secrets.restore_secret(SecretId=name)
+    await calm.ended(device)
+    (certificate,) = calm.traces(device).certificates
+    assert fits(calm.traces(device).key, calm.certificate_pem(certificate.arn))
+    assert calm.transitions(device)[3:] == ["ThingCreated", "CertIssued", "SecretStored", "Active"]
+
+
 async def test_whose_key_a_secret_holds_is_told_without_reading_it(bridge: Bridge) -> None:
     """The first value bears the binding's id and a tag, a later one its certificate's id."""
     first, second = Device("TOLD-1"), Device("TOLD-2")
