@@ -170,8 +170,8 @@ def _compose_lifecycle(settings: Settings, aws: Aws, engine: Engine) -> Sequence
     secrets = SecretActivities(
         aws, name_template=provisioning.secret_name_template, kms_key_id=provisioning.secret_kms_key_id
     )
-    things = ThingActivities(aws, bindings)
     certificates = CertificateActivities(aws, bindings, secrets, policy_name=provisioning.device_policy_name)
+    things = ThingActivities(aws, bindings, certificates)
     shadows = ShadowActivities(aws, engine)
     teardown = TeardownActivities(aws, bindings, secrets)
     return (

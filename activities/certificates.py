@@ -1,5 +1,6 @@
 """The certificate: issued with its key stored, attached, activated, and revoked."""
 
+import logging
 from contextlib import suppress
 from typing import Final
 
@@ -7,16 +8,18 @@ from pydantic import SecretStr
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from activities.attachments import certificates_of, things_of
 from activities.aws import Aws, NotFoundError, permanent_failure
 from activities.bindings import BindingActivities
 from activities.secrets import SecretActivities
-from activities.things import things_of
 from db.models import AwsThingBinding, RetiredCertificate
 from domain.failure import FailureCode
 from domain.names import id_of_certificate
 from domain.provisioning_status import ProvisioningStatus
 from domain.saga import Device, StepResult, TeardownPlan
 from instruments import SWEEPS_DONE, SWEEPS_FAILED, SWEEPS_FOUND
+
+logger = logging.getLogger("thingbridge.certificates")
 
 _SWEEP: Final = "retired_certificates"
 
@@ -118,6 +121,21 @@ class CertificateActivities:
                 self._detach(thing_name, arn)
         for arn in plan.certificate_arns:
             self._delete(arn)
+
+    def revoke_attached_since(self, plan: TeardownPlan) -> None:
+        """Revoke what was attached to the Thing after the plan was made: the device was just enrolling."""
+        thing_name = plan.device.thing_name or ""
+        known = {*plan.certificate_arns, *plan.shared_certificate_arns}
+        late = [arn for arn in certificates_of(self._aws, thing_name) if arn not in known]
+        if not late:
+            return
+        shared = [arn for arn in late if any(each != thing_name for each in things_of(self._aws, arn) or [])]
+        for arn in shared:
+            logger.warning("%s serves other Things too, and is only detached from %s", arn, thing_name)
+        alone = [arn for arn in late if arn not in shared]
+        self.revoke_certificates(
+            plan.model_copy(update={"certificate_arns": alone, "shared_certificate_arns": shared})
+        )
 
     @activity.defn(name="erase_retired_certificates", no_thread_cancel_exception=True)
     def erase_retired_certificates(self, device: Device) -> None:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from temporalio import activity
 
+from activities.attachments import certificates_of, things_of
 from activities.aws import Aws, NotFoundError
 from activities.bindings import BindingActivities
 from activities.secrets import SecretActivities
-from activities.things import certificates_of, is_certainly_ours, may_be_ours, things_of
+from activities.things import is_certainly_ours, may_be_ours
 from db.models import AwsThingBinding, RetiredCertificate
 from domain.saga import Device, TeardownPlan
 

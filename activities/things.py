@@ -5,6 +5,7 @@ from typing import Final
 
 from temporalio import activity
 
+from activities.attachments import certificates_of
 from activities.aws import (
     AlreadyExistsError,
     Aws,
@@ -15,6 +16,7 @@ from activities.aws import (
     permanent_failure,
 )
 from activities.bindings import BindingActivities
+from activities.certificates import CertificateActivities
 from activities.jobs import erase_jobs
 from activities.shadows import erase_shadows
 from domain.failure import FailureCode
@@ -24,15 +26,15 @@ from domain.saga import Device, StepResult, TeardownPlan
 
 # AWS's limit for a Thing without a Thing type.
 _ATTRIBUTE_LIMIT: Final = 3
-_CERTIFICATE_MARK: Final = ":cert/"
 
 
 class ThingActivities:
     """The Thing behind a binding."""
 
-    def __init__(self, aws: Aws, bindings: BindingActivities) -> None:
+    def __init__(self, aws: Aws, bindings: BindingActivities, certificates: CertificateActivities) -> None:
         self._aws = aws
         self._bindings = bindings
+        self._certificates = certificates
 
     @activity.defn(name="ensure_thing", no_thread_cancel_exception=True)
     def ensure_thing(self, device: Device) -> StepResult:
@@ -69,6 +71,7 @@ class ThingActivities:
         except NotFoundError:
             pass
         except InvalidRequestError as error:
+            self._certificates.revoke_attached_since(plan)
             raise later("DetachSettling", f"AWS still holds the Thing: {error.what}", seconds=2) from None
         # A device still connected can have made one again in between.
         erase_shadows(self._aws, name)
@@ -123,29 +126,6 @@ class ThingActivities:
                 "ThingNameTaken", f"made by another in between, to be looked at: {error.what}"
             ) from None
         return created["thingArn"]
-
-
-def certificates_of(aws: Aws, thing_name: str) -> list[str]:
-    """The ARNs of the certificates attached to a Thing; none where there is no such Thing."""
-    pages = aws.iot.get_paginator("list_thing_principals").paginate(thingName=thing_name)
-    try:
-        return [
-            principal
-            for page in aws.pages(pages)
-            for principal in page.get("principals", [])
-            if _CERTIFICATE_MARK in principal
-        ]
-    except NotFoundError:
-        return []
-
-
-def things_of(aws: Aws, certificate_arn: str) -> list[str] | None:
-    """The names of the Things a certificate is attached to; None where there is no such certificate."""
-    pages = aws.iot.get_paginator("list_principal_things").paginate(principal=certificate_arn)
-    try:
-        return [thing for page in aws.pages(pages) for thing in page.get("things", [])]
-    except NotFoundError:
-        return None
 
 
 def is_certainly_ours(device: Device, attributes: Mapping[str, str]) -> bool:

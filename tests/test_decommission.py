@@ -82,6 +82,24 @@ async def test_a_thing_given_to_another_device_loses_our_certificate_and_nothing
     assert (traces.certificates, traces.secret_arn) == ([], None)
 
 
+async def test_a_certificate_attached_during_the_teardown_goes_too(calm: Bridge) -> None:
+    """A device that was enrolling as it was decommissioned does not hold its Thing, nor can it connect."""
+    device = Device("ENROLLING-GONE-1")
+    await calm.handled(device, device.event("Provisioned"))
+    own = calm.bound(device).certificate_arn or ""
+    calm.emulator.add_fault(
+        "iot:DeleteThing", resource=device.thing_name, code="ThrottlingException", status=429
+    )
+    await calm.signal(device, device.event("Decommissioned"))
+    await calm.at_work(device, "erase_thing", attempts=2)
+    late = calm.iot.create_keys_and_certificate(setAsActive=True)["certificateArn"]
+    calm.iot.attach_policy(policyName=POLICY, target=late)
+    calm.iot.attach_thing_principal(thingName=device.thing_name, principal=late)
+    calm.emulator.clear_faults()
+    await calm.ended(device)
+    assert_erased(calm, device, own, late)
+
+
 async def test_a_decommission_overtakes_what_is_throttled(calm: Bridge) -> None:
     """While every call is throttled a decommission cancels the step in backoff at once; lifted, all goes."""
     device = Device("THROTTLED-1")
