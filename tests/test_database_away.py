@@ -6,6 +6,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from sqlalchemy import event
+from temporalio.client import WorkflowFailureError
 
 from activities.aws import Aws
 from db.engine import open_engine
@@ -48,3 +49,21 @@ async def test_events_of_a_database_that_is_away_are_taken_up_once_it_is_back(
         await bridge.ended(device)
     assert bridge.bound(device).provisioning_status is ProvisioningStatus.ACTIVE
     assert bridge.bound(device).last_shadow_reported_at is not None
+
+
+async def test_a_run_cancelled_while_the_database_is_away_loses_no_event(
+    bridge: Bridge, settings: Settings, aws: Aws, outage: Outage
+) -> None:
+    """The event in hand is remembered before the run ends, and a retry goes on from there."""
+    queue, device = f"outage-{uuid4().hex}", Device("AWAY-CANCELLED")
+    async with worker_on(queue, settings, bridge, aws, outage.engine):
+        handle = await bridge.signal(device, device.event("Provisioned"), queue=queue)
+        await bridge.at_work(device, "fold_event", attempts=2)
+        await handle.cancel()
+        await bridge.begun_again(device, "fold_event")
+        outage.lasts = False
+        with pytest.raises(WorkflowFailureError):
+            await bridge.ended(device)
+        await bridge.signal(device, signal="retry", queue=queue)
+        await bridge.ended(device)
+    assert bridge.bound(device).provisioning_status is ProvisioningStatus.ACTIVE

@@ -51,6 +51,8 @@ Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 _REJECTIONS_KEPT: Final = 20
+# Asked for only where it matters, so that no other history has a marker of it.
+_KEEPS_WHAT_IS_FOLDED: Final = "keeps-what-is-folded"
 
 
 class _Public(BaseModel):
@@ -245,7 +247,13 @@ class DeviceLifecycle:
                 self._continue_as_new()
             event = None if self._take_up or self._retry else self._next_event()
             self._take_up = False
-            standing = await self._fold(event)
+            try:
+                standing = await self._fold(event)
+            except (CancelledError, ActivityError):
+                # Cancelled by hand before the event was remembered: it is the first that `run` remembers.
+                if event and workflow.patched(_KEEPS_WHAT_IS_FOLDED):
+                    self._queued.append(event)
+                raise
             if standing.rejection:
                 self._reject(DEVICE_EVENT_SIGNAL, standing.rejection)
             else:
