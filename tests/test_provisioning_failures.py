@@ -294,6 +294,22 @@ async def test_an_active_devices_error_is_noted_and_does_not_fail_it(calm: Bridg
     assert calm.bound(device).failure_reason is None
 
 
+async def test_a_retry_sent_while_another_is_at_work_is_heeded(calm: Bridge) -> None:
+    """An operator who mends the cause while a retry is still failing, and retries again, is not ignored."""
+    device = Device("RETRIED-TWICE-1")
+    await calm.handled(device, device.event("Provisioned"))
+    denied = {"resource": device.thing_name, "code": "ForbiddenException", "status": 403, "times": 1}
+    calm.emulator.add_fault("iot-data:UpdateThingShadow", **denied)  # type: ignore[arg-type]
+    await calm.handled(device, device.event("Activated", 1))
+    at_work = calm.emulator.add_fault("iot-data:UpdateThingShadow", **denied, delay_seconds=2)  # type: ignore[arg-type]
+    await calm.signal(device, signal="retry")
+    await calm.met(at_work)
+    await calm.signal(device, signal="retry")
+    await calm.ended(device)
+    assert calm.bound(device).last_shadow_reported_at is not None
+    assert calm.bound(device).failure_reason is None
+
+
 @pytest_asyncio.fixture
 async def missing_policy(bridge: Bridge, aws: Aws, engine: Engine, settings: Settings) -> AsyncIterator[str]:
     """A worker on a queue of its own whose IoT policy does not exist; the policy's name."""

@@ -53,6 +53,7 @@ Result = TypeVar("Result")
 _REJECTIONS_KEPT: Final = 20
 # Asked for only where it matters, so that no other history has a marker of it.
 _KEEPS_WHAT_IS_FOLDED: Final = "keeps-what-is-folded"
+_HEEDS_EVERY_RETRY: Final = "heeds-every-retry"
 
 
 class _Public(BaseModel):
@@ -134,6 +135,7 @@ class DeviceLifecycle:
         # Two reasons to go on from where the device stands without an event: an operator's retry, which ends
         # the wait of a failed saga, and a run continued as new, which must not.
         self._retry = carried.retry
+        self._retries = 0
         self._take_up = carried.take_up
         self._teardown = carried.teardown
         self._indexed: dict[str, str] = {}
@@ -166,6 +168,7 @@ class DeviceLifecycle:
         """Take any signal at all. A typed handler would drop, or block on, what it cannot decode."""
         if name == RETRY_SIGNAL:
             self._retry = True
+            self._retries += 1
         elif name != DEVICE_EVENT_SIGNAL:
             known = f"must be {DEVICE_EVENT_SIGNAL} or {RETRY_SIGNAL}"
             self._reject("unknown", Rejection(field="signal", reason=known))
@@ -247,6 +250,7 @@ class DeviceLifecycle:
                 self._continue_as_new()
             event = None if self._take_up or self._retry else self._next_event()
             self._take_up = False
+            retries = self._retries
             try:
                 standing = await self._fold(event)
             except (CancelledError, ActivityError):
@@ -261,7 +265,8 @@ class DeviceLifecycle:
                 self._last_error = LastError.in_binding(standing.failure_reason)
                 self._arrive_at(standing.status)
             await self._settle()
-            if event is None:
+            came_meanwhile = self._retry and self._retries > retries
+            if event is None and not (came_meanwhile and workflow.patched(_HEEDS_EVERY_RETRY)):
                 self._retry = False
             self._show("waiting for an event")
 
