@@ -47,6 +47,7 @@ from tests.active_fleet import Fleet, polling_worker
 from tests.bridge import HASH_KEY, POLICY, Bridge, Device, commands_on, until, worker_on
 from tests.commands import PREFIX, QUEUE, SHORT, Commands, queues, to, to_all
 from tests.conftest import observers
+from tests.test_database_away import Outage
 from worker import compose_event_worker, compose_worker
 from workflows.connection import connect
 from workflows.search_attributes import register_search_attributes
@@ -141,6 +142,30 @@ async def cancelled_by_hand(bridge: Bridge, device: Device) -> None:
     await bridge.signal(device, device.event("Suspended", 1))
     await handle.cancel()
     await bridge.at_rest(device)
+
+
+async def cancelled_while_folding(bridge: Bridge, device: Device) -> None:
+    outage, queue = Outage(Settings.load().database_url.get_secret_value()), "cancelled-while-folding"
+    async with worker_on(queue, Settings.load(), bridge, Aws(4), outage.engine):
+        handle = await bridge.signal(device, device.event("Provisioned"), queue=queue)
+        await bridge.at_work(device, "fold_event", attempts=2)
+        await handle.cancel()
+        await bridge.begun_again(device, "fold_event")
+        outage.lasts = False
+        await bridge.at_rest(device)
+    outage.engine.dispose()
+
+
+async def retried_meanwhile(bridge: Bridge, device: Device) -> None:
+    await straight(bridge, device)
+    refused = {"code": "ForbiddenException", "status": 403, "times": 1}
+    bridge.emulator.add_fault("iot-data:UpdateThingShadow", **refused)  # type: ignore[arg-type]
+    await bridge.handled(device, device.event("Activated", 1))
+    at_work = bridge.emulator.add_fault("iot-data:UpdateThingShadow", **refused, delay_seconds=1)  # type: ignore[arg-type]
+    await bridge.signal(device, signal="retry")
+    await bridge.met(at_work)
+    await bridge.signal(device, signal="retry")
+    await bridge.ended(device)
 
 
 async def continued_as_new(bridge: Bridge, device: Device) -> None:
@@ -338,6 +363,8 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     rejected,
     without_credentials,
     cancelled_by_hand,
+    cancelled_while_folding,
+    retried_meanwhile,
     continued_as_new,
     outbox_publisher,
     shadow_delta_poll,
