@@ -101,11 +101,14 @@ def refusal_of(errors: Sequence[ErrorDetails]) -> Refused:
 
 # A rule of ours over a whole model names its field by the error's type; see `domain.lifecycle_event`.
 _FIELD_OF: Final[Mapping[str, str]] = {"serial_needed": "serialNumber"}
-_MISSING: Final = frozenset({"missing", *_FIELD_OF})
+# Of several objects it may be any, for the field that tells which is not there.
+_NO_TAG: Final = "union_tag_not_found"
+_MISSING: Final = frozenset({"missing", _NO_TAG, *_FIELD_OF})
 
 
 def _field(error: ErrorDetails) -> str:
-    return _FIELD_OF.get(error["type"]) or ".".join(map(str, error["loc"])) or "body"
+    tag = [error["ctx"]["discriminator"].strip("'")] if error["type"] == _NO_TAG else []
+    return _FIELD_OF.get(error["type"]) or ".".join(map(str, [*error["loc"], *tag])) or "body"
 
 
 RULE: Final = "rule"
@@ -124,6 +127,7 @@ _SAFE: Final = frozenset(
 _SUBJECT: Final = re.compile(r"^\w+ should ")
 _REASONS: Final[Mapping[str, str]] = {
     "missing": "is missing",
+    _NO_TAG: "is missing",
     "extra_forbidden": "is no field of this request",
     "model_type": "must be a JSON object",
     "model_attributes_type": "must be a JSON object",

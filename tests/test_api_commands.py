@@ -141,6 +141,7 @@ async def test_whose_device_may_be_commanded(doors: Doors, http: httpx2.AsyncCli
         ({"target": {"kind": "hush", "value": "x"}}, 422, "target"),
         ({"target": {"kind": "group", "value": "hush hush"}}, 422, "target.group.value"),
         ({"target": {"kind": "device"}}, 400, "target.device.value"),
+        ({"target": {"value": "x"}}, 400, "target.kind"),
         ({"more": 1}, 422, "more"),
     ],
 )
