@@ -8,6 +8,7 @@ from typing import Final
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth import Keys
@@ -88,6 +89,9 @@ class Edge:
             await self._app(scope, receive, answer)
         except Refused as refused:
             await refused.response()(scope, receive, answer)
+        except ClientDisconnect:
+            # Nobody is left to be answered, and nothing is amiss here.
+            pass
         except Exception:
             logger.exception("a request failed", extra=told)
             if status is not None:

@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.types import Message
 
 from api.app import create_app
 from api.auth import Keys
@@ -321,6 +322,32 @@ async def test_what_takes_too_long_is_given_up(failing: Doors) -> None:
         late = await http.post("/api/endless", json={})
         assert (problem(late)["status"], late.headers["retry-after"]) == (503, "5")
         assert problem(await http.post("/api/endless", content=stalling(), headers=JSON))["status"] == 408
+
+
+async def test_a_caller_that_hangs_up_is_no_fault_of_ours(
+    failing: Doors, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it had begun to send is gone with it: a line of the log, and no error to be called for."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    caplog.set_level(logging.INFO, "thingbridge.api")
+    headers = {"authorization": f"Bearer {failing.key(None)}", "content-type": "application/json"}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/api/broken",
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }
+    await failing.app(scope, receive, send)
+    assert sent == []
+    assert [(record.levelname, record.message) for record in caplog.records] == [("INFO", "answered")]
 
 
 async def test_while_the_database_is_away_calls_are_503(
