@@ -128,8 +128,13 @@ def create_app(settings: ApiSettings) -> Starlette:
     """
     own = settings.api
     threads = own.max_concurrent_requests
-    # One more, for readiness to be asked for also while all are at work.
-    engine = open_engine(settings.database_url.get_secret_value(), pool_size=threads + 1)
+    # One more, for readiness to be asked for also while all are at work. A statement that goes on when its
+    # caller has been answered would keep its thread from others, for as long as somebody holds a row.
+    engine = open_engine(
+        settings.database_url.get_secret_value(),
+        pool_size=threads + 1,
+        statement_seconds=own.request_timeout_seconds,
+    )
     database, temporal = Database(engine, threads), Temporal(settings.encryption.in_use)
     credentials = AwsCredentials(database, settings.credentials.fleet_credential_secret_arn)
     doors = compose_doors(settings, database, temporal, credentials)

@@ -3,12 +3,17 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlmodel import Session
 
 T = TypeVar("T")
+
+
+class _GivenUpError(RuntimeError):
+    """Nobody waits for what a transaction does."""
 
 
 class Database:
@@ -21,7 +26,15 @@ class Database:
 
     async def __call__(self, work: Callable[[Session], T]) -> T:
         """Do some work in one transaction, committed where it ends well; its rows may be read afterwards."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._transaction, work)
+        given_up = Event()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._transaction, work, given_up
+            )
+        except asyncio.CancelledError:
+            # Who asked is told that there was no answer in time: what is not committed by now must not be.
+            given_up.set()
+            raise
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Do one read, in no transaction: to begin and end one would cost as much as the read itself."""
@@ -31,9 +44,12 @@ class Database:
         with self._reading.connect() as connection:
             return work(connection)
 
-    def _transaction(self, work: Callable[[Session], T]) -> T:
+    def _transaction(self, work: Callable[[Session], T], given_up: Event) -> T:
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
-            return work(session)
+            done = work(session)
+            if given_up.is_set():
+                raise _GivenUpError
+            return done
 
     def close(self) -> None:
         """Let what is at work end, and close the connections."""

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Iterator
 from http import HTTPStatus
+from threading import Event
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -21,7 +22,7 @@ from api.database import Database
 from api.doors import Answer, Call, Door, Promise, Wire, routes
 from api.edge import Edge
 from api.json_body import BODY_LIMIT, DEPTH_LIMIT
-from db.api_keys import revoke_key
+from db.api_keys import create_key, list_keys, revoke_key
 from db.engine import open_engine
 from embedded.stack import Addresses
 from settings import Api, ApiSettings
@@ -322,6 +323,28 @@ async def test_what_takes_too_long_is_given_up(failing: Doors) -> None:
         late = await http.post("/api/endless", json={})
         assert (problem(late)["status"], late.headers["retry-after"]) == (503, "5")
         assert problem(await http.post("/api/endless", content=stalling(), headers=JSON))["status"] == 408
+
+
+@pytest.mark.usefixtures("engine")
+async def test_what_nobody_waits_for_any_more_is_not_written(stack: Addresses) -> None:
+    """A refusal for want of time stays true: the work may go on in its thread, but is not committed."""
+    label, begun, goes_on = f"given up {uuid4()}", Event(), Event()
+
+    def slow(session: Session) -> None:
+        create_key(session, None, label)
+        begun.set()
+        goes_on.wait()
+
+    # One thread: what is done next comes after that.
+    database = Database(open_engine(stack.database_url, pool_size=1), 1)
+    task = asyncio.create_task(database(slow))
+    await asyncio.to_thread(begun.wait)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    goes_on.set()
+    assert label not in {key.label for key in await database(list_keys)}
+    database.close()
 
 
 async def test_a_caller_that_hangs_up_is_no_fault_of_ours(

@@ -12,14 +12,14 @@ from uuid import UUID, uuid4
 import httpx2
 import pytest
 from sqlalchemy import Engine
-from sqlmodel import Session, delete
+from sqlmodel import Session, delete, select
 
 from activities.aws import Aws
 from api.app import create_app
 from db.aws_place import keep_place, known_place
 from db.bindings import Actor, open_binding
 from db.device_states import keep_state, lock_or_create_state
-from db.models import AwsPlaceRow
+from db.models import AwsPlaceRow, AwsThingBinding
 from domain.claim_check import CheckTotals
 from domain.device_state import DeviceState, WantedStatus, Wish
 from domain.names import TASK_QUEUE
@@ -688,6 +688,29 @@ async def test_an_enrolment_and_the_platforms_saga_at_once_make_one_binding(
         assert problem(answer)["status"] == 409
         await bridge.ended(device)
         assert enrolling.bound(device).device_id == device.device_id
+
+
+async def test_who_waits_for_too_long_writes_nothing_and_holds_up_nobody(
+    engine: Engine, enrolling: Enrolling
+) -> None:
+    """503 is true afterwards too, and the thread that waited serves others while the row is still held."""
+    device, other = Device("HELD-1"), Device("HELD-2")
+    settings = ApiSettings.load()
+    hurried = settings.api.model_copy(update={"request_timeout_seconds": 1.0, "max_concurrent_requests": 1})
+    async with unheard(engine) as http:
+        await enrol(http, enrolling.body(device))
+    app = create_app(settings.model_copy(update={"api": hurried}))
+    async with open_doors(engine, app) as doors, doors.operator() as http:
+
+        async def served() -> bool:
+            return await verdict(http, other) == ADMITTED
+
+        with enrolling.nothing_written(device), Session(engine) as holding:
+            bound = select(AwsThingBinding).where(AwsThingBinding.thing_name == device.thing_name)
+            holding.exec(bound.with_for_update()).one()
+            answer = await http.post(REGISTERED, json=enrolling.body(device))
+            assert problem(answer)["status"] == 503
+            await until(served, "another device is let in")
 
 
 async def test_a_device_that_is_decommissioned_meanwhile_is_not_bound_anew(
