@@ -90,13 +90,22 @@ def enrol(
     digest = sha256(_LOCKS + thing_name.encode()).digest()
     session.exec(select(func.pg_advisory_xact_lock(int.from_bytes(digest[:8], signed=True))))
     names = names_of(thing_name, hashing)
-    binding = session.exec(DECIDING_BINDING.with_for_update(), params=names).first()
-    if binding is None:
+    deciding = session.exec(DECIDING_BINDING, params=names).first()
+    if deciding is None:
         made = _enrol_anew(session, registration, thing_name, actor)
         return Enrolled(made, already_provisioned=False, follow_up_due=True)
+    # A live one alone: that of a device that is over may be an erasure's, which has locked its state before.
+    binding = session.exec(
+        select(AwsThingBinding)
+        .where(AwsThingBinding.id == deciding.id, col(AwsThingBinding.deleted_at).is_(None))
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    ).first()
+    if binding is None:
+        raise EnrolmentDeniedError(Denial.DECOMMISSIONED)
     # The binding's row before the state's, as everywhere, so that no two transactions wait for each other.
     state = lock_or_create_state(session, _state(binding.device_id, registration))
-    if binding.deleted_at or state.decommissioned_at:
+    if state.decommissioned_at:
         raise EnrolmentDeniedError(Denial.DECOMMISSIONED)
     arn = registration.certificate_arn
     if arn == binding.certificate_arn or retired_from(session, arn) == binding.id:

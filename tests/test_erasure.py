@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from uuid import UUID, uuid4
 
 import pytest
@@ -13,6 +13,7 @@ from sqlmodel import Session
 import db.erasure
 from activities.aws import Aws
 from db.bindings import Actor
+from db.device_states import lock_state
 from db.enrolment import EnrolmentDeniedError, enrol
 from db.erasure import NotErasableError, WrongHashKeyError, erase_device, erase_some, require_hash_key
 from db.models import DeviceRow, Erasure, Table
@@ -22,7 +23,7 @@ from domain.erasure import SerialHashing
 from domain.outgoing_event import AwsThingDecommissioned
 from domain.provisioning_status import ProvisioningStatus
 from settings import Settings
-from tests.bridge import HASH_KEY, Bridge, Device, worker_on
+from tests.bridge import HASH_KEY, Bridge, Device, until, worker_on
 from tests.command_line import Said, call_beside
 from tests.doors import Doors
 
@@ -211,6 +212,47 @@ async def test_without_the_key_nothing_is_erased_and_no_denial_lost(bridge: Brid
     require_hash_key(session, HASHING)
     with pytest.raises(WrongHashKeyError, match="not denied without IOT_AWS_ERASURE__HASH_KEY"):
         require_hash_key(session, None)
+
+
+async def test_an_enrolment_and_an_erasure_at_once_do_not_wait_for_each_other(
+    bridge: Bridge, session: Session
+) -> None:
+    """The serial number is denied, and the device erased, in whatever order they take its rows."""
+    device = await decommissioned(bridge, Device("ERASED-AT-ONCE"))
+    registration = registration_of(bridge, device)
+
+    def erased(own: Session) -> bool:
+        return erase_device(own, device.device_id, HASHING, TEST)
+
+    def denied_too(own: Session) -> bool:
+        with pytest.raises(EnrolmentDeniedError):
+            enrol(own, registration, device.thing_name, TEST, allow_reprovision=True, hashing=HASHING)
+        return True
+
+    lock_state(session, device.device_id)
+    begun = [await begin(bridge.engine, work) for work in (erased, denied_too)]
+    session.rollback()
+    assert await asyncio.gather(*begun) == [True, True]
+
+
+async def begin(engine: Engine, work: Callable[[Session], bool]) -> asyncio.Task[bool]:
+    """Have some work done in a transaction of its own, which by now waits for another or has ended."""
+    pids: list[int] = []
+
+    def transaction() -> bool:
+        with Session(engine) as own, own.begin():
+            pids.append(own.execute(text("SELECT pg_backend_pid()")).scalar_one())
+            return work(own)
+
+    task = asyncio.create_task(asyncio.to_thread(transaction))
+
+    async def waits() -> bool:
+        with engine.connect() as connection:
+            waiting = text("SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = ANY(:pids)")
+            return task.done() or bool(connection.execute(waiting, {"pids": pids}).scalar())
+
+    await until(waits, "it waits for a lock or has ended")
+    return task
 
 
 async def test_a_device_or_a_tenant_is_named(bridge: Bridge) -> None:
