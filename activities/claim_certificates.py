@@ -12,7 +12,7 @@ from temporalio import activity
 
 from activities.bindings import transaction
 from db.bindings import subject_of
-from db.enrolment import activation_of, page_of_expiring, without_follow_up
+from db.enrolment import activation_of, page_of_expiring, still_expiring, without_follow_up
 from db.models import AwsThingBinding
 from db.outbox import put
 from domain.claim_check import ClaimCursor, ClaimPage, ClaimsTold, FollowUpPage, FollowUpsSent
@@ -58,7 +58,10 @@ class ClaimCertificateActivities:
         for binding in found:
             # Not one transaction for all: it would hold up the events of every device of the page.
             with transaction(self._engine) as session:
-                told = put(session, _warning(binding, page.at), binding.id, page.at.date())
+                # Since the page was read the device may have ended, or have enrolled anew.
+                told = still_expiring(session, binding) and put(
+                    session, _warning(binding, page.at), binding.id, page.at.date()
+                )
             SWEEPS_FOUND.add(binding.tenant_id, _SWEEP)
             if told:
                 CLAIMS_EXPIRING.add(binding.tenant_id, "warn_of_expiring_claims")

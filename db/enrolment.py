@@ -144,6 +144,20 @@ def page_of_expiring(
     return query if after is None else query.where(tuple_(expires_at, binding_id) > after)
 
 
+def still_expiring(session: Session, found: AwsThingBinding) -> bool:
+    """Whether a binding is live, its claim certificate the same; it stays so until the transaction ends."""
+    held = session.exec(
+        select(AwsThingBinding.id)
+        .where(
+            AwsThingBinding.id == found.id,
+            AwsThingBinding.claim_certificate_expires_at == found.claim_certificate_expires_at,
+            col(AwsThingBinding.deleted_at).is_(None),
+        )
+        .with_for_update(key_share=True)
+    ).first()
+    return held is not None
+
+
 def without_follow_up(session: Session, after: UUID | None, at_most: int) -> Sequence[AwsThingBinding]:
     """The next page of enrolled devices whose workflow never ran, or has left a certificate to erase."""
     to_erase = exists().where(

@@ -1,24 +1,33 @@
 """Claim certificates that expire are told of once a day each, however many there are."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Engine, text
+from psycopg.conninfo import make_conninfo
+from sqlalchemy import Engine, text, update
 from sqlmodel import Session, col, select
 from temporalio.client import Client, ScheduleActionStartWorkflow, ScheduleOverlapPolicy
+from temporalio.testing import ActivityEnvironment
 
 from activities.aws import Aws
+from activities.claim_certificates import ClaimCertificateActivities
 from db.bindings import Actor, open_binding
+from db.device_states import lock_or_create_state
+from db.engine import open_engine
 from db.enrolment import page_of_expiring
-from db.models import OutboxRow
-from domain.claim_check import CheckProgress, CheckTotals
+from db.models import AwsThingBinding, OutboxRow
+from domain.claim_check import CheckProgress, CheckTotals, ClaimCursor, ClaimPage
+from domain.device_state import DeviceState
 from domain.enrolment import whole_days
+from domain.lifecycle_event import LifecycleEvent
 from domain.names import CLAIM_CERTIFICATE_CHECK_SCHEDULE, thing_name
 from domain.provisioning_status import ProvisioningStatus
+from embedded.stack import Addresses
 from settings import Settings
-from tests.bridge import Bridge, worker_on
+from tests.bridge import Bridge, until, worker_on
 from workflows.claim_certificate_check import ClaimCertificateCheck
 
 NOW = datetime(2030, 5, 10, 12, tzinfo=UTC)
@@ -101,6 +110,42 @@ async def test_a_check_goes_on_in_a_new_run_where_its_history_is_long(
         totals = await check(bridge.client, queue, at)
     assert totals.told >= 40
     assert len(told(engine, tenant)) == 40
+
+
+async def test_what_has_changed_since_its_page_was_read_is_not_told(engine: Engine, stack: Addresses) -> None:
+    """Neither a device that has ended meanwhile, and was told of, nor one that enrolled anew."""
+    tenant, at = uuid4(), NOW - 2000 * DAY
+    first, ended, renewed = expiring(engine, tenant, at - 3 * DAY, at - 2 * DAY, at - DAY)
+    own = open_engine(make_conninfo(stack.database_url, application_name=f"claims-{tenant}"))
+
+    async def send(_: LifecycleEvent) -> None:
+        raise AssertionError
+
+    checking = ClaimCertificateActivities(own, send, warning_window=timedelta(), page_size=3)
+    page = ClaimPage(at=at, after=ClaimCursor(expires_at=at - 3 * DAY, binding_id=UUID(int=0)))
+
+    async def waits() -> bool:
+        with engine.connect() as connection:
+            waiting = text(
+                "SELECT 1 FROM pg_stat_activity WHERE application_name = :name AND wait_event_type = 'Lock'"
+            )
+            return bool(connection.execute(waiting, {"name": f"claims-{tenant}"}).scalar())
+
+    with Session(engine) as holding:
+        lock_or_create_state(holding, DeviceState(device_id=first, tenant_id=tenant, serial_number=None))
+        told_all = asyncio.create_task(
+            asyncio.to_thread(ActivityEnvironment().run, checking.warn_of_expiring_claims, page)
+        )
+        await until(waits, "the page is read, and its first event waits")
+        with engine.begin() as connection:
+            changed = update(AwsThingBinding)
+            its_id = col(AwsThingBinding.device_id)
+            connection.execute(changed.where(its_id == ended).values(deleted_at=NOW))
+            connection.execute(changed.where(its_id == renewed).values(claim_certificate_expires_at=NOW))
+        holding.rollback()
+    assert (await told_all).count == 3
+    own.dispose()
+    assert [row.device_id for row in told(engine, tenant)] == [first]
 
 
 def test_the_window_is_read_from_an_index(engine: Engine) -> None:
