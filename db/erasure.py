@@ -98,6 +98,7 @@ def erase_some(
         before: only those whose decommissioning was done by then.
     """
     device = col(DeviceStateRow.device_id)
+    its_own = col(AwsThingBinding.device_id) == device
     undone: ColumnElement[bool] = col(AwsThingBinding.deleted_at).is_(None)
     query = select(DeviceStateRow).where(
         col(DeviceStateRow.decommissioned_at).is_not(None),
@@ -107,10 +108,11 @@ def erase_some(
     if tenant_id is not None:
         query = query.where(DeviceStateRow.tenant_id == tenant_id)
     if before is not None:
-        query = query.where(col(DeviceStateRow.decommissioned_at) < before)
+        # By the platform's clock, which may be ahead, only where nothing here says when it was done.
+        query = query.where(or_(col(DeviceStateRow.decommissioned_at) < before, exists().where(its_own)))
         undone = or_(undone, col(AwsThingBinding.deleted_at) >= before)
     states = session.exec(
-        query.where(~exists().where(col(AwsThingBinding.device_id) == device, undone))
+        query.where(~exists().where(its_own, undone))
         .order_by(col(DeviceStateRow.decommissioned_at), device)
         .limit(limit)
         .with_for_update(skip_locked=True)

@@ -3,12 +3,13 @@
 import asyncio
 import inspect
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, text, update
 from sqlalchemy.exc import ProgrammingError
-from sqlmodel import Session
+from sqlmodel import Session, col
 
 import db.erasure
 from activities.aws import Aws
@@ -16,7 +17,7 @@ from db.bindings import Actor
 from db.device_states import lock_state
 from db.enrolment import EnrolmentDeniedError, enrol
 from db.erasure import NotErasableError, WrongHashKeyError, erase_device, erase_some, require_hash_key
-from db.models import DeviceRow, Erasure, Table
+from db.models import AwsThingBinding, DeviceRow, Erasure, Table
 from db.outbox import put
 from domain.enrolment import Denial, Registration
 from domain.erasure import SerialHashing
@@ -174,6 +175,23 @@ async def test_the_sweep_erases_what_was_decommissioned_long_enough_ago(
         statement = text("SELECT workflow_id, run_id FROM iotaws_erasures WHERE device_id = :device")
         workflow_id, run_id = session.execute(statement, actor).one()
     assert (workflow_id, bool(run_id)) == (queue, True)
+
+
+async def test_a_decommissioning_dated_in_the_future_is_over_like_any_other(
+    bridge: Bridge, session: Session
+) -> None:
+    """How long ago it was done counts, and no clock of the platform's."""
+    device = Device("AHEAD-1")
+    await bridge.handled(device, device.event("Provisioned"), device.event("Decommissioned", 10**9))
+    publish(bridge, device)
+    with bridge.engine.begin() as connection:
+        connection.execute(
+            update(AwsThingBinding)
+            .where(col(AwsThingBinding.device_id) == device.device_id)
+            .values(deleted_at=datetime.now(UTC) - timedelta(days=3))
+        )
+    before = datetime.now(UTC) - timedelta(days=2)
+    assert erase_some(session, HASHING, TEST, limit=1, tenant_id=device.tenant_id, before=before) == 1
 
 
 async def test_who_erased_stands_for_ever(bridge: Bridge, session: Session) -> None:
