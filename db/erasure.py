@@ -132,6 +132,8 @@ def count_unerased(session: Session, tenant_id: UUID) -> int:
 
 
 def _erase(session: Session, states: Sequence[DeviceStateRow], hashing: SerialHashing, actor: Actor) -> None:
+    # Also of one that began before the first was hashed: under two keys no one could deny them all.
+    require_hash_key(session, hashing)
     ids = [state.device_id for state in states]
     session.add_all(
         Erasure(

@@ -232,6 +232,18 @@ async def test_without_the_key_nothing_is_erased_and_no_denial_lost(bridge: Brid
         require_hash_key(session, None)
 
 
+async def test_serial_numbers_are_never_hashed_with_two_keys(bridge: Bridge, session: Session) -> None:
+    """A sweep that was begun with another key stops, for then no key could deny them all."""
+    device, next_one = [await decommissioned(bridge, Device(f"TWO-KEYS-{number}")) for number in range(2)]
+    await erase(str(device.device_id))
+    other = SerialHashing(HASH_KEY[::-1])
+    with pytest.raises(WrongHashKeyError):
+        erase_device(session, next_one.device_id, other, TEST)
+    session.rollback()
+    with pytest.raises(WrongHashKeyError):
+        erase_some(session, other, TEST, limit=1, tenant_id=next_one.tenant_id)
+
+
 async def test_an_enrolment_and_an_erasure_at_once_do_not_wait_for_each_other(
     bridge: Bridge, session: Session
 ) -> None:
