@@ -150,7 +150,7 @@ def demo(
         bool, typer.Option("--stay", help="Stay up afterwards, to look around, until Ctrl-C.")
     ] = False,
 ) -> None:
-    """Run everything as `dev` does but HTTP, then drive a sample fleet from its events to decommissioning.
+    """Run everything as `dev` does, then drive a sample fleet from its events to decommissioning.
 
     The first device is sent before the IoT policy exists: it fails, and is
     retried to success. Ends with a table of every device, and exit code 0 only

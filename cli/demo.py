@@ -33,7 +33,7 @@ from temporalio.client import Client
 import telemetry
 from cli.desired_state import DesiredStateDemo
 from cli.output import standard_output
-from cli.stack import print_addresses, stack_up
+from cli.stack import http_up, print_addresses, stack_up
 from db.engine import open_engine
 from db.models import AwsThingBinding
 from domain.device_state import DeviceState, WantedStatus
@@ -104,10 +104,11 @@ def run_demo(data: Path, fleet: Path | None, *, stay: bool) -> int:
         raise typer.BadParameter(f"{fleet} holds no {LifecycleEventType.PROVISIONED}", param_hint="--fleet")
     _make_fresh(data)
     with stack_up(data, console) as addresses, (data / "logs" / "worker.log").open("w") as log:
-        telemetry.configure("INFO", "json", log)
-        if stay:
-            print_addresses(console, addresses, data)
-        code = asyncio.run(_drive(console, addresses, events, first, stay=stay))
+        telemetry.configure("INFO", "json", log, measured=True)
+        with http_up() as url:
+            if stay:
+                print_addresses(console, addresses, url, data)
+            code = asyncio.run(_drive(console, addresses, events, first, stay=stay))
     again = f"thingbridge dev --data {shlex.quote(str(data))}"
     console.print(f"[dim]all is stopped; to follow the links: {escape(again)}[/dim]", soft_wrap=True)
     return code

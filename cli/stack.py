@@ -39,18 +39,11 @@ def run_dev(data: Path, *, temporal_port: int, ui_port: int, aws_port: int, api_
     with stack_up(
         data, console, temporal_port=temporal_port, ui_port=ui_port, aws_port=aws_port
     ) as addresses:
-        os.environ.setdefault(_UI_VARIABLE, f"{addresses.temporal_ui_url}/namespaces/default")
         loaded = Settings.load()
         telemetry.configure(loaded.log.level, "text", measured=True)
         create_device_policy(addresses.aws_endpoint_url, loaded.provisioning.device_policy_name)
-        (port,) = choose_ports(api_port)
-        with serving(ApiSettings.load(), port) as url:
-            key = _operator_key(data, addresses)
-            console.print(f"HTTP           {url}/docs, with the key {key}", highlight=False, soft_wrap=True)
-            console.print(
-                f"metrics        {url}/metrics, of worker and HTTP", highlight=False, soft_wrap=True
-            )
-            print_addresses(console, addresses, data)
+        with http_up(api_port) as url:
+            print_addresses(console, addresses, url, data)
             asyncio.run(serve(loaded))
         console.print("stopping")
 
@@ -73,6 +66,7 @@ def stack_up(
         isolate(os.environ, addresses)
         os.environ.setdefault(_POLICY_VARIABLE, _DEFAULT_POLICY)
         os.environ.setdefault(_JOB_INTERVAL_VARIABLE, _JOB_INTERVAL)
+        os.environ.setdefault(_UI_VARIABLE, f"{addresses.temporal_ui_url}/namespaces/default")
         status.update("migrating")
         engine = open_engine(addresses.database_url)
         upgrade(engine)
@@ -83,9 +77,19 @@ def stack_up(
         yield addresses
 
 
-def print_addresses(console: Console, addresses: Addresses, data: Path) -> None:
+@contextmanager
+def http_up(port: int = 8080) -> Iterator[str]:
+    """The HTTP doors, on this port or, where it is taken, on another; the address they are at."""
+    (free,) = choose_ports(port)
+    with serving(ApiSettings.load(), free) as url:
+        yield url
+
+
+def print_addresses(console: Console, addresses: Addresses, http_url: str, data: Path) -> None:
     """Say where everything is, and how another shell gets there."""
     console.print(
+        f"HTTP           {http_url}/docs, with the key {_operator_key(data, addresses)}\n"
+        f"metrics        {http_url}/metrics, of worker and HTTP\n"
         f"Temporal UI    {addresses.temporal_ui_url}\n"
         f"Temporal       {addresses.temporal_address}\n"
         f"PostgreSQL     {addresses.database_url}\n"

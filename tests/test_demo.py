@@ -10,7 +10,7 @@ import shlex
 import signal
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from uuid import UUID
 
@@ -96,6 +96,19 @@ async def test_the_demo_shows_a_fleets_whole_life(tmp_path: Path) -> None:
     assert UUID(event["subject"]) in devices
 
 
+async def test_a_demo_that_stays_is_there_to_be_looked_at(tmp_path: Path) -> None:
+    """It says where everything is, HTTP with a key included, as a dev stack does, until Ctrl-C."""
+    folder, device = tmp_path / "demo", Device("STAY-1")
+    fleet = tmp_path / "fleet.jsonl"
+    fleet.write_text(json.dumps(device.event("Provisioned")))
+    async with up(folder, "demo", "--stay", "--fleet", fleet) as (process, environment):
+        assert process.stdout is not None
+        while b"devices ended as they must" not in (line := await process.stdout.readline()):
+            assert line, "ended before its time"
+        assert await bindings_over_http(environment) == [str(device.device_id)]
+        assert await interrupted(process, folder) == 0
+
+
 def test_a_folder_that_is_no_demos_is_left_alone(tmp_path: Path) -> None:
     """The demo empties only a folder that a demo made, and none that a running one is on."""
     file = tmp_path / "precious"
@@ -162,11 +175,15 @@ def test_the_table_fits_a_terminal(columns: int) -> None:
 # --- dev
 
 
-@asynccontextmanager
-async def developing(folder: Path) -> AsyncIterator[tuple[Process, dict[str, str]]]:
+def developing(folder: Path) -> AbstractAsyncContextManager[tuple[Process, dict[str, str]]]:
     """A dev stack on free ports, and the environment it gives another shell."""
-    ports = [f"--{name}-port=0" for name in ("temporal", "ui", "aws", "api")]
-    async with running("dev", "--data", folder, *ports, **nothing_set()) as process:
+    return up(folder, "dev", *(f"--{name}-port=0" for name in ("temporal", "ui", "aws", "api")))
+
+
+@asynccontextmanager
+async def up(folder: Path, *command: str | Path) -> AsyncIterator[tuple[Process, dict[str, str]]]:
+    """Everything on this machine, and the environment it gives another shell."""
+    async with running(*command, "--data", folder, **nothing_set()) as process:
         assert process.stdout is not None
         said = b""
         while b"In another shell: " not in said:
