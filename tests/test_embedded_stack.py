@@ -36,9 +36,11 @@ KEY = "iot/devices/sensor-1/key"
 
 # Starts a stack, prints its addresses, and on a Ctrl-C whether its database still answers.
 STARTER = """
-import dataclasses, json, pathlib, sys, time
+import dataclasses, json, pathlib, signal, sys, time
 import psycopg
 from embedded.stack import Stack
+# A shell that starts the tests in the background has it ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with Stack(pathlib.Path(sys.argv[1]), temporal_port=0, ui_port=0, aws_port=0) as addresses:
     try:
         print(json.dumps(dataclasses.asdict(addresses)), flush=True)

@@ -46,9 +46,9 @@ async def test_no_key_leaves_the_activity_that_made_it(calm: Bridge, log: io.Str
         if fault:
             calm.emulator.add_fault(*SECRET_CALLS, resource=device.thing_name, **fault)  # type: ignore[arg-type]
         await calm.signal(device, device.event("Provisioned"))
-    for device in devices[:3]:
+    for device in devices[:4]:
         await calm.ended(device)
-    for device in devices[3:]:
+    for device in devices[4:]:
         await calm.reaches(device, ProvisioningStatus.FAILED)
         await calm.signal(device, signal="retry")
         await calm.ended(device)
