@@ -32,9 +32,16 @@ logger = logging.getLogger("thingbridge.telemetry")
 METRICS_CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 """Prometheus's text format."""
 
-# At DEBUG these write whole requests, and so the private key on its way to Secrets Manager. At INFO they say
-# what nobody asked for.
-_NEVER_VERBOSE: Final = ("alembic", "boto3", "botocore", "urllib3")
+# The least of which these are heard, at DEBUG too. There they write whole requests, and so the private key on
+# its way to Secrets Manager; httpx2 at INFO each address it calls, and so the token in a webhook's.
+_NEVER_VERBOSE: Final = {
+    "alembic": logging.INFO,
+    "boto3": logging.INFO,
+    "botocore": logging.INFO,
+    "httpcore2": logging.INFO,
+    "httpx2": logging.WARNING,
+    "urllib3": logging.INFO,
+}
 # The events that go to the log are no chatter for a level to silence: there they are delivered.
 _EVENTS: Final = "thingbridge.events"
 # Temporal's and uvicorn's own copies of what is in the message.
@@ -79,8 +86,9 @@ def configure(
     else:
         handler.setFormatter(logging.Formatter("{asctime} {levelname:7} {name}: {message}", style="{"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for name in _NEVER_VERBOSE:
-        quiet = logging.INFO if level == "DEBUG" else logging.WARNING
+    for name, least in _NEVER_VERBOSE.items():
+        # At INFO they say what nobody asked for.
+        quiet = least if level == "DEBUG" else logging.WARNING
         logging.getLogger(name).setLevel(max(quiet, logging.getLevelName(level)))
     logging.getLogger(_EVENTS).setLevel(min(logging.INFO, logging.getLevelName(level)))
     if measured:
@@ -97,9 +105,9 @@ def exposition() -> bytes:
 
 def hush_requests() -> None:
     """Have the libraries that see keys never say whole requests, where logging is set up by others."""
-    for name in _NEVER_VERBOSE:
+    for name, least in _NEVER_VERBOSE.items():
         library = logging.getLogger(name)
-        library.setLevel(max(logging.INFO, library.level))
+        library.setLevel(max(least, library.level))
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Sinks: what arrives by each, what happens to what one does not take, and what is kept of what was sent."""
 
 import asyncio
+import io
 import json
 import logging
 import socket
@@ -22,6 +23,7 @@ from standardwebhooks import Webhook
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import Client
 
+import telemetry
 from activities.aws import Aws
 from activities.cloud_events import cloud_event
 from activities.event_bus import EventBusSink
@@ -38,7 +40,7 @@ from embedded.emulator_control import EmulatorControl
 from embedded.stack import Addresses
 from settings import Events, Settings
 from tests.bridge import Bridge, Device, until
-from tests.command_line import call_beside, empty_database
+from tests.command_line import call_beside, empty_database, logging_as_it_was
 from tests.endpoint import Answer, Endpoint, endpoint_up
 from tests.test_events_out import failed, on, tell, without_repeats
 from worker import compose_event_worker, open_sink
@@ -175,6 +177,32 @@ async def test_a_webhook_is_signed_after_the_spec(
         assert (sent["id"], sent["data"]) == (str(row.event_id), row.data)
     assert request.headers["webhook-id"] == str(row.event_id)
     assert request.headers["content-type"] == "application/cloudevents+json"
+
+
+@pytest.mark.parametrize("level", ["DEBUG", "INFO"])
+def test_no_line_of_the_log_holds_the_address(endpoint: Endpoint, webhook: EventSink, level: str) -> None:
+    """It may hold a token, and the libraries that call it would write it down."""
+    with logging_as_it_was():
+        log = io.StringIO()
+        telemetry.configure(level, "json", log)
+        webhook.send(example())
+        logging.getLogger("thingbridge.test").info("said")
+    assert len(endpoint.requests) == 1
+    assert "said" in log.getvalue()
+    assert "hush" not in log.getvalue()
+
+
+def test_no_line_of_a_hosts_log_holds_it_either(
+    endpoint: Endpoint, webhook: EventSink, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A host sets up logging as it likes."""
+    for library in ("httpx2", "httpcore2"):
+        caplog.set_level(logging.NOTSET, library)
+    with caplog.at_level(logging.DEBUG):
+        telemetry.hush_requests()
+        webhook.send(example())
+    assert len(endpoint.requests) == 1
+    assert "hush" not in caplog.text
 
 
 @pytest.mark.parametrize("status", [200, 202, 204])
