@@ -1,14 +1,25 @@
 """Dashboard and alert rules ask for nothing that is not exported."""
 
+import asyncio
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
+import httpx2
 import promql_parser
 import pytest
 import yaml
+from temporalio.client import Client
+from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
+from temporalio.service import RPCError
+
+from embedded.processes import choose_ports
+from embedded.stack import Addresses
+from tests.bridge import until
 
 ROOT: Final = Path(__file__).parent.parent
 DASHBOARD: Final = ROOT / "deploy" / "grafana" / "thingbridge.json"
@@ -190,6 +201,108 @@ def test_what_an_alert_says_is_known_where_it_fires(rule: dict[str, Any]) -> Non
     """A label that a text names is one that the alert's query keeps."""
     texts = " ".join(rule["annotations"].values())
     assert set(re.findall(r"\$labels\.(\w+)", texts)) <= grouping_labels(rule["expr"])
+
+
+def sides_after(operator: str, query: str) -> list[list[promql_parser.Expr]]:
+    """All that stands to the right of each such comparison."""
+    return [
+        nodes(str(node.rhs))
+        for node in nodes(query)
+        if isinstance(node, promql_parser.BinaryExpr) and str(node.op) == operator
+    ]
+
+
+# Tries go on each half minute while the fault lasts; a poll that stands still is seen by its visits before.
+STEADY: Final = frozenset({"ThingbridgeCredentialsStale", "ThingbridgeShadowPollStopped"})
+
+
+@pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"])
+def test_what_a_counter_begins_with_counts(rule: dict[str, Any]) -> None:
+    """A burst within one scrape makes a new series, which has not risen: it is found beside the rise."""
+    risen = {
+        selector.name
+        for node in nodes(rule["expr"])
+        if isinstance(node, promql_parser.Call) and node.func.name == "increase"
+        for selector in selectors(str(node))
+    }
+    compared = {selector.name for selector in selectors(rule["expr"]) if selector.offset}
+    assert risen <= compared or rule["alert"] in STEADY
+
+
+@pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"])
+def test_no_alert_waits_for_a_counter_that_never_began(rule: dict[str, Any]) -> None:
+    """One that has counted nothing since the start is not there: it is neither 0 nor less than another."""
+    for side in sides_after(">", rule["expr"]):
+        in_its_place = any(
+            isinstance(node, promql_parser.Call) and node.func.name == "vector" for node in side
+        )
+        assert in_its_place or not any(isinstance(node, promql_parser.VectorSelector) for node in side)
+    counters = {selector.name or "" for selector in selectors(rule["expr"])} - gauges()
+    assert not (counters and sides_after("==", rule["expr"]))
+
+
+def test_credentials_that_are_seldom_read_are_not_stale() -> None:
+    """An alert by their age alone begins above the longest interval there may be, 240 minutes."""
+    (rule,) = (rule for rule in alerts() if rule["alert"] == "ThingbridgeCredentialsStale")
+    *others, by_age = rule["expr"].split("\nor\n")
+    assert all('refreshes_total{result="error"}' in other for other in others)
+    assert by_age.split(">")[1].split("*") == [" 5 ", " 3600\n"]
+
+
+async def test_a_temporal_that_is_away_has_a_status_the_alert_asks_for(stack: Addresses) -> None:
+    """The SDK's own word for it, once its connection is gone and no other is to be had."""
+    (rule,) = (rule for rule in alerts() if rule["alert"] == "ThingbridgeTemporalUnreachable")
+    asked = {
+        matcher.value
+        for selector in selectors(rule["expr"])
+        for matcher in selector.matchers.matchers
+        if matcher.name == "status_code"
+    }
+    (port,) = choose_ports(0)
+    runtime = Runtime(telemetry=TelemetryConfig(metrics=PrometheusConfig(f"127.0.0.1:{port}")))
+    async with relay_to(stack.temporal_address) as address:
+        client = await Client.connect(address, runtime=runtime)
+
+    async def statuses() -> set[str]:
+        with suppress(RPCError):
+            await client.service_client.check_health(timeout=timedelta(seconds=1))
+        async with httpx2.AsyncClient() as http:
+            shown = (await http.get(f"http://127.0.0.1:{port}/metrics")).text
+        return set(re.findall(r'^temporal_request_failure\{.*status_code="(\w+)"', shown, re.MULTILINE))
+
+    async def failed() -> bool:
+        return bool(await statuses())
+
+    await until(failed, "a call to Temporal has failed")
+    found = await statuses()
+    assert all(re.fullmatch(pattern, status) for pattern in asked for status in found)
+
+
+@asynccontextmanager
+async def relay_to(address: str) -> AsyncIterator[str]:
+    """Another address of a server, which is gone afterwards with all that is connected to it."""
+    host, port = address.split(":")
+    open_ends: list[asyncio.StreamWriter] = []
+
+    async def pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while received := await source.read(65_536):
+                sink.write(received)
+                await sink.drain()
+
+    async def connected(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        its_source, its_sink = await asyncio.open_connection(host, int(port))
+        open_ends.extend((sink, its_sink))
+        await asyncio.gather(pass_on(source, its_sink), pass_on(its_source, sink))
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    own_host, own_port = server.sockets[0].getsockname()
+    try:
+        yield f"{own_host}:{own_port}"
+    finally:
+        server.close()
+        for end in open_ends:
+            end.close()
 
 
 def test_no_alert_is_there_twice() -> None:
