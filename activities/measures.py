@@ -1,7 +1,11 @@
 """What is looked up when metrics are asked for: how the outbox, its sink and the AWS keys stand."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from datetime import UTC, datetime
+from threading import Lock, Thread
+from typing import Final
 
 from sqlalchemy import Engine
 from sqlmodel import Session
@@ -12,6 +16,13 @@ from db.outbox import count_parked, disabled_sink, oldest_unsent
 from domain.outbox import OUTBOX_SHARDS
 from instruments import CREDENTIALS_AGE, CREDENTIALS_READY, EVENTS_PARKED, OUTBOX_OLDEST, SINK_DISABLED
 
+logger = logging.getLogger("thingbridge.telemetry")
+
+# For each of three; Prometheus gives up a scrape after ten.
+_LOOK_SECONDS: Final = 2.0
+
+_Values = Mapping[str, float]
+
 
 def measure_outbox(engine: Engine, sink: EventSink) -> None:
     """Have the outbox looked at whenever metrics are asked for.
@@ -21,7 +32,7 @@ def measure_outbox(engine: Engine, sink: EventSink) -> None:
         sink: where its events go.
     """
 
-    def ages() -> Mapping[str, float]:
+    def ages() -> _Values:
         with Session(engine) as session:
             since, now = oldest_unsent(session), datetime.now(UTC)
         return {
@@ -29,23 +40,51 @@ def measure_outbox(engine: Engine, sink: EventSink) -> None:
             for shard in range(OUTBOX_SHARDS)
         }
 
-    def parked() -> Mapping[str, float]:
+    def parked() -> _Values:
         with Session(engine) as session:
             return {"": count_parked(session)}
 
-    def disabled() -> Mapping[str, float]:
+    def disabled() -> _Values:
         with Session(engine) as session:
             return {sink.kind: float(disabled_sink(session, sink.fingerprint) is not None)}
 
-    OUTBOX_OLDEST.watch(ages)
-    EVENTS_PARKED.watch(parked)
-    SINK_DISABLED.watch(disabled)
+    OUTBOX_OLDEST.watch(_in_time(OUTBOX_OLDEST.name, ages))
+    EVENTS_PARKED.watch(_in_time(EVENTS_PARKED.name, parked))
+    SINK_DISABLED.watch(_in_time(SINK_DISABLED.name, disabled))
+
+
+def _in_time(name: str, read: Callable[[], _Values]) -> Callable[[], _Values]:
+    """The same, or nothing where it takes too long: a database that hangs must not hide all other metrics."""
+    guard, under_way = Lock(), Future[_Values]()
+    under_way.set_result({})
+
+    def look(found: Future[_Values]) -> None:
+        try:
+            found.set_result(read())
+        except Exception as error:  # noqa: BLE001  # it is raised where the answer is awaited
+            found.set_exception(error)
+
+    def ask() -> _Values:
+        nonlocal under_way
+        with guard:
+            # One at a time, whose answer serves all who ask meanwhile.
+            if under_way.done():
+                under_way = Future()
+                Thread(target=look, args=(under_way,), name="measures", daemon=True).start()
+            asked = under_way
+        try:
+            return asked.result(_LOOK_SECONDS)
+        except TimeoutError:
+            logger.warning("%s is not shown: the database does not answer in time", name)
+            return {}
+
+    return ask
 
 
 def measure_credentials(aws: Aws) -> None:
     """Have the AWS keys of the process looked at whenever metrics are asked for."""
 
-    def age() -> Mapping[str, float]:
+    def age() -> _Values:
         seconds = aws.credentials_age_seconds
         return {} if seconds is None else {"": seconds}
 

@@ -181,6 +181,12 @@ def test_files_mounted_are_in_the_repository() -> None:
     assert all((ROOT / source).exists() for source in mounted)
 
 
+@pytest.mark.parametrize("name", ["api", "worker"])
+def test_a_process_is_healthy_while_it_lives(name: str) -> None:
+    """Metrics ask the database too, and a worker is well where that is away."""
+    assert "/healthz'" in SERVICES[name]["healthcheck"]["test"][-1]
+
+
 def test_prometheus_scrapes_what_is_served() -> None:
     """The names of the services, and the ports of their metrics."""
     scraped = {

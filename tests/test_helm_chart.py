@@ -134,6 +134,14 @@ def test_a_worker_is_given_the_time_it_needs_to_stop(grace: int) -> None:
     assert pod["terminationGracePeriodSeconds"] > 2 * grace
 
 
+def test_no_pod_is_killed_for_what_is_away() -> None:
+    """The kubelet asks whether the process lives; metrics and readiness ask the database too."""
+    for name in ("api", "worker"):
+        (container,) = pods(rendered())[name]["containers"]
+        asked = {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe")}
+        assert asked == {"/healthz"}
+
+
 def test_the_migration_runs_before_anything_else() -> None:
     """No pod meets tables or search attributes that are not there yet."""
     annotations = of_kind("Job", rendered())["migrate"]["metadata"]["annotations"]

@@ -1,19 +1,26 @@
 """What the processes say, measure and trace of devices' lives: all of it, as promised, and no secret."""
 
 import re
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Never
 
+import psycopg
 import pytest
 import pytest_asyncio
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from sqlalchemy import create_engine
 
 import instruments
+from activities.event_sinks import LogSink
+from activities.measures import measure_outbox, stop_measuring
 from embedded.processes import choose_ports
-from instruments import Count, Duration, Gauge
+from instruments import EVENTS_PARKED, Count, Duration, Gauge
 from telemetry import serving_metrics
 from tests.bridge import Bridge
 from tests.command_line import run
@@ -155,6 +162,27 @@ def test_a_gauge_has_the_value_of_whoever_watches() -> None:
     (only,) = gauge.observations()
     assert only.value == 2.0
     assert only.attributes == {"tenant_id": "global", "operation": "level", "tank": "a"}
+
+
+def test_a_database_that_hangs_hides_no_other_metric() -> None:
+    """What is looked up in it is left out meanwhile, however many ask."""
+    answers = threading.Event()
+
+    def connect() -> Never:
+        answers.wait()
+        raise psycopg.OperationalError("away")
+
+    engine = create_engine("postgresql+psycopg://", creator=connect)
+    measure_outbox(engine, LogSink())
+    try:
+        with ThreadPoolExecutor(2) as scrapes:
+            asked = [scrapes.submit(lambda: list(EVENTS_PARKED.observations())) for _ in range(2)]
+            try:
+                assert [scrape.result(60) for scrape in asked] == [[], []]
+            finally:
+                answers.set()
+    finally:
+        stop_measuring()
 
 
 async def test_a_taken_port_is_refused_by_name() -> None:
