@@ -13,8 +13,9 @@ from functools import partial
 from typing import Any, Final, cast
 
 from starlette.applications import Starlette
+from temporalio.api.common.v1 import Payload
 from temporalio.client import Client
-from temporalio.contrib.pydantic import PydanticPayloadConverter
+from temporalio.contrib.pydantic import PydanticPayloadConverter, pydantic_data_converter
 from temporalio.converter import DataConverter, DefaultPayloadConverter
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import Worker, WorkerConfig
@@ -33,7 +34,7 @@ from worker import (
     worker_options,
     workflows_of,
 )
-from workflows.encryption import data_converter
+from workflows.encryption import EncryptionCodec, data_converter
 from workflows.sandbox import passing_through
 
 __all__ = [
@@ -129,7 +130,7 @@ class ThingbridgePlugin(SimplePlugin):
         if self._settings.encryption.in_use and client.data_converter.payload_codec is None:
             raise HostRefusedError(
                 "IOT_AWS_ENCRYPTION__KEYS is set, and the client's data converter has no codec: give the "
-                "plugin to Client.connect"
+                "plugin to Client.connect, and that no data_converter of its own or one with a codec"
             )
         options = cast("dict[str, Any]", super().configure_worker(config))
         options["activities"] = [
@@ -151,6 +152,7 @@ class ThingbridgePlugin(SimplePlugin):
         """Run the worker, and beside it what the bridge needs.
 
         Raises:
+            HostRefusedError: the client cannot read what IOT_AWS_ENCRYPTION__KEYS encrypt.
             SchemaOutdatedError, WrongHashKeyError, SearchAttributesError, ScheduleError: what must be done
                 before it may start.
         """
@@ -158,6 +160,7 @@ class ThingbridgePlugin(SimplePlugin):
         try:
             async with AsyncExitStack() as beside:
                 try:
+                    await _require_decrypting(client, self._settings.encryption.in_use)
                     await require_ready(self._settings, client, self._engine)
                     await beside.enter_async_context(
                         companions(self._settings, client, self._aws, self._engine)
@@ -172,12 +175,36 @@ class ThingbridgePlugin(SimplePlugin):
 
 def _with_models(encryption: EncryptionKeys | None, converter: DataConverter | None) -> DataConverter:
     """A host's converter, its codec with it, that also converts pydantic's models."""
-    if converter is None or converter == DataConverter.default:
+    if converter in (None, DataConverter.default, pydantic_data_converter):
         return data_converter(encryption)
     if converter.payload_converter_class is DefaultPayloadConverter:
         return replace(converter, payload_converter_class=PydanticPayloadConverter)
     # One of its own may be pydantic's all the same; else the worker refuses.
     return converter
+
+
+async def _require_decrypting(client: Client, encryption: EncryptionKeys | None) -> None:
+    """Refuse a codec that does not know the keys: it would have encrypted events rejected as none.
+
+    Raises:
+        HostRefusedError: the client has such a one.
+    """
+    codec = client.data_converter.payload_codec
+    if encryption is None or codec is None:
+        return
+    plain = Payload(metadata={"encoding": b"json/plain"}, data=b"null")
+    for key_id in encryption.keys:
+        sealed = await EncryptionCodec(replace(encryption, key_id=key_id)).encode([plain])
+        try:
+            read = await codec.decode(sealed)
+        except Exception:  # noqa: BLE001  # whatever a host's codec makes of what it cannot read
+            read = []
+        if read != [plain]:
+            raise HostRefusedError(
+                f"IOT_AWS_ENCRYPTION__KEYS has the key {key_id}, and the client's codec "
+                f"({type(codec).__name__}) cannot read what it encrypts: have it hand that to "
+                "workflows.encryption.EncryptionCodec, or do without these keys"
+            )
 
 
 def _without_plugins(client: Client) -> Client:
