@@ -46,10 +46,18 @@ _Work = Callable[[Sequence[Payload]], Awaitable[list[Payload]]]
 
 
 class Codec:
-    """Encodes and decodes payloads for operators."""
+    """Encodes and decodes payloads for operators.
 
-    def __init__(self, codec: EncryptionCodec, keys: Keys, timeout_seconds: float) -> None:
+    Args:
+        codec: with the keys of the payloads.
+        keys: the operators'.
+        timeout_seconds: how long a request's body may take.
+        over_tls: whether browsers come by https alone, wherever TLS ends.
+    """
+
+    def __init__(self, codec: EncryptionCodec, keys: Keys, timeout_seconds: float, *, over_tls: bool) -> None:
         self._codec = codec
+        self._over_tls = over_tls
         self._keys = keys
         self._timeout_seconds = timeout_seconds
 
@@ -77,7 +85,7 @@ class Codec:
                 raise
             return HTMLResponse(_PAGE.format("This is no operator's key."), refused.status)
         answer = HTMLResponse(_PAGE.format("You are signed in, until the browser is closed."))
-        secure = request.url.scheme == "https"
+        secure = self._over_tls or request.url.scheme == "https"
         answer.set_cookie(_COOKIE, key, httponly=True, samesite="strict", secure=secure)
         return answer
 
@@ -135,7 +143,13 @@ def create_codec_app(settings: CodecSettings, ui_origin: str | None) -> Starlett
     threads = own.max_concurrent_requests
     database = Database(open_engine(settings.database_url.get_secret_value(), pool_size=threads), threads)
     keys = Keys(database, own.key_cache_seconds)
-    codec = Codec(EncryptionCodec(encryption), keys, own.request_timeout_seconds)
+    codec = Codec(
+        EncryptionCodec(encryption),
+        keys,
+        own.request_timeout_seconds,
+        # No browser lets a page that came by https ask a server that does not.
+        over_tls=ui_origin is not None and ui_origin.startswith("https://"),
+    )
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

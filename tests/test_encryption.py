@@ -336,8 +336,8 @@ def codec_settings(encryption: EncryptionKeys | None) -> CodecSettings:
 
 
 @asynccontextmanager
-async def codec_server(engine: Engine, encryption: EncryptionKeys) -> AsyncIterator[Doors]:
-    app = create_codec_app(codec_settings(encryption), UI)
+async def codec_server(engine: Engine, encryption: EncryptionKeys, ui: str = UI) -> AsyncIterator[Doors]:
+    app = create_codec_app(codec_settings(encryption), ui)
     async with app.router.lifespan_context(app):
         yield Doors(app, engine)
 
@@ -410,6 +410,14 @@ async def test_a_browser_signs_in_once(engine: Engine) -> None:
         assert {"HttpOnly", "SameSite=strict"} <= set(signed_in.headers["set-cookie"].split("; "))
         answer = await http.post("/decode", json=body_of([await encrypted(OLD)]))
         assert (answer.status_code, answer.json()) == (200, body_of([PLAIN]))
+
+
+async def test_the_key_of_a_browser_goes_by_tls_alone(engine: Engine) -> None:
+    """Also where a proxy ends TLS, and the call comes here without; on one's own machine there is none."""
+    for ui, secure in ((UI, False), ("https://temporal.example.com", True)):
+        async with codec_server(engine, keys(OLD), ui) as server, server.client() as http:
+            signed_in = await http.post("/signin", data={"key": server.key(None)})
+            assert ("Secure" in signed_in.headers["set-cookie"].split("; ")) == secure
 
 
 def test_a_codec_server_needs_keys_and_an_exact_origin(stack: Addresses) -> None:
