@@ -50,6 +50,7 @@ _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_E
 _LOOPBACK: Final = "127.0.0.1"
 _PORT_TRIES: Final = 5
 _SCRAPE_SECONDS: Final = 5.0
+_CALLS_TOLD_APART: Final = 50_000
 
 _core_port: int | None = None
 
@@ -175,10 +176,14 @@ def _with_ids(record: logging.LogRecord) -> bool:
 def _measure() -> None:
     from opentelemetry.exporter.prometheus import PrometheusMetricReader
     from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.view import View
 
     # Neither the scope's nor the resource's labels: Prometheus knows by itself whom it scrapes.
     reader = PrometheusMetricReader(disable_target_info=True, scope_info_enabled=False)
-    metrics.set_meter_provider(MeterProvider(metric_readers=[reader]))
+    # By default the SDK sums up what is over 2,000 combinations, without its labels: with some dozens of APIs
+    # and results a tenant, a call that AWS denied would be told from no other after the hundredth tenant.
+    calls = View(meter_name="thingbridge.aws", aggregation_cardinality_limit=_CALLS_TOLD_APART)
+    metrics.set_meter_provider(MeterProvider(metric_readers=[reader], views=[calls]))
 
 
 @functools.cache

@@ -1,6 +1,8 @@
 """What the processes say, measure and trace of devices' lives: all of it, as promised, and no secret."""
 
+import asyncio
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +32,8 @@ from tests.observed_life import Observed, observe, samples
 from tests.test_replay import RECORDED, recorded, replayer
 from workflows.tracing import RunTracingInterceptor
 
-METRICS = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
+METRICS_FILE = Path(__file__).parent.parent / "docs" / "metrics.md"
+METRICS = METRICS_FILE.read_text()
 STEPS = ("ensure_thing", "issue_certificate", "attach_certificate", "activate_certificate")
 
 
@@ -162,6 +165,31 @@ def test_a_gauge_has_the_value_of_whoever_watches() -> None:
     (only,) = gauge.observations()
     assert only.value == 2.0
     assert only.attributes == {"tenant_id": "global", "operation": "level", "tank": "a"}
+
+
+async def test_a_denied_call_is_told_apart_among_a_thousand_tenants() -> None:
+    """Each tenant has dozens of APIs and results, and an alert asks for one of these."""
+    script = """
+import telemetry
+telemetry.configure("INFO", "text", measured=True)
+from instruments import AWS_CALL_DURATION, AWS_CALLS
+for number in range(1_000):
+    for api in range(20):
+        AWS_CALLS.add(f"tenant-{number}", f"Api{api}", service="iot", result="ok")
+AWS_CALLS.add("tenant-1", "CreateThing", service="iot", result="denied")
+AWS_CALL_DURATION.record("tenant-1", "CreateThing", 0.03, service="iot")
+print(telemetry.exposition().decode())
+"""
+    told = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, cwd=METRICS_FILE.parent.parent, stdout=asyncio.subprocess.PIPE
+    )
+    shown = (await told.communicate())[0].decode()
+    assert re.search(r'^thingbridge_aws_calls_total\{.*result="denied".*\} 1\.0$', shown, re.MULTILINE)
+    assert "otel_metric_overflow" not in shown
+    # The buckets stay those of the instrument.
+    assert re.search(
+        r'^thingbridge_aws_call_duration_seconds_bucket\{.*le="0\.05".*\} 1\.0$', shown, re.MULTILINE
+    )
 
 
 def test_a_database_that_hangs_hides_no_other_metric() -> None:
