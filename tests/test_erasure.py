@@ -310,7 +310,7 @@ async def erase(*arguments: str) -> Said:
 
 async def decommissioned(bridge: Bridge, device: Device) -> Device:
     """A device whose life is over, and told of."""
-    # One after the other: of two that wait together the decommission comes first, and there is nothing to tell.
+    # One after the other: of two that wait together the decommission comes first, with nothing to tell of.
     await bridge.handled(device, device.event("Provisioned"))
     await bridge.handled(device, device.event("Decommissioned", 1))
     publish(bridge, device)
