@@ -20,10 +20,13 @@ from temporalio.converter import DataConverter, DefaultPayloadConverter
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import Worker, WorkerConfig
 
-import telemetry
-from activities.observer import ActivityObserver
+from activities.attempt import AttemptInterceptor
 from api.app import create_app
 from domain.encryption import EncryptionKeys
+from observability import telemetry
+from orchestration.codec import EncryptionCodec, data_converter
+from orchestration.interceptors import LogContextInterceptor
+from orchestration.sandbox import passing_through
 from settings import ApiSettings, InvalidSettingsError, Settings
 from worker import (
     companions,
@@ -34,8 +37,6 @@ from worker import (
     worker_options,
     workflows_of,
 )
-from workflows.encryption import EncryptionCodec, data_converter
-from workflows.sandbox import passing_through
 
 __all__ = [
     "ApiSettings",
@@ -98,12 +99,12 @@ class ThingbridgePlugin(SimplePlugin):
         super().__init__(
             "thingbridge",
             data_converter=partial(_with_models, settings.encryption.in_use),
-            interceptors=[ActivityObserver()],
+            interceptors=[LogContextInterceptor(), AttemptInterceptor()],
             workflows=workflows_of(settings.worker.areas),
             workflow_runner=passing_through,
         )
         # Whatever the host logs: at DEBUG the libraries would say private keys.
-        telemetry.hush_requests()
+        telemetry.silence_request_logging()
         self._settings = settings
         self._engine = open_database(settings)
         self._aws = open_aws(settings)
@@ -203,7 +204,7 @@ async def _require_decrypting(client: Client, encryption: EncryptionKeys | None)
             raise HostRefusedError(
                 f"IOT_AWS_ENCRYPTION__KEYS has the key {key_id}, and the client's codec "
                 f"({type(codec).__name__}) cannot read what it encrypts: have it hand that to "
-                "workflows.encryption.EncryptionCodec, or do without these keys"
+                "orchestration.codec.EncryptionCodec, or do without these keys"
             )
 
 

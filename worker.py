@@ -19,54 +19,55 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlmodel import Session
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
-from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker, WorkerDeploymentConfig
 
-import telemetry
-from activities.aws import Aws, AwsConfigurationError, FleetSecret
-from activities.aws_credentials import FleetCredentials
+from activities.attempt import AttemptInterceptor
 from activities.bindings import BindingActivities
 from activities.certificates import CertificateActivities
 from activities.claim_certificates import ClaimCertificateActivities
+from activities.command_groups import CommandGroupActivities
 from activities.commands import CommandActivities
 from activities.device_states import DeviceStateActivities
 from activities.erasure import ErasureActivities
-from activities.event_bus import EventBusSink
-from activities.event_sinks import EventSink, LogSink
 from activities.events import EventActivities
-from activities.measures import measure_credentials, measure_outbox, stop_measuring
-from activities.observer import ActivityObserver
 from activities.secrets import SecretActivities
 from activities.shadow_deltas import ShadowDeltaActivities
 from activities.shadows import ShadowActivities
 from activities.teardown import TeardownActivities
-from activities.thing_groups import ThingGroupActivities
 from activities.things import ThingActivities
-from activities.topics import TopicSink
-from activities.webhooks import open_webhook
-from db.aws_credentials import note_check
-from db.aws_place import keep_place
+from aws.clients import AwsClients, AwsConfigurationError, FleetSecret
+from aws.credentials import FleetCredentials
+from aws.errors import AwsError
+from db.aws_credentials import record_check
+from db.aws_location import save_location
 from db.engine import open_engine
 from db.erasure import WrongHashKeyError, require_hash_key
 from db.migrate import SchemaOutdatedError, require_current
-from domain.area import Area, heeds_devices
-from domain.enrolment import AwsPlace
+from domain.area import Area, handles_device_events
+from domain.enrolment import AwsLocation
 from domain.names import event_queue, job_queue
 from domain.outbox import OUTBOX_SHARDS
-from instruments import CREDENTIALS_REFRESHES
+from events.sink import EventSink, LogSink
+from events.sinks.eventbridge import EventBusSink
+from events.sinks.sns import TopicSink
+from events.sinks.webhook import open_webhook
+from observability import telemetry
+from observability.gauges import measure_credentials, measure_outbox, stop_measuring
+from observability.metrics import CREDENTIALS_REFRESHES
+from orchestration.client import TemporalUnreachableError, connect, end_process
+from orchestration.interceptors import LogContextInterceptor
+from orchestration.requests import send_command, send_event, start_publishers
+from orchestration.sandbox import WORKFLOW_RUNNER
+from orchestration.schedules import ScheduleError, schedules, upsert_schedules
+from orchestration.search_attributes import SearchAttributesError, require_search_attributes
 from settings import Credentials, Events, InvalidSettingsError, Settings
 from settings import Worker as WorkerSettings
 from workflows.claim_certificate_check import ClaimCertificateCheck
 from workflows.command_group_sweep import CommandGroupSweep
-from workflows.connection import TemporalUnreachableError, connect, end_process
 from workflows.device_command import DeviceCommand
 from workflows.device_lifecycle import DeviceLifecycle
 from workflows.erasure_sweep import ErasureSweep
 from workflows.outbox_publisher import OutboxPublisher
-from workflows.requests import send_command, send_event, start_publishers
-from workflows.sandbox import WORKFLOW_RUNNER
-from workflows.schedules import ScheduleError, schedules, upsert_schedules
-from workflows.search_attributes import SearchAttributesError, require_search_attributes
 from workflows.shadow_delta_poll import ShadowDeltaPoll
 
 logger = logging.getLogger("thingbridge.worker")
@@ -119,7 +120,7 @@ class WorkerOptions(_Shared):
 def workflows_of(areas: Collection[Area]) -> list[type]:
     """The workflows of these areas, but for the publisher of events, which has a worker of its own."""
     workflows: list[type] = [ErasureSweep]
-    if heeds_devices(areas):
+    if handles_device_events(areas):
         workflows.append(DeviceLifecycle)
     if Area.SHADOW in areas:
         workflows.append(ShadowDeltaPoll)
@@ -131,14 +132,14 @@ def workflows_of(areas: Collection[Area]) -> list[type]:
 
 
 def compose_activities(
-    settings: Settings, client: Client, aws: Aws, engine: Engine
+    settings: Settings, client: Client, aws: AwsClients, engine: Engine
 ) -> Sequence[Callable[..., Any]]:
     """The activities of the areas there are, wired to their clients."""
     areas = settings.worker.areas
     days = settings.erasure.retention_days
     erasure = ErasureActivities(engine, settings.erasure.hashing, timedelta(days=days) if days else None)
     activities: list[Callable[..., Any]] = [erasure.erase_expired]
-    if heeds_devices(areas):
+    if handles_device_events(areas):
         activities += _compose_lifecycle(settings, aws, engine)
     if Area.SHADOW in areas:
         activities += _compose_deltas(settings, client, aws, engine)
@@ -149,7 +150,7 @@ def compose_activities(
             commands.prepare_command,
             commands.create_job,
             commands.cancel_job,
-            commands.tell_command_end,
+            commands.publish_command_end,
             groups.sweep_command_groups,
         ]
     if Area.FLEET_PROVISIONING in areas:
@@ -157,7 +158,7 @@ def compose_activities(
     return activities
 
 
-def _compose_lifecycle(settings: Settings, aws: Aws, engine: Engine) -> Sequence[Callable[..., Any]]:
+def _compose_lifecycle(settings: Settings, aws: AwsClients, engine: Engine) -> Sequence[Callable[..., Any]]:
     # The whole saga wherever devices' events are heeded: what has a binding is also decommissioned there.
     provisioning, areas = settings.provisioning, settings.worker.areas
     bindings = BindingActivities(engine)
@@ -175,7 +176,7 @@ def _compose_lifecycle(settings: Settings, aws: Aws, engine: Engine) -> Sequence
     shadows = ShadowActivities(aws, engine)
     teardown = TeardownActivities(aws, bindings, secrets)
     return (
-        states.fold_event,
+        states.apply_event,
         bindings.resume_binding,
         bindings.mark_failed,
         bindings.record_error,
@@ -194,7 +195,7 @@ def _compose_lifecycle(settings: Settings, aws: Aws, engine: Engine) -> Sequence
 
 
 def _compose_deltas(
-    settings: Settings, client: Client, aws: Aws, engine: Engine
+    settings: Settings, client: Client, aws: AwsClients, engine: Engine
 ) -> Sequence[Callable[..., Any]]:
     deltas = ShadowDeltaActivities(
         aws,
@@ -223,9 +224,9 @@ def _compose_claims(settings: Settings, client: Client, engine: Engine) -> Seque
     return claims.warn_of_expiring_claims, claims.follow_up_enrolments
 
 
-def _compose_groups(settings: Settings, aws: Aws, engine: Engine) -> ThingGroupActivities:
+def _compose_groups(settings: Settings, aws: AwsClients, engine: Engine) -> CommandGroupActivities:
     jobs = settings.jobs
-    return ThingGroupActivities(
+    return CommandGroupActivities(
         aws,
         engine,
         name_prefix=jobs.job_id_prefix,
@@ -235,7 +236,7 @@ def _compose_groups(settings: Settings, aws: Aws, engine: Engine) -> ThingGroupA
 
 
 def _compose_commands(
-    settings: Settings, aws: Aws, engine: Engine, groups: ThingGroupActivities
+    settings: Settings, aws: AwsClients, engine: Engine, groups: CommandGroupActivities
 ) -> CommandActivities:
     jobs = settings.jobs
     return CommandActivities(
@@ -248,7 +249,7 @@ def _compose_commands(
     )
 
 
-def compose_worker(settings: Settings, client: Client, aws: Aws, engine: Engine) -> Worker:
+def compose_worker(settings: Settings, client: Client, aws: AwsClients, engine: Engine) -> Worker:
     """The worker of the sagas, not yet running."""
     own = settings.worker
     return Worker(
@@ -257,7 +258,7 @@ def compose_worker(settings: Settings, client: Client, aws: Aws, engine: Engine)
         workflows=workflows_of(own.areas),
         activities=compose_activities(settings, client, aws, engine),
         workflow_runner=WORKFLOW_RUNNER,
-        interceptors=[ActivityObserver()],
+        interceptors=[LogContextInterceptor(), AttemptInterceptor()],
         **worker_options(own),
     )
 
@@ -278,7 +279,7 @@ def worker_options(own: WorkerSettings) -> WorkerOptions:
 
 
 @contextmanager
-def open_sink(settings: Events, aws: Aws) -> Iterator[EventSink]:
+def open_sink(settings: Events, aws: AwsClients) -> Iterator[EventSink]:
     """The sink that is set."""
     match settings:
         case Events(sink="webhook", webhook_url=SecretStr() as url):
@@ -310,7 +311,7 @@ def compose_event_worker(settings: Settings, client: Client, events: EventActivi
         task_queue=event_queue(own.task_queue),
         workflows=[OutboxPublisher],
         workflow_runner=WORKFLOW_RUNNER,
-        interceptors=[ActivityObserver()],
+        interceptors=[LogContextInterceptor(), AttemptInterceptor()],
         activities=[events.publish_outbox],
         activity_executor=ThreadPoolExecutor(_EVENT_THREADS, "events"),
         max_concurrent_activities=_EVENT_THREADS,
@@ -319,7 +320,7 @@ def compose_event_worker(settings: Settings, client: Client, events: EventActivi
     )
 
 
-def compose_job_worker(settings: Settings, client: Client, aws: Aws, engine: Engine) -> Worker:
+def compose_job_worker(settings: Settings, client: Client, aws: AwsClients, engine: Engine) -> Worker:
     """The worker that looks at jobs, not yet running: so many an interval, for all workers together."""
     own, jobs = settings.worker, settings.jobs
     commands = _compose_commands(settings, aws, engine, _compose_groups(settings, aws, engine))
@@ -327,7 +328,7 @@ def compose_job_worker(settings: Settings, client: Client, aws: Aws, engine: Eng
         client,
         task_queue=job_queue(own.task_queue),
         activities=[commands.watch_job],
-        interceptors=[ActivityObserver()],
+        interceptors=[LogContextInterceptor(), AttemptInterceptor()],
         activity_executor=ThreadPoolExecutor(_JOB_THREADS, "jobs"),
         max_concurrent_activities=_JOB_THREADS,
         max_task_queue_activities_per_second=jobs.status_poll_batch_size / jobs.status_poll_interval_seconds,
@@ -358,14 +359,14 @@ def open_database(settings: Settings) -> Engine:
     )
 
 
-def open_aws(settings: Settings) -> Aws:
+def open_aws(settings: Settings) -> AwsClients:
     """The clients of AWS for the process's workers.
 
     Raises:
         AwsConfigurationError: there is no region.
     """
     # boto3 itself reads AWS_DEFAULT_REGION alone; AWS's other SDKs and its runtimes say AWS_REGION.
-    return Aws(
+    return AwsClients(
         settings.worker.max_concurrent_activities + _JOB_THREADS,
         os.environ.get("AWS_REGION"),
         compose_credentials(settings.credentials),
@@ -377,8 +378,8 @@ def _require_hash_key(engine: Engine, settings: Settings) -> None:
         require_hash_key(session, settings.erasure.hashing)
 
 
-async def learn_place(
-    aws: Aws, engine: Engine, account_id: str | None, retry_seconds: float = _PLACE_RETRY_SECONDS
+async def discover_location(
+    aws: AwsClients, engine: Engine, account_id: str | None, retry_seconds: float = _PLACE_RETRY_SECONDS
 ) -> None:
     """Find out where in AWS this worker is, and write it down for the HTTP doors, however long that takes.
 
@@ -389,16 +390,16 @@ async def learn_place(
         retry_seconds: how long to wait where AWS or the database does not answer.
     """
 
-    def keep(place: AwsPlace) -> None:
+    def keep(place: AwsLocation) -> None:
         with Session(engine) as session, session.begin():
-            keep_place(session, place)
+            save_location(session, place)
 
     while True:
         try:
-            place = await asyncio.to_thread(aws.find_place, account_id)
+            place = await asyncio.to_thread(aws.find_location, account_id)
             await _to_its_end(keep, place)
             logger.info("place in AWS found", extra=place.model_dump())
-        except (ApplicationError, SQLAlchemyError) as error:
+        except (AwsError, SQLAlchemyError) as error:
             logger.warning("the place in AWS is not known yet, no device can enrol: %s", error)
             await asyncio.sleep(retry_seconds)
         else:
@@ -458,7 +459,7 @@ async def keep_credentials(
     def noted() -> bool:
         try:
             with Session(engine) as session, session.begin():
-                note_check(
+                record_check(
                     session,
                     credentials.secret_arn,
                     checked_at=credentials.checked_at,
@@ -495,7 +496,7 @@ async def keep_credentials(
 
 @asynccontextmanager
 async def companions(
-    settings: Settings, client: Client, aws: Aws, engine: Engine
+    settings: Settings, client: Client, aws: AwsClients, engine: Engine
 ) -> AsyncIterator[Sequence[Worker]]:
     """What the worker of the sagas needs beside it: AWS keys, the workers of the other queues, schedules.
 
@@ -514,8 +515,8 @@ async def companions(
             await at_work.enter_async_context(keeping)
         sink = at_work.enter_context(open_sink(settings.events, aws))
         at_work.callback(stop_measuring)
-        measure_credentials(aws)
-        measure_outbox(engine, sink)
+        measure_credentials(lambda: aws.credentials_age_seconds, lambda: aws.credentials_ready)
+        measure_outbox(engine, sink.kind, sink.fingerprint)
         workers = [compose_event_worker(settings, client, compose_events(settings.events, engine, sink))]
         if Area.JOBS in own.areas:
             workers.append(compose_job_worker(settings, client, aws, engine))
@@ -534,7 +535,7 @@ async def companions(
         )
         if Area.FLEET_PROVISIONING in own.areas:
             account_id = settings.fleet_provisioning.account_id
-            learning = asyncio.create_task(learn_place(aws, engine, account_id))
+            learning = asyncio.create_task(discover_location(aws, engine, account_id))
             at_work.push_async_callback(_cancel, learning)
         yield workers
 

@@ -9,32 +9,43 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 from temporalio import activity
 
-from activities.aws import later, permanent_failure
 from db.bindings import (
     Actor,
     IllegalTransitionError,
     advance,
-    amend,
+    event_subject,
     failed_at,
-    live_holder,
+    live_binding_of_thing,
     newest_binding,
     provisioned_event,
-    subject_of,
+    update_binding,
 )
 from db.device_states import lock_state
 from db.devices import mark_decommissioned
 from db.models import AwsThingBinding, RetiredCertificate
 from db.outbox import put
-from db.retired_certificates import settle, settle_all, take_up, unsettled
-from db.shadow_deltas import forget_delta
-from domain.failure import FailureCode
+from db.retired_certificates import (
+    begin_retirement,
+    complete_all_retirements,
+    complete_retirement,
+    pending_retirements,
+)
+from db.shadow_deltas import delete_delta
+from domain.failure import FailureCode, PermanentError, RetryLaterError
 from domain.outgoing_event import (
     AwsThingDecommissioned,
     AwsThingProvisioningFailed,
 )
 from domain.provisioning_status import ProvisioningStatus
 from domain.saga import Device, FailureReport, StepResult, TeardownPlan
-from instruments import ACTIVATED, CERTIFICATES_ISSUED, DECOMMISSIONED, FAILED, THINGS_CREATED, Count
+from observability.metrics import (
+    ACTIVATED,
+    CERTIFICATES_ISSUED,
+    DECOMMISSIONED,
+    FAILED,
+    THINGS_CREATED,
+    Count,
+)
 
 
 class BindingActivities:
@@ -51,7 +62,7 @@ class BindingActivities:
         """
         binding = self.read(device.device_id)
         if not (binding.provisioning_status.in_progress or binding.provisioning_status is _ACTIVE):
-            raise permanent_failure(
+            raise PermanentError(
                 FailureCode.UNEXPECTED,
                 f"a provisioning step was asked of a {binding.provisioning_status} binding",
             )
@@ -79,10 +90,10 @@ class BindingActivities:
             counted.add(changed.tenant_id, activity.info().activity_type)
         return changed
 
-    def amend(self, binding: AwsThingBinding, **changes: Any) -> AwsThingBinding:
+    def update_binding(self, binding: AwsThingBinding, **changes: Any) -> AwsThingBinding:
         """Commit something about the binding that is no change of status."""
         with transaction(self._engine) as session:
-            return amend(session, binding, actor(), **changes)
+            return update_binding(session, binding, actor(), **changes)
 
     def claim_name(self, binding: AwsThingBinding, name: str) -> AwsThingBinding:
         """Give the binding the Thing name it was denied when it was made.
@@ -92,29 +103,29 @@ class BindingActivities:
                 decommissioned.
         """
         with transaction(self._engine) as session:
-            holder = live_holder(session, name)
+            holder = live_binding_of_thing(session, name)
             if holder is None:
-                return amend(session, binding, actor(), thing_name=name)
+                return update_binding(session, binding, actor(), thing_name=name)
             state = lock_state(session, holder.device_id)
         what = f"the serial number is bound to device {holder.device_id}"
         if state is not None and state.decommissioned_at is not None:
-            raise later("SerialBeingReleased", f"{what}, which is being decommissioned", seconds=5)
-        raise permanent_failure(FailureCode.SERIAL_BOUND_TO_ANOTHER_DEVICE, what)
+            raise RetryLaterError("SerialBeingReleased", f"{what}, which is being decommissioned", seconds=5)
+        raise PermanentError(FailureCode.SERIAL_BOUND_TO_ANOTHER_DEVICE, what)
 
     def retired_certificates(self, device_id: UUID) -> Sequence[RetiredCertificate]:
         """The device's replaced certificates of which something may be left in AWS."""
         with Session(self._engine) as session:
-            return unsettled(session, device_id)
+            return pending_retirements(session, device_id)
 
-    def take_up_retired(self, retired: RetiredCertificate, kept_because: str | None) -> RetiredCertificate:
+    def begin_retirement(self, retired: RetiredCertificate, kept_reason: str | None) -> RetiredCertificate:
         """Commit whether a replaced certificate is erased, before anything of it is undone."""
         with transaction(self._engine) as session:
-            return take_up(session, retired, kept_because)
+            return begin_retirement(session, retired, kept_reason)
 
-    def settle_retired(self, retired: RetiredCertificate, kept_because: str | None) -> None:
+    def complete_retirement(self, retired: RetiredCertificate, kept_reason: str | None) -> None:
         """Commit that a replaced certificate is erased, or why it was left."""
         with transaction(self._engine) as session:
-            settle(session, retired, kept_because)
+            complete_retirement(session, retired, kept_reason)
 
     @activity.defn(name="resume_binding", no_thread_cancel_exception=True)
     def resume_binding(self, device: Device) -> StepResult:
@@ -150,7 +161,7 @@ class BindingActivities:
                     failure_reason=reason,
                 )
                 event = AwsThingProvisioningFailed(
-                    **subject_of(binding), failed_at=origin, code=report.code, reason=report.reason
+                    **event_subject(binding), failed_at=origin, code=report.code, reason=report.reason
                 )
                 # The version tells one failure of a binding from its next.
                 put(session, event, binding.id, binding.version)
@@ -165,7 +176,7 @@ class BindingActivities:
             binding = _required(newest_binding(session, report.device.device_id))
             reason = f"{report.code}: {report.reason}"
             if binding.failure_reason != reason:
-                binding = amend(session, binding, actor(), failure_reason=reason)
+                binding = update_binding(session, binding, actor(), failure_reason=reason)
             return StepResult(status=binding.provisioning_status)
 
     @activity.defn(name="close_binding", no_thread_cancel_exception=True)
@@ -185,10 +196,10 @@ class BindingActivities:
                     reason=reason,
                     failure_reason=None,
                 )
-                put(session, AwsThingDecommissioned(**subject_of(binding), kept=kept), binding.id)
-            settle_all(session, binding.device_id, plan.kept)
+                put(session, AwsThingDecommissioned(**event_subject(binding), kept=kept), binding.id)
+            complete_all_retirements(session, binding.device_id, plan.kept)
             mark_decommissioned(session, binding.device_id)
-            forget_delta(session, binding.device_id)
+            delete_delta(session, binding.device_id)
         if ends:
             DECOMMISSIONED.add(binding.tenant_id, activity.info().activity_type)
         return StepResult(status=binding.provisioning_status)
@@ -210,7 +221,7 @@ def transaction(engine: Engine) -> Iterator[Session]:
         try:
             yield session
         except IllegalTransitionError as error:
-            raise permanent_failure(FailureCode.UNEXPECTED, str(error)) from None
+            raise PermanentError(FailureCode.UNEXPECTED, str(error)) from None
 
 
 def actor() -> Actor:
@@ -222,5 +233,5 @@ def actor() -> Actor:
 
 def _required(binding: AwsThingBinding | None) -> AwsThingBinding:
     if binding is None:
-        raise permanent_failure(FailureCode.UNEXPECTED, "the device has no binding")
+        raise PermanentError(FailureCode.UNEXPECTED, "the device has no binding")
     return binding

@@ -6,18 +6,18 @@ from typing import Final
 
 from pydantic import SecretStr
 from temporalio import activity
-from temporalio.exceptions import ApplicationError
 
-from activities.attachments import certificates_of, things_of
-from activities.aws import Aws, NotFoundError, permanent_failure
 from activities.bindings import BindingActivities
 from activities.secrets import SecretActivities
+from aws.attachments import certificates_of, things_of
+from aws.clients import AwsClients
+from aws.errors import NotFoundError
 from db.models import AwsThingBinding, RetiredCertificate
-from domain.failure import FailureCode
+from domain.failure import FailureCode, PermanentError, StepError
 from domain.names import id_of_certificate
 from domain.provisioning_status import ProvisioningStatus
 from domain.saga import Device, StepResult, TeardownPlan
-from instruments import SWEEPS_DONE, SWEEPS_FAILED, SWEEPS_FOUND
+from observability.metrics import SWEEPS_DONE, SWEEPS_FAILED, SWEEPS_FOUND
 
 logger = logging.getLogger("thingbridge.certificates")
 
@@ -35,7 +35,7 @@ class CertificateActivities:
     """
 
     def __init__(
-        self, aws: Aws, bindings: BindingActivities, secrets: SecretActivities, *, policy_name: str
+        self, aws: AwsClients, bindings: BindingActivities, secrets: SecretActivities, *, policy_name: str
     ) -> None:
         self._aws = aws
         self._bindings = bindings
@@ -69,7 +69,7 @@ class CertificateActivities:
             )
         except Exception:
             # No row knows this certificate: this attempt is the last that can delete it.
-            with suppress(ApplicationError):
+            with suppress(StepError):
                 self._delete(certificate_arn)
             raise
         return self._stored(binding, self._secrets.store(binding, thing_name, certificate_arn, key))
@@ -101,7 +101,7 @@ class CertificateActivities:
                     self._aws.iot.update_certificate, certificateId=id_of_certificate(arn), newStatus="ACTIVE"
                 )
             except NotFoundError as error:
-                raise permanent_failure(FailureCode.CERTIFICATE_GONE, error.what) from None
+                raise PermanentError(FailureCode.CERTIFICATE_GONE, error.what) from None
             binding = self._bindings.checkpoint(binding, ProvisioningStatus.ACTIVE, failure_reason=None)
         return StepResult(status=binding.provisioning_status, arn=binding.certificate_arn)
 
@@ -148,33 +148,33 @@ class CertificateActivities:
             SWEEPS_FOUND.add(device.tenant_id, _SWEEP)
             try:
                 self._erase_retired(device, retired)
-            except ApplicationError:
+            except StepError:
                 SWEEPS_FAILED.add(device.tenant_id, _SWEEP)
                 raise
             SWEEPS_DONE.add(device.tenant_id, _SWEEP)
         binding = self._bindings.read(device.device_id)
         if binding.failure_reason is not None:
-            self._bindings.amend(binding, failure_reason=None)
+            self._bindings.update_binding(binding, failure_reason=None)
 
     def _erase_retired(self, device: Device, retired: RetiredCertificate) -> None:
         thing_name, arn = device.thing_name or "", retired.certificate_arn
         things = things_of(self._aws, arn)
         confirmed = things is None or thing_name in things or not retired.provisioned_via_jitp
-        decided = self._bindings.take_up_retired(
+        decided = self._bindings.begin_retirement(
             retired, None if confirmed else "it is not attached to this Thing"
         )
-        kept_because = decided.kept_because
-        if kept_because is None and things is not None:
+        kept_reason = decided.kept_reason
+        if kept_reason is None and things is not None:
             if any(thing != thing_name for thing in things):
                 self._detach(thing_name, arn)
-                kept_because = "it serves other Things too, and was detached from this one"
+                kept_reason = "it serves other Things too, and was detached from this one"
             else:
                 self._deactivate(arn)
                 self._detach(thing_name, arn)
                 self._delete(arn)
         if decided.secret_arn and self._secrets.is_named_for(decided.secret_arn, thing_name):
             self._secrets.erase(decided.secret_arn)
-        self._bindings.settle_retired(decided, kept_because)
+        self._bindings.complete_retirement(decided, kept_reason)
 
     def _stored(self, binding: AwsThingBinding, secret_arn: str) -> StepResult:
         done = self._bindings.checkpoint(
@@ -223,19 +223,19 @@ class CertificateActivities:
         except NotFoundError:
             return []
 
-    def _missing_for_policy(self, error: NotFoundError) -> ApplicationError:
+    def _missing_for_policy(self, error: NotFoundError) -> PermanentError:
         try:
             self._aws.call(self._aws.iot.get_policy, policyName=self._policy_name)
         except NotFoundError:
-            return permanent_failure(
+            return PermanentError(
                 FailureCode.POLICY_NOT_FOUND,
                 f"there is no IoT policy {self._policy_name} in this account and region",
             )
-        return permanent_failure(FailureCode.CERTIFICATE_GONE, error.what)
+        return PermanentError(FailureCode.CERTIFICATE_GONE, error.what)
 
-    def _missing_for_thing(self, thing_name: str, error: NotFoundError) -> ApplicationError:
+    def _missing_for_thing(self, thing_name: str, error: NotFoundError) -> PermanentError:
         try:
             self._aws.call(self._aws.iot.describe_thing, thingName=thing_name)
         except NotFoundError:
-            return permanent_failure(FailureCode.THING_GONE, f"there is no Thing {thing_name}")
-        return permanent_failure(FailureCode.CERTIFICATE_GONE, error.what)
+            return PermanentError(FailureCode.THING_GONE, f"there is no Thing {thing_name}")
+        return PermanentError(FailureCode.CERTIFICATE_GONE, error.what)

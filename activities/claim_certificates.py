@@ -11,15 +11,15 @@ from sqlmodel import Session
 from temporalio import activity
 
 from activities.bindings import transaction
-from db.bindings import subject_of
+from db.bindings import event_subject
 from db.enrolment import activation_of, page_of_expiring, still_expiring, without_follow_up
 from db.models import AwsThingBinding
 from db.outbox import put
-from domain.claim_check import ClaimCursor, ClaimPage, ClaimsTold, FollowUpPage, FollowUpsSent
+from domain.claim_check import ClaimCursor, ClaimPage, ClaimWarnings, FollowUpPage, FollowUpsSent
 from domain.enrolment import whole_days
 from domain.lifecycle_event import LifecycleEvent
 from domain.outgoing_event import ClaimCertificateExpiring
-from instruments import CLAIMS_EXPIRING, SWEEPS_DONE, SWEEPS_FOUND
+from observability.metrics import CLAIMS_EXPIRING, SWEEPS_DONE, SWEEPS_FOUND
 
 _SWEEP: Final = "claim_certificates"
 
@@ -48,7 +48,7 @@ class ClaimCertificateActivities:
         self._page_size = page_size
 
     @activity.defn(name="warn_of_expiring_claims", no_thread_cancel_exception=True)
-    def warn_of_expiring_claims(self, page: ClaimPage) -> ClaimsTold:
+    def warn_of_expiring_claims(self, page: ClaimPage) -> ClaimWarnings:
         """Tell of the next claim certificates that expire soon, or have: once a day of each."""
         after = (page.after.expires_at, page.after.binding_id) if page.after else None
         with Session(self._engine) as session:
@@ -67,7 +67,7 @@ class ClaimCertificateActivities:
                 CLAIMS_EXPIRING.add(binding.tenant_id, "warn_of_expiring_claims")
                 SWEEPS_DONE.add(binding.tenant_id, _SWEEP)
             activity.heartbeat()
-        return ClaimsTold(
+        return ClaimWarnings(
             count=len(found), next=_cursor(found[-1]) if len(found) == self._page_size else None
         )
 
@@ -88,7 +88,7 @@ class ClaimCertificateActivities:
 def _warning(binding: AwsThingBinding, at: datetime) -> ClaimCertificateExpiring:
     expires_at = _cursor(binding).expires_at
     return ClaimCertificateExpiring(
-        **subject_of(binding),
+        **event_subject(binding),
         claim_certificate_expires_at=expires_at,
         day=at.date(),
         days_left=whole_days(expires_at - at),

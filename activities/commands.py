@@ -10,22 +10,19 @@ from uuid import UUID
 from sqlalchemy import Engine
 from sqlmodel import Session
 from temporalio import activity
-from temporalio.exceptions import ApplicationError
 
-from activities.aws import (
+from activities.bindings import transaction
+from activities.command_groups import CommandGroupActivities
+from aws.clients import AwsClients
+from aws.errors import (
     AlreadyExistsError,
-    Aws,
     AwsError,
     ConflictError,
     InvalidRequestError,
     NotFoundError,
     QuotaExceededError,
-    later,
-    permanent_failure,
 )
-from activities.bindings import transaction
-from activities.jobs import CANCELED, look_at_job
-from activities.thing_groups import ThingGroupActivities
+from aws.jobs import CANCELED, look_at_job
 from db.bindings import newest_binding
 from db.command_groups import mark_group_used
 from db.models import AwsThingBinding, DeviceStateRow
@@ -37,19 +34,19 @@ from domain.command import (
     dynamic_group_name,
     is_job_id_of,
 )
-from domain.command_job import (
+from domain.failure import FailureCode, PermanentError, RetryLaterError, StepError
+from domain.job import (
     CommandPlan,
     CommandReport,
     JobCancellation,
     JobOrder,
-    JobStanding,
+    JobState,
     JobWatch,
     TargetSelection,
 )
-from domain.failure import FailureCode
 from domain.outgoing_event import DeviceCommandCompleted, DeviceCommandFailed
 from domain.provisioning_status import ProvisioningStatus
-from instruments import DISPATCH_ERRORS, JOBS_COMPLETED, JOBS_DISPATCHED, JOBS_FAILED, JOBS_REUSED
+from observability.metrics import DISPATCH_ERRORS, JOBS_COMPLETED, JOBS_DISPATCHED, JOBS_FAILED, JOBS_REUSED
 
 # How soon to ask again for what AWS did not grant: an operator is likely at it.
 _REFUSED_SECONDS: Final = 30.0
@@ -69,9 +66,9 @@ class CommandActivities:
 
     def __init__(
         self,
-        aws: Aws,
+        aws: AwsClients,
         engine: Engine,
-        groups: ThingGroupActivities,
+        groups: CommandGroupActivities,
         *,
         job_id_prefix: str,
         tracking: timedelta,
@@ -93,12 +90,12 @@ class CommandActivities:
         """
         job_id = activity.info().workflow_id or ""
         if not is_job_id_of(command.correlation_id, job_id):
-            raise permanent_failure(
+            raise PermanentError(
                 FailureCode.INVALID_COMMAND,
                 f"correlationId: the workflow's id must be PREFIX-{command.correlation_id}",
             )
         if fault := command.fault():
-            raise permanent_failure(FailureCode.INVALID_COMMAND, fault)
+            raise PermanentError(FailureCode.INVALID_COMMAND, fault)
         target = command.target
         if target.kind is TargetKind.QUERY:
             return self._plan(self._groups.for_query(target.value), TargetSelection.CONTINUOUS)
@@ -118,7 +115,7 @@ class CommandActivities:
         tenant_id = order.command.tenant_id or order.plan.tenant_id
         try:
             arn, made = self._make_job(order)
-        except ApplicationError:
+        except StepError:
             DISPATCH_ERRORS.add(tenant_id, "create_job")
             raise
         (JOBS_DISPATCHED if made else JOBS_REUSED).add(tenant_id, "create_job")
@@ -144,24 +141,24 @@ class CommandActivities:
             except NotFoundError:
                 raise ConflictError("JobDeleted", f"gone since, to be made anew: {error.what}") from None
             if arn is None:
-                raise permanent_failure(
+                raise PermanentError(
                     FailureCode.JOB_ID_TAKEN,
                     f"job {order.job_id} has another document, or is for another target",
                 ) from None
             return arn, False
         except NotFoundError as error:
-            raise permanent_failure(
+            raise PermanentError(
                 FailureCode.NO_SUCH_TARGET, f"{plan.target_arn} is no longer there: {error.what}"
             ) from None
         except QuotaExceededError as error:
             wait = _until(order.deadline, at_most=plan.poll_seconds)
             if wait <= 0:
                 raise
-            raise later("JobLimitReached", error.what, wait) from None
+            raise RetryLaterError("JobLimitReached", error.what, wait) from None
         return made["jobArn"], True
 
     @activity.defn(name="watch_job", no_thread_cancel_exception=True)
-    def watch_job(self, watch: JobWatch) -> JobStanding:
+    def watch_job(self, watch: JobWatch) -> JobState:
         """Look once at the job; return if it has ended or the deadline has come, else be retried.
 
         A retry adds nothing to the workflow's history, however many there are.
@@ -176,15 +173,15 @@ class CommandActivities:
         if standing.over or wait <= 0:
             return standing
         # The last wait is cut short: the last look is at the deadline, not one interval before it.
-        raise later("JobOpen", f"found {standing.status}, to be looked at again", wait)
+        raise RetryLaterError("JobOpen", f"found {standing.status}, to be looked at again", wait)
 
     @activity.defn(name="cancel_job", no_thread_cancel_exception=True)
-    def cancel_job(self, cancellation: JobCancellation) -> JobStanding:
+    def cancel_job(self, cancellation: JobCancellation) -> JobState:
         """Cancel the job, unless it has ended; how it was found, or how it came to end all the same."""
         job_id, plan = cancellation.job_id, cancellation.plan
         with _mendable(min(plan.poll_seconds, _REFUSED_SECONDS)):
             if cancellation.unconfirmed and not self._was_made(job_id, cancellation.unconfirmed, plan):
-                return JobStanding(status=None)
+                return JobState(status=None)
             found = look_at_job(self._aws, job_id, plan.thing_name)
             if found.over:
                 return found
@@ -196,14 +193,14 @@ class CommandActivities:
             except InvalidRequestError as error:
                 refusal = error.what
             except QuotaExceededError as error:
-                raise later("CancellationLimitReached", error.what, _REFUSED_SECONDS) from None
+                raise RetryLaterError("CancellationLimitReached", error.what, _REFUSED_SECONDS) from None
             ended = look_at_job(self._aws, job_id, plan.thing_name)
         if refusal and not ended.over:
-            raise later("JobNotCancellable", refusal, seconds=5)
+            raise RetryLaterError("JobNotCancellable", refusal, seconds=5)
         return ended if ended.over and ended.status != CANCELED else found
 
-    @activity.defn(name="tell_command_end", no_thread_cancel_exception=True)
-    def tell_command_end(self, report: CommandReport) -> None:
+    @activity.defn(name="publish_command_end", no_thread_cancel_exception=True)
+    def publish_command_end(self, report: CommandReport) -> None:
         """Put the end of a command into the outbox, once."""
         command, end = report.command, report.end
         target = command.target
@@ -231,7 +228,7 @@ class CommandActivities:
             if target.kind is TargetKind.QUERY:
                 mark_group_used(session, dynamic_group_name(self._job_id_prefix, target.value))
         if told:
-            (JOBS_COMPLETED if end.outcome else JOBS_FAILED).add(event.tenant_id, "tell_command_end")
+            (JOBS_COMPLETED if end.outcome else JOBS_FAILED).add(event.tenant_id, "publish_command_end")
 
     def _active_binding(self, command: Command) -> AwsThingBinding:
         """The Active binding of the device a command is for.
@@ -247,7 +244,7 @@ class CommandActivities:
             status = ProvisioningStatus.DECOMMISSIONED
         if binding is None or binding.thing_arn is None or status is not ProvisioningStatus.ACTIVE:
             what = f"device {command.target.value} has no Active binding"
-            raise permanent_failure(FailureCode.NO_SUCH_TARGET, f"{what}: it is {status}" if status else what)
+            raise PermanentError(FailureCode.NO_SUCH_TARGET, f"{what}: it is {status}" if status else what)
         return binding
 
     def _plan(
@@ -289,9 +286,9 @@ def _mendable(seconds: float) -> Iterator[None]:
     try:
         yield
     except AwsError as error:
-        if error.non_retryable:
-            raise later(error.type or "", error.message, seconds) from None
-        raise
+        if error.retryable:
+            raise
+        raise RetryLaterError(error.failure_code or error.code, error.what, seconds) from None
 
 
 def _until(deadline: datetime, *, at_most: float) -> float:

@@ -7,15 +7,15 @@ from sqlmodel import Session
 from temporalio import activity
 
 from activities.bindings import actor, transaction
-from db.bindings import live_holder, newest_binding, open_binding
-from db.device_states import keep_state, lock_or_create_state, state_of
+from db.bindings import live_binding_of_thing, newest_binding, open_binding
+from db.device_states import lock_or_create_state, save_state, state_of
 from db.models import AwsThingBinding, DeviceStateRow
-from db.retired_certificates import unsettled
-from domain.device_state import DeviceState, WantedStatus
+from db.retired_certificates import pending_retirements
+from domain.device_state import DesiredStatus, DeviceState
 from domain.lifecycle_event import LifecycleEvent, LifecycleEventType
 from domain.names import owner_of_thing, thing_name
 from domain.provisioning_status import ProvisioningStatus
-from domain.saga import Device, FoldRequest, Standing
+from domain.saga import ApplyEventRequest, Device, DeviceSnapshot
 
 
 class DeviceStateActivities:
@@ -37,23 +37,23 @@ class DeviceStateActivities:
         self._provisions = provisions
         self._step_retry_seconds = step_retry_seconds
 
-    @activity.defn(name="fold_event", no_thread_cancel_exception=True)
-    def fold_event(self, request: FoldRequest) -> Standing:
+    @activity.defn(name="apply_event", no_thread_cancel_exception=True)
+    def apply_event(self, request: ApplyEventRequest) -> DeviceSnapshot:
         """Fold an event into the device's state, and say where the device then stands."""
         with transaction(self._engine) as session:
             binding = newest_binding(session, request.device_id)
             event = request.event
             if event is None and binding is None:
-                return Standing()
+                return DeviceSnapshot()
             row = lock_or_create_state(session, _initial_state(request.device_id, event, binding))
             state = state_of(row)
             if event is not None:
                 if rejection := state.refuses(event):
-                    return Standing(rejection=rejection)
+                    return DeviceSnapshot(rejection=rejection)
                 state = state.fold(event)
-                keep_state(session, row, state)
+                save_state(session, row, state)
                 binding = binding or self._first_binding(session, event, state)
-            retired = len(unsettled(session, request.device_id)) if binding else 0
+            retired = len(pending_retirements(session, request.device_id)) if binding else 0
             return self._standing(state, row, binding, retired)
 
     def _first_binding(
@@ -62,7 +62,7 @@ class DeviceStateActivities:
         if state.serial_number is None:
             return None
         name = thing_name(state.tenant_id, state.serial_number)
-        free = live_holder(session, name) is None
+        free = live_binding_of_thing(session, name) is None
         if state.decommissioned:
             # The row denies the serial number from now on, unless another device lives under it.
             return _tombstone(session, state, name) if free else None
@@ -78,11 +78,13 @@ class DeviceStateActivities:
 
     def _standing(
         self, state: DeviceState, row: DeviceStateRow, binding: AwsThingBinding | None, retired: int
-    ) -> Standing:
+    ) -> DeviceSnapshot:
         report = None
-        if self._push_status and state.wish and row.reported_event_id != state.wish.event_id:
-            report = state.wish.status if state.wish.status is not WantedStatus.DECOMMISSIONED else None
-        return Standing(
+        if self._push_status and state.desired and row.reported_event_id != state.desired.event_id:
+            report = (
+                state.desired.status if state.desired.status is not DesiredStatus.DECOMMISSIONED else None
+            )
+        return DeviceSnapshot(
             device=Device(
                 device_id=state.device_id,
                 tenant_id=state.tenant_id,
@@ -108,7 +110,7 @@ def _initial_state(
             device_id=device_id, tenant_id=binding.tenant_id, serial_number=owner[1] if owner else None
         )
     assert event is not None  # noqa: S101  # without either there is nothing to begin from
-    return DeviceState.unheard_of(event)
+    return DeviceState.before_first_event(event)
 
 
 def _tombstone(session: Session, state: DeviceState, name: str) -> AwsThingBinding:

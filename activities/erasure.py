@@ -9,7 +9,7 @@ from temporalio import activity
 from activities.bindings import actor, transaction
 from db.erasure import erase_some
 from domain.erasure import Erased, SerialHashing
-from instruments import SWEEPS_DONE, SWEEPS_FOUND
+from observability.metrics import SWEEPS_DONE, SWEEPS_FOUND
 
 _PAGE_SIZE: Final = 100
 

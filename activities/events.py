@@ -11,12 +11,13 @@ from sqlmodel import Session
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from activities.cloud_events import cloud_event
-from activities.event_sinks import EventRefusedError, EventSink, SinkAwayError, SinkGoneError
 from db.models import OutboxRow
-from db.outbox import claim, delete_sent, disable_sink, disabled_sink, mark_published, note_refusal
+from db.outbox import claim, delete_sent, disable_sink, disabled_sink, mark_published, record_refusal
 from domain.outbox import OutboxShard, Published
-from instruments import EVENTS_SEND_FAILURES, EVENTS_SENT, speaking_of
+from events.cloud_events import cloud_event
+from events.sink import EventRejectedError, EventSink, SinkGoneError, SinkUnavailableError
+from observability.context import log_context
+from observability.metrics import EVENTS_SEND_FAILURES, EVENTS_SENT
 
 logger = logging.getLogger("thingbridge.outbox")
 
@@ -105,11 +106,11 @@ class EventActivities:
                     if row.order_key in waiting:
                         continue
                     try:
-                        with speaking_of(tenant_id=row.tenant_id, device_id=row.device_id):
+                        with log_context(tenant_id=row.tenant_id, device_id=row.device_id):
                             self._sink.send(cloud_event(row))
                     except Exception as error:
                         EVENTS_SEND_FAILURES.add(row.tenant_id, "publish_outbox", sink=self._sink.kind)
-                        if isinstance(error, EventRefusedError):
+                        if isinstance(error, EventRejectedError):
                             self._note_refusal(row, str(error))
                             if row.parked_at is None:
                                 waiting.add(row.order_key)
@@ -130,7 +131,7 @@ class EventActivities:
 
     def _note_refusal(self, row: OutboxRow, why: str) -> None:
         is_first = row.first_refused_at is None
-        note_refusal(row, why, self._park_after)
+        record_refusal(row, why, self._park_after)
         event = {"event_id": str(row.event_id), "device_id": str(row.device_id) if row.device_id else None}
         if row.parked_at is not None:
             logger.error(
@@ -170,7 +171,7 @@ def _not_sent(row: OutboxRow, error: Exception, *, progress: bool) -> Applicatio
         progress: whether any was sent before in this attempt. A fault after a success is a new one, for which
             no old one's long delay is due.
     """
-    delay = error.wait if isinstance(error, SinkAwayError) else None
+    delay = error.wait if isinstance(error, SinkUnavailableError) else None
     return ApplicationError(
         f"event {row.event_id} of shard {row.shard} was not sent: {error}",
         type="EventNotSent",

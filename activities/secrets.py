@@ -8,8 +8,10 @@ from uuid import UUID
 from pydantic import SecretStr
 from temporalio import activity
 
-from activities.aws import AlreadyExistsError, Aws, AwsError, InvalidRequestError, NotFoundError, later
+from aws.clients import AwsClients
+from aws.errors import AlreadyExistsError, InvalidRequestError, NotFoundError
 from db.models import AwsThingBinding
+from domain.failure import RetryLaterError
 from domain.names import id_of_certificate
 from domain.saga import TeardownPlan
 
@@ -60,7 +62,7 @@ class SecretActivities:
         kms_key_id: the key that encrypts new secrets; None for the account's own.
     """
 
-    def __init__(self, aws: Aws, *, name_template: str, kms_key_id: str | None) -> None:
+    def __init__(self, aws: AwsClients, *, name_template: str, kms_key_id: str | None) -> None:
         self._aws = aws
         self._name_template = name_template
         self._encryption: _Encryption = {"KmsKeyId": kms_key_id} if kms_key_id else {}
@@ -130,7 +132,9 @@ class SecretActivities:
                 SecretString=key.get_secret_value(),
             )
         except NotFoundError as error:
-            raise later("SecretBeingDeleted", f"it was there, and is gone: {error.what}", seconds=2) from None
+            raise RetryLaterError(
+                "SecretBeingDeleted", f"it was there, and is gone: {error.what}", seconds=2
+            ) from None
         return stored["ARN"]
 
     @activity.defn(name="erase_secret", no_thread_cancel_exception=True)
@@ -147,8 +151,8 @@ class SecretActivities:
             )
 
 
-def _being_deleted(what: str) -> AwsError:
-    return later(
+def _being_deleted(what: str) -> RetryLaterError:
+    return RetryLaterError(
         "SecretBeingDeleted",
         f"a secret of that name is still being deleted, restore or purge it if that is not passing: {what}",
         seconds=10,

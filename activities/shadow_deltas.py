@@ -14,19 +14,21 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.service import RPCError
 
-from activities.aws import AttemptTooSlowError, Aws, AwsError, NotFoundError, note_progress
+from activities.attempt import AttemptTooSlowError, record_progress
 from activities.bindings import transaction
+from aws.clients import AwsClients
+from aws.errors import AwsError, NotFoundError
 from db.models import ShadowDeltaRow
 from db.outbox import put
 from db.shadow_deltas import (
-    Uncommanded,
+    PendingCommand,
     Visit,
-    forget_delta,
-    hold_active,
-    keep_delta,
-    mark_commanded,
+    delete_delta,
+    lock_active,
+    mark_command_started,
     page_ends,
-    uncommanded,
+    pending_commands,
+    save_delta,
     visits,
 )
 from domain.command import (
@@ -41,7 +43,8 @@ from domain.delta_poll import DeltaCounts, DeltaPage, PageProgress, PagesRequest
 from domain.failure import FailureCode
 from domain.outgoing_event import DeviceDesiredStateChanged
 from domain.shadow import Delta, InvalidShadowError, read_delta
-from instruments import DELTAS_DETECTED, POLL_FAILED, POLL_VISITED, speak_of
+from observability.context import set_context
+from observability.metrics import DELTAS_DETECTED, POLL_FAILED, POLL_VISITED
 
 _UNANSWERED_IN_A_ROW: Final = 5
 """As many devices without an answer are no matter of these devices any more: AWS is throttling, or away."""
@@ -84,7 +87,7 @@ class ShadowDeltaActivities:
 
     def __init__(
         self,
-        aws: Aws,
+        aws: AwsClients,
         engine: Engine,
         send: SendCommand,
         *,
@@ -116,13 +119,13 @@ class ShadowDeltaActivities:
         """
         details = activity.info().heartbeat_details
         progress = PageProgress.model_validate(details[0]) if details else PageProgress(after=page.after)
-        note_progress(progress)
+        record_progress(progress)
         with Session(self._engine) as session:
             ahead = visits(session, progress.after, page.through)
         unanswered = 0
         for visit in ahead:
             _unless_told_to_stop()
-            speak_of(tenant_id=visit.tenant_id, device_id=visit.device_id, thing_name=visit.thing_name)
+            set_context(tenant_id=visit.tenant_id, device_id=visit.device_id, thing_name=visit.thing_name)
             try:
                 outcome = self._visit(visit)
                 unanswered = 0
@@ -141,7 +144,7 @@ class ShadowDeltaActivities:
             progress = _behind(visit, outcome, progress)
             # Those without an answer are not behind us yet: should it prove to be AWS, they are read again.
             if not unanswered:
-                note_progress(progress)
+                record_progress(progress)
         return progress.counts
 
     @activity.defn(name="start_delta_commands")
@@ -170,7 +173,7 @@ class ShadowDeltaActivities:
             if visit.known_hash is None:
                 return _Outcome.UNCHANGED
             with transaction(self._engine) as session:
-                forget_delta(session, visit.device_id)
+                delete_delta(session, visit.device_id)
             return _Outcome.CLEARED
         if delta.digest != visit.known_hash:
             return self._tell(visit, delta)
@@ -192,9 +195,9 @@ class ShadowDeltaActivities:
         correlation_id = delta_correlation_id(visit.device_id, delta.version)
         with transaction(self._engine) as session:
             # It may have been decommissioned since it was listed.
-            if not hold_active(session, visit):
+            if not lock_active(session, visit):
                 return _Outcome.UNCHANGED
-            kept = keep_delta(session, visit, delta, correlation_id, found_by=_this_run())
+            kept = save_delta(session, visit, delta, correlation_id, found_by=_this_run())
             if kept is None:
                 # Another attempt at this page was first, and told of it in the same transaction.
                 return _Outcome.CHANGED
@@ -218,11 +221,11 @@ class ShadowDeltaActivities:
             job_id=job_id(self._job_id_prefix, kept.correlation_id),
         )
 
-    def _uncommanded(self, after: UUID | None) -> list[Uncommanded]:
+    def _uncommanded(self, after: UUID | None) -> list[PendingCommand]:
         with Session(self._engine) as session:
-            return uncommanded(session, after, at_most=_COMMANDS_A_ROUND)
+            return pending_commands(session, after, at_most=_COMMANDS_A_ROUND)
 
-    async def _start(self, delta: Uncommanded, slots: asyncio.Semaphore) -> RPCError | None:
+    async def _start(self, delta: PendingCommand, slots: asyncio.Semaphore) -> RPCError | None:
         """Start a delta's command, unless it runs or has run; return why that could not be done."""
         command = Command(
             correlation_id=delta.correlation_id,
@@ -232,7 +235,7 @@ class ShadowDeltaActivities:
             tenant_id=delta.tenant_id,
         )
         # In a task of its own, so of this delta alone.
-        speak_of(tenant_id=delta.tenant_id, device_id=delta.device_id, thing_name=delta.thing_name)
+        set_context(tenant_id=delta.tenant_id, device_id=delta.device_id, thing_name=delta.thing_name)
         async with slots:
             try:
                 await self._send(command, thing_name=delta.thing_name)
@@ -243,9 +246,9 @@ class ShadowDeltaActivities:
                 activity.heartbeat()
         return None
 
-    def _mark(self, started: list[Uncommanded]) -> None:
+    def _mark(self, started: list[PendingCommand]) -> None:
         with transaction(self._engine) as session:
-            mark_commanded(session, started)
+            mark_command_started(session, started)
 
 
 def _count(visit: Visit, outcome: _Outcome) -> None:
@@ -265,7 +268,7 @@ def _is_no_answer(error: AwsError | InvalidShadowError) -> bool:
     """Whether AWS said nothing of the device: throttled, unreachable, or closed to these credentials."""
     if not isinstance(error, AwsError):
         return False
-    return not error.non_retryable or error.type == FailureCode.ACCESS_DENIED
+    return error.retryable or error.failure_code is FailureCode.ACCESS_DENIED
 
 
 def _this_run() -> str:

@@ -9,19 +9,20 @@ from pydantic_core import to_json
 from sqlalchemy import Engine
 from temporalio import activity
 
-from activities.aws import Aws, AwsError, NotFoundError
 from activities.bindings import actor, transaction
-from db.bindings import amend, newest_binding
+from aws.clients import AwsClients
+from aws.errors import AwsError, NotFoundError
+from db.bindings import newest_binding, update_binding
 from db.device_states import lock_state, state_of
 from domain.provisioning_status import ProvisioningStatus
 from domain.saga import Device
-from instruments import REPORTED_PUSHED, UPDATE_FAILURES
+from observability.metrics import REPORTED_PUSHED, UPDATE_FAILURES
 
 
 class ShadowActivities:
     """What the platform wants the device to be, where the device can read it."""
 
-    def __init__(self, aws: Aws, engine: Engine) -> None:
+    def __init__(self, aws: AwsClients, engine: Engine) -> None:
         self._aws = aws
         self._engine = engine
 
@@ -33,10 +34,10 @@ class ShadowActivities:
             binding = newest_binding(session, device.device_id)
         if row is None or binding is None or binding.provisioning_status is not ProvisioningStatus.ACTIVE:
             return
-        wish = state_of(row).wish
-        if wish is None or binding.thing_name is None or row.reported_event_id == wish.event_id:
+        desired = state_of(row).desired
+        if desired is None or binding.thing_name is None or row.reported_event_id == desired.event_id:
             return
-        document = {"state": {"reported": {"status": wish.status, "updatedAt": wish.occurred_at}}}
+        document = {"state": {"reported": {"status": desired.status, "updatedAt": desired.occurred_at}}}
         try:
             self._aws.call(
                 self._aws.iot_data.update_thing_shadow,
@@ -47,20 +48,22 @@ class ShadowActivities:
             UPDATE_FAILURES.add(device.tenant_id, "report_status")
             raise
         with transaction(self._engine) as session:
-            amend(session, binding, actor(), last_shadow_reported_at=datetime.now(UTC), failure_reason=None)
+            update_binding(
+                session, binding, actor(), last_shadow_reported_at=datetime.now(UTC), failure_reason=None
+            )
             if reported := lock_state(session, device.device_id):
-                reported.reported_event_id = wish.event_id
+                reported.reported_event_id = desired.event_id
         REPORTED_PUSHED.add(device.tenant_id, "report_status")
 
 
-def erase_shadows(aws: Aws, thing_name: str) -> None:
+def erase_shadows(aws: AwsClients, thing_name: str) -> None:
     """Delete a Thing's named shadows and its classic one; they would outlive the Thing."""
     for name in _shadow_names(aws, thing_name):
         _delete(aws, aws.iot_data.delete_thing_shadow, thingName=thing_name, shadowName=name)
     _delete(aws, aws.iot_data.delete_thing_shadow, thingName=thing_name)
 
 
-def _shadow_names(aws: Aws, thing_name: str) -> list[str]:
+def _shadow_names(aws: AwsClients, thing_name: str) -> list[str]:
     names: list[str] = []
     token: dict[str, str] = {}
     while True:
@@ -74,6 +77,6 @@ def _shadow_names(aws: Aws, thing_name: str) -> list[str]:
         token = {"nextToken": page["nextToken"]}
 
 
-def _delete(aws: Aws, operation: Callable[..., Any], **which: str) -> None:
+def _delete(aws: AwsClients, operation: Callable[..., Any], **which: str) -> None:
     with suppress(NotFoundError):
         aws.call(operation, **which)

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from temporalio import activity
 
-from activities.attachments import certificates_of, things_of
-from activities.aws import Aws, NotFoundError
 from activities.bindings import BindingActivities
 from activities.secrets import SecretActivities
 from activities.things import is_certainly_ours, may_be_ours
+from aws.attachments import certificates_of, things_of
+from aws.clients import AwsClients
+from aws.errors import NotFoundError
 from db.models import AwsThingBinding, RetiredCertificate
 from domain.saga import Device, TeardownPlan
 
@@ -16,7 +17,7 @@ from domain.saga import Device, TeardownPlan
 class TeardownActivities:
     """The plan of a decommissioning."""
 
-    def __init__(self, aws: Aws, bindings: BindingActivities, secrets: SecretActivities) -> None:
+    def __init__(self, aws: AwsClients, bindings: BindingActivities, secrets: SecretActivities) -> None:
         self._aws = aws
         self._bindings = bindings
         self._secrets = secrets
@@ -91,7 +92,7 @@ def _confirmed_certificates(
     """
     own = {binding.certificate_arn: not binding.provisioned_via_jitp} | {
         each.certificate_arn: not each.provisioned_via_jitp
-        or (each.taken_up_at is not None and each.kept_because is None)
+        or (each.decided_at is not None and each.kept_reason is None)
         for each in retired
     }
     detached = {arn: known for arn, known in own.items() if arn is not None and arn not in attached}

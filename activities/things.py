@@ -5,21 +5,14 @@ from typing import Final
 
 from temporalio import activity
 
-from activities.attachments import certificates_of
-from activities.aws import (
-    AlreadyExistsError,
-    Aws,
-    ConflictError,
-    InvalidRequestError,
-    NotFoundError,
-    later,
-    permanent_failure,
-)
 from activities.bindings import BindingActivities
 from activities.certificates import CertificateActivities
-from activities.jobs import erase_jobs
 from activities.shadows import erase_shadows
-from domain.failure import FailureCode
+from aws.attachments import certificates_of
+from aws.clients import AwsClients
+from aws.errors import AlreadyExistsError, ConflictError, InvalidRequestError, NotFoundError
+from aws.jobs import erase_jobs
+from domain.failure import FailureCode, PermanentError, RetryLaterError
 from domain.names import DEVICE_ID_STAMP, TENANT_ID_STAMP, tenant_key
 from domain.provisioning_status import ProvisioningStatus
 from domain.saga import Device, StepResult, TeardownPlan
@@ -31,7 +24,9 @@ _ATTRIBUTE_LIMIT: Final = 3
 class ThingActivities:
     """The Thing behind a binding."""
 
-    def __init__(self, aws: Aws, bindings: BindingActivities, certificates: CertificateActivities) -> None:
+    def __init__(
+        self, aws: AwsClients, bindings: BindingActivities, certificates: CertificateActivities
+    ) -> None:
         self._aws = aws
         self._bindings = bindings
         self._certificates = certificates
@@ -72,7 +67,9 @@ class ThingActivities:
             pass
         except InvalidRequestError as error:
             self._certificates.revoke_attached_since(plan)
-            raise later("DetachSettling", f"AWS still holds the Thing: {error.what}", seconds=2) from None
+            raise RetryLaterError(
+                "DetachSettling", f"AWS still holds the Thing: {error.what}", seconds=2
+            ) from None
         # A device still connected can have made one again in between.
         erase_shadows(self._aws, name)
 
@@ -85,19 +82,19 @@ class ThingActivities:
         arn, attributes = thing["thingArn"], thing.get("attributes", {})
         ours = _stamp(device)
         if not _bears_nothing_else(attributes, ours):
-            raise permanent_failure(
+            raise PermanentError(
                 FailureCode.THING_OF_ANOTHER_DEVICE, f"{arn} bears another device's or tenant's id"
             )
         strangers = [found for found in certificates_of(self._aws, name) if found != known_certificate]
         if strangers:
-            raise permanent_failure(
+            raise PermanentError(
                 FailureCode.UNKNOWN_CERTIFICATE,
                 f"{arn} carries a certificate this binding does not know: {', '.join(strangers)}",
             )
         missing = {key: value for key, value in ours.items() if key not in attributes}
         if missing:
             if not thing.get("thingTypeName") and len(attributes) + len(missing) > _ATTRIBUTE_LIMIT:
-                raise permanent_failure(
+                raise PermanentError(
                     FailureCode.NO_ROOM_FOR_ATTRIBUTES, f"{arn} has {len(attributes)} attributes of its own"
                 )
             # The version guards what was just looked at; where it has changed, the next attempt looks again.

@@ -15,27 +15,27 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from api.auth import Keys
-from api.aws_credentials import AwsCredentials
-from api.bindings import binding_doors
-from api.commands import Commands, command_doors
+from api.aws_status import AwsCredentials
 from api.database import Database
-from api.device_events import device_event_doors
 from api.docs import DOCS_POLICY, docs_page
-from api.doors import Door, routes
-from api.edge import Edge
-from api.fleet_provisioning import FleetProvisioning, fleet_provisioning_doors
+from api.endpoints import Door, routes
+from api.errors import http_problem
+from api.middleware import Edge
 from api.openapi import openapi_document, served_at
-from api.problems import http_problem
+from api.routes.bindings import binding_doors
+from api.routes.commands import Commands, command_doors
+from api.routes.device_events import device_event_doors
+from api.routes.fleet_provisioning import FleetProvisioning, fleet_provisioning_doors
 from api.serial_policy import serial_gate
 from api.temporal import Temporal
 from api.tracing import tracing
 from db.engine import open_engine
 from db.erasure import require_hash_key
 from db.migrate import require_current
-from domain.area import Area, heeds_devices
+from domain.area import Area, handles_device_events
 from domain.erasure import SerialHashing
+from observability.telemetry import METRICS_CONTENT_TYPE, exposition
 from settings import ApiSettings
-from telemetry import METRICS_CONTENT_TYPE, exposition
 
 _PATIENCE: Final = timedelta(seconds=3)
 _SIGNAL_SECONDS: Final = 3.0
@@ -91,7 +91,7 @@ def compose_doors(
     """Every call of the HTTP surface that needs a key, in the areas there are."""
     areas, task_queue = settings.worker.areas, settings.worker.task_queue
     doors: list[Door[Any]] = []
-    if heeds_devices(areas):
+    if handles_device_events(areas):
         doors += device_event_doors(database, temporal, task_queue)
     if Area.FLEET_PROVISIONING in areas:
         doors += fleet_provisioning_doors(_compose_enrolment(settings, database, temporal, credentials))

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from uuid import UUID
 
 from api.database import Database
-from api.problems import Refused, unauthenticated
+from api.errors import Refused, unauthenticated
 from db.api_keys import valid_key
 from domain.api_key import ApiKey
 

@@ -20,14 +20,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from temporalio.api.common.v1 import Payload, Payloads
 
 from api.auth import Keys
+from api.body import read_bounded
 from api.database import Database
-from api.doors import CALLER, in_time
-from api.edge import Edge
-from api.json_body import read_bounded
-from api.problems import Refused, http_problem
+from api.endpoints import CALLER, in_time
+from api.errors import Refused, http_problem
+from api.middleware import Edge
 from db.engine import open_engine
+from orchestration.codec import EncryptionCodec, UnreadablePayloadError
 from settings import PREFIX, CodecSettings, InvalidSettingsError
-from workflows.encryption import EncryptionCodec, UnreadablePayloadError
 
 BODY_LIMIT: Final = 8 * 1024 * 1024
 """Bytes: what Temporal sends in one message, 4 MiB, and base64's third."""

@@ -7,7 +7,7 @@ from uuid import UUID
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from api.problems import RULE
+from api.errors import RULE
 from domain.names import NO_TENANT, SERIAL_NUMBER_LIMIT, SERIAL_NUMBER_PATTERN, serial_number_fault
 
 

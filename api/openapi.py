@@ -8,9 +8,9 @@ from typing import Any, Final
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from api.doors import Door
-from api.json_body import BODY_LIMIT, DEPTH_LIMIT
-from api.problems import PROBLEM_MEDIA_TYPE, Problem
+from api.body import BODY_LIMIT, DEPTH_LIMIT
+from api.endpoints import Door
+from api.errors import PROBLEM_MEDIA_TYPE, Problem
 
 _SCHEMAS: Final = "#/components/schemas/{model}"
 _EVERY_DOOR_REFUSES: Final[Mapping[int, str]] = {

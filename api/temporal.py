@@ -5,7 +5,7 @@ import asyncio
 from temporalio.client import Client
 
 from domain.encryption import EncryptionKeys
-from workflows.connection import connect
+from orchestration.client import connect
 
 
 class Temporal:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from opentelemetry.metrics import NoOpMeterProvider
 from starlette.middleware import Middleware
 
-from workflows.connection import is_tracing
+from orchestration.client import is_tracing
 
 
 def tracing() -> Sequence[Middleware]:

@@ -52,9 +52,9 @@ from benchmarks.production.checks import (
 )
 from benchmarks.production.fleet import (
     POLICY,
-    Doors,
     FleetDevice,
     FleetProvisioning,
+    HttpApi,
     Life,
     Platform,
     Watcher,
@@ -72,13 +72,13 @@ from db.engine import open_engine
 from db.models import AwsThingBinding, RetiredCertificate
 from domain.provisioning_status import ProvisioningStatus
 from embedded import REGION
-from embedded.aws_client import aws_client
-from embedded.emulator_control import EmulatorControl
+from embedded.emulator.client import aws_client
+from embedded.emulator.control import EmulatorControl
 from embedded.policy import create_device_policy
 from embedded.processes import HOST, child_environment, choose_ports, is_ok
 from embedded.simulated_device import SimulatedDevice
 from embedded.stack import temporal_executable
-from workflows.connection import end_process
+from orchestration.client import end_process
 
 _FLEET_SECRET: Final = "thingbridge/fleet-credentials"  # noqa: S105  # its name
 _GRACE_SECONDS: Final = 70
@@ -169,7 +169,7 @@ class _Run:
         await self._set_up()
         engine = open_engine(self._postgres.url)
         watcher = Watcher(engine)
-        doors = Doors(f"http://{HOST}:{self._api_port}", self._api_keys[0])
+        doors = HttpApi(f"http://{HOST}:{self._api_port}", self._api_keys[0])
         provisioning = FleetProvisioning(self._endpoint, doors)
         background = [asyncio.create_task(watcher.run()), asyncio.create_task(self._keep_up())]
         try:
@@ -220,20 +220,20 @@ class _Run:
         self._api_keys.append(made.strip())
         await self._thingbridge("keys", "list")
 
-    async def _first_devices(self, watcher: Watcher, doors: Doors, provisioning: FleetProvisioning) -> None:
+    async def _first_devices(self, watcher: Watcher, doors: HttpApi, provisioning: FleetProvisioning) -> None:
         """One device by hand through all there is, before there is a policy; one that enrols by itself."""
         device, enrolled = self._first, self._enrolled
         file = self._folder / "first.jsonl"
         file.write_text(json.dumps(device.event("Provisioned")) + "\n")
         await self._thingbridge("send", str(file))
-        await watcher.reaches(device, ProvisioningStatus.FAILED)
+        await watcher.wait_for_status(device, ProvisioningStatus.FAILED)
         await self._thingbridge("bindings", "--status", "Failed")
         failed = 'ProvisioningStatus="Failed" AND ExecutionStatus="Running"'
         await self._temporal_tool("workflow", "list", "--query", failed)
         self._say(f"the IoT policy {POLICY} is made")
         await asyncio.to_thread(create_device_policy, self._endpoint, POLICY)
         await self._thingbridge("retry", str(device.device_id))
-        await watcher.reaches(device, ProvisioningStatus.ACTIVE)
+        await watcher.wait_for_status(device, ProvisioningStatus.ACTIVE)
         await self._thingbridge("bindings", "--device", str(device.device_id))
         await self._thingbridge("send", str(file))
         self._say("POST /api/iot/device-events DeviceActivatedEvent")
@@ -247,7 +247,7 @@ class _Run:
         self._say(f"GET /api/iot/bindings/{device.device_id}: {bound['provisioningStatus']}")
         self._say("POST /api/iot/device-events DeviceDecommissionedEvent")
         await doors.tell(device, "Decommissioned")
-        await watcher.reaches(device, ProvisioningStatus.DECOMMISSIONED)
+        await watcher.wait_for_status(device, ProvisioningStatus.DECOMMISSIONED)
         await watcher.until(lambda records: records.unpublished == 0)
 
     async def _take_a_job(self, device: FleetDevice) -> None:
@@ -257,7 +257,7 @@ class _Run:
     # the load, and what breaks meanwhile
 
     async def _load(
-        self, watcher: Watcher, doors: Doors, provisioning: FleetProvisioning, *, faults: bool
+        self, watcher: Watcher, doors: HttpApi, provisioning: FleetProvisioning, *, faults: bool
     ) -> None:
         planned = list(self._faults()) if faults else []
         waves = _in_waves(self._fleet, len(planned) + 2)
@@ -441,7 +441,7 @@ class _Run:
             return True
         return False
 
-    def _judge(self, findings: Sequence[Finding], doors: Doors) -> bool:
+    def _judge(self, findings: Sequence[Finding], doors: HttpApi) -> bool:
         table = Table("what must hold", "looked at", "violations")
         for finding in findings:
             colour = "red" if finding.violations or not finding.looked_at else "green"

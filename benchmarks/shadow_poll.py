@@ -27,7 +27,7 @@ from sqlalchemy import Engine, func
 from sqlmodel import Session, col, select
 from temporalio.client import Client, WorkflowHandle
 
-from activities.aws import Aws
+from aws.clients import AwsClients
 from db.engine import open_engine
 from db.migrate import upgrade
 from db.models import AwsThingBinding, OutboxRow, ShadowDeltaRow
@@ -35,11 +35,11 @@ from domain.delta_poll import PollTotals
 from domain.names import SHADOW_DELTA_POLL, TASK_QUEUE, thing_name
 from domain.outgoing_event import OutgoingEventType
 from domain.provisioning_status import ProvisioningStatus
-from embedded.emulator_control import EmulatorControl
+from embedded.emulator.control import EmulatorControl
 from embedded.stack import Addresses, Stack, isolate
-from workflows.connection import connect, end_process
-from workflows.schedules import schedules, upsert_schedules
-from workflows.search_attributes import register_search_attributes
+from orchestration.client import connect, end_process
+from orchestration.schedules import schedules, upsert_schedules
+from orchestration.search_attributes import register_search_attributes
 
 _THREADS: Final = 16
 _LOOK_SECONDS: Final = 0.2
@@ -101,7 +101,7 @@ class _Benchmark:
         with Session(engine) as session:
             session.add_all(_binding(tenant, name) for name in names)
             session.commit()
-        iot_data = Aws(_THREADS).iot_data
+        iot_data = AwsClients(_THREADS).iot_data
         wanting = names[:: max(1, self._bindings // max(1, self._deltas))][: self._deltas]
         with ThreadPoolExecutor(_THREADS) as pool:
             document = b'{"state": {"desired": {"interval": 10, "network": {"mtu": 1500}}}}'
@@ -157,7 +157,7 @@ class _Benchmark:
     @staticmethod
     def _commanded(engine: Engine) -> int:
         with Session(engine) as session:
-            started = col(ShadowDeltaRow.commanded_at).is_not(None)
+            started = col(ShadowDeltaRow.command_started_at).is_not(None)
             return session.exec(select(func.count()).select_from(ShadowDeltaRow).where(started)).one()
 
 

@@ -34,7 +34,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
-import telemetry
 from api.app import create_app
 from api.server import serve_app
 from db.api_keys import create_key
@@ -45,6 +44,7 @@ from domain.names import thing_name
 from domain.provisioning_status import ProvisioningStatus
 from embedded.processes import choose_ports
 from embedded.stack import Stack, isolate
+from observability import telemetry
 from settings import ApiSettings
 
 CONNECTIONS: Final = 32

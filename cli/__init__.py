@@ -16,20 +16,20 @@ from temporalio.service import RPCError
 from typer.core import TyperGroup
 
 import settings
-import telemetry
 import worker as worker_process
 from api.codec import create_codec_app
 from api.server import serve, serve_app
-from cli import command as commanding
+from cli import commands as commanding
 from cli import events, keys, operate
 from cli.output import standard_output
 from cli.send import send_files
 from db.erasure import NotErasableError
 from domain.provisioning_status import ProvisioningStatus
 from embedded.processes import ServerError  # the standard library alone: there without the embedded servers
-from workflows.connection import end_process
-from workflows.encryption import UnreadablePayloadError
-from workflows.requests import UnknownCommandError
+from observability import telemetry
+from orchestration.client import end_process
+from orchestration.codec import UnreadablePayloadError
+from orchestration.requests import UnknownCommandError
 
 _REFUSALS: Final = (
     *worker_process.REFUSALS,

@@ -30,13 +30,12 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 from temporalio.client import Client
 
-import telemetry
 from cli.desired_state import DesiredStateDemo
 from cli.output import standard_output
 from cli.stack import http_up, print_addresses, stack_up
 from db.engine import open_engine
 from db.models import AwsThingBinding
-from domain.device_state import DeviceState, WantedStatus
+from domain.device_state import DesiredStatus, DeviceState
 from domain.failure import FailureCode
 from domain.lifecycle_event import InvalidEventError, LifecycleEvent, LifecycleEventType
 from domain.names import device_workflow_id
@@ -44,10 +43,11 @@ from domain.provisioning_status import ProvisioningStatus
 from embedded.inventory import Inventory, reported_status, take_inventory
 from embedded.policy import create_device_policy
 from embedded.stack import Addresses
+from observability import telemetry
+from orchestration.client import connect
+from orchestration.requests import send_event, send_retry
 from settings import Settings
 from worker import run_worker, set_by_signals
-from workflows.connection import connect
-from workflows.requests import send_event, send_retry
 
 _PATIENCE_SECONDS: Final = 80.0
 _POLL_SECONDS: Final = 0.25
@@ -62,10 +62,12 @@ class Expectation:
     status: ProvisioningStatus | None
 
     @property
-    def reported(self) -> WantedStatus | None:
+    def reported(self) -> DesiredStatus | None:
         """What its shadow must report."""
         return (
-            self.state.wish.status if self.status is ProvisioningStatus.ACTIVE and self.state.wish else None
+            self.state.desired.status
+            if self.status is ProvisioningStatus.ACTIVE and self.state.desired
+            else None
         )
 
 
@@ -234,7 +236,7 @@ class _Demo:
         active = [
             device_id
             for device_id, expected in self._expected.items()
-            if expected.reported is WantedStatus.ACTIVE
+            if expected.reported is DesiredStatus.ACTIVE
         ]
         if not active:
             return True
@@ -340,7 +342,7 @@ def expectations(events: Sequence[LifecycleEvent]) -> dict[UUID, Expectation]:
     states: dict[UUID, DeviceState] = {}
     provisioned = {event.device_id for event in events if event.type is LifecycleEventType.PROVISIONED}
     for event in events:
-        known = states.get(event.device_id) or DeviceState.unheard_of(event)
+        known = states.get(event.device_id) or DeviceState.before_first_event(event)
         states[event.device_id] = known.fold(event)
 
     def status(state: DeviceState) -> ProvisioningStatus | None:

@@ -13,11 +13,11 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 from temporalio.client import Client
 
-from activities.cloud_events import cloud_event
 from db.models import AwsThingBinding, OutboxRow
 from domain.names import SHADOW_DELTA_POLL_SCHEDULE
 from domain.outgoing_event import OutgoingEventType
 from embedded.simulated_device import SimulatedDevice, desire
+from events.cloud_events import cloud_event
 
 _DESIRED: Final = {"telemetry": {"intervalSeconds": 60, "channels": ["temperature", "pressure"]}}
 _PATIENCE_SECONDS: Final = 60.0

@@ -22,10 +22,10 @@ from db.migrate import upgrade
 from db.models import AwsThingBinding, BindingTransition, serial_number_of_thing
 from domain.erasure import SerialHashing
 from domain.provisioning_status import ProvisioningStatus
+from orchestration.client import connect
+from orchestration.requests import send_retry
+from orchestration.search_attributes import register_search_attributes
 from settings import DatabaseSettings, InvalidSettingsError
-from workflows.connection import connect
-from workflows.requests import send_retry
-from workflows.search_attributes import register_search_attributes
 
 _ERASER: Final = Actor("thingbridge erase")
 _ERASED_AT_ONCE: Final = 100

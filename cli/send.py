@@ -13,9 +13,9 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from cli.output import standard_output
 from domain.lifecycle_event import EVENT_SIZE_LIMIT, InvalidEventError, LifecycleEvent
+from orchestration.client import connect
+from orchestration.requests import send_event
 from settings import ClientSettings
-from workflows.connection import connect
-from workflows.requests import send_event
 
 _AT_ONCE: Final = 32
 # Said of the namespace or the connection, not of the event: no line fares better than this one.

@@ -11,7 +11,6 @@ from typing import Final
 from rich.console import Console
 from sqlmodel import Session
 
-import telemetry
 from api.server import serving
 from cli.output import standard_output
 from db.api_keys import create_key
@@ -20,10 +19,11 @@ from db.migrate import upgrade
 from embedded.policy import create_device_policy
 from embedded.processes import choose_ports
 from embedded.stack import Addresses, Stack, isolate
+from observability import telemetry
+from orchestration.client import connect
+from orchestration.search_attributes import register_search_attributes
 from settings import ApiSettings, Settings
 from worker import serve
-from workflows.connection import connect
-from workflows.search_attributes import register_search_attributes
 
 _POLICY_VARIABLE: Final = "IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME"
 _UI_VARIABLE: Final = "IOT_AWS_API__TEMPORAL_UI_URL"

@@ -9,7 +9,7 @@ from sqlmodel import Session, col
 from db.models import AwsCredentialsRow
 
 
-def note_check(
+def record_check(
     session: Session, secret_arn: str, *, checked_at: datetime, fetched_at: datetime | None, error: str | None
 ) -> None:
     """Remember the newest check of a secret by any worker, and when one last read it well.

@@ -60,7 +60,7 @@ DECIDING_BINDING: Final = (
 """Asks for the binding that decides whether a serial may enrol: the live one, else the newest."""
 
 
-def names_of(thing_name: str, hashing: SerialHashing | None) -> dict[str, str | None]:
+def deciding_names(thing_name: str, hashing: SerialHashing | None) -> dict[str, str | None]:
     """What the deciding binding is asked for by: its name, or what stands for that once it is erased.
 
     Args:
@@ -70,7 +70,7 @@ def names_of(thing_name: str, hashing: SerialHashing | None) -> dict[str, str | 
     return {"thing_name": thing_name, "serial_hash": hashing.of(thing_name) if hashing else None}
 
 
-def live_holder(session: Session, thing_name: str) -> AwsThingBinding | None:
+def live_binding_of_thing(session: Session, thing_name: str) -> AwsThingBinding | None:
     """The live binding that bears this Thing name."""
     return session.exec(
         select(AwsThingBinding).where(
@@ -141,7 +141,9 @@ def open_binding(
     return binding
 
 
-def amend(session: Session, binding: AwsThingBinding, actor: Actor, **changes: Any) -> AwsThingBinding:
+def update_binding(
+    session: Session, binding: AwsThingBinding, actor: Actor, **changes: Any
+) -> AwsThingBinding:
     """Change columns of a binding but not its status.
 
     Raises:
@@ -181,7 +183,7 @@ def advance(
         raise IllegalTransitionError(f"binding {binding.id} is {origin} and cannot become {to}")
     if to is ProvisioningStatus.DECOMMISSIONED:
         changes |= {"deleted_at": datetime.now(UTC), "deleted_by": actor.name}
-    changed = amend(session, binding, actor, provisioning_status=to, **changes)
+    changed = update_binding(session, binding, actor, provisioning_status=to, **changes)
     session.add(_transition(changed, origin, actor, reason))
     return changed
 
@@ -200,7 +202,7 @@ def failed_at(session: Session, binding: AwsThingBinding) -> ProvisioningStatus:
     return ProvisioningStatus(origin or ProvisioningStatus.PENDING)
 
 
-def subject_of(binding: AwsThingBinding) -> dict[str, Any]:
+def event_subject(binding: AwsThingBinding) -> dict[str, Any]:
     """Whom an event about a binding is about."""
     return {
         "device_id": binding.device_id,
@@ -219,7 +221,7 @@ def provisioned_event(binding: AwsThingBinding) -> AwsThingProvisioned | None:
     ):
         return None
     return AwsThingProvisioned(
-        **subject_of(binding),
+        **event_subject(binding),
         thing_arn=binding.thing_arn,
         certificate_arn=binding.certificate_arn,
         certificate_secret_arn=binding.certificate_secret_arn,

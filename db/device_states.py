@@ -6,7 +6,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, select
 
 from db.models import DeviceStateRow
-from domain.device_state import DeviceState, Wish
+from domain.device_state import DeviceState, StatusChange
 
 
 def lock_state(session: Session, device_id: UUID) -> DeviceStateRow | None:
@@ -30,25 +30,25 @@ def lock_or_create_state(session: Session, initial: DeviceState) -> DeviceStateR
 
 def state_of(row: DeviceStateRow) -> DeviceState:
     """The row in the domain's words."""
-    wish = None
-    if row.wanted_status and row.occurred_at and row.event_id:
-        wish = Wish(status=row.wanted_status, occurred_at=row.occurred_at, event_id=row.event_id)
+    desired = None
+    if row.desired_status and row.occurred_at and row.event_id:
+        desired = StatusChange(status=row.desired_status, occurred_at=row.occurred_at, event_id=row.event_id)
     return DeviceState(
         device_id=row.device_id,
         tenant_id=row.tenant_id,
         serial_number=row.serial_number,
-        wish=wish,
+        desired=desired,
         erased=row.erased_at is not None,
     )
 
 
-def keep_state(session: Session, row: DeviceStateRow, state: DeviceState) -> None:
+def save_state(session: Session, row: DeviceStateRow, state: DeviceState) -> None:
     """Write a folded state back into its row."""
     row.serial_number = state.serial_number
-    if state.wish:
-        row.wanted_status = state.wish.status
-        row.occurred_at = state.wish.occurred_at
-        row.event_id = state.wish.event_id
-    if state.decommissioned and state.wish:
-        row.decommissioned_at = state.wish.occurred_at
+    if state.desired:
+        row.desired_status = state.desired.status
+        row.occurred_at = state.desired.occurred_at
+        row.event_id = state.desired.event_id
+    if state.decommissioned and state.desired:
+        row.decommissioned_at = state.desired.occurred_at
     session.add(row)

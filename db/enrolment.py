@@ -11,12 +11,25 @@ from sqlalchemy import Connection, and_, exists, func, or_, tuple_
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
-from db.bindings import DECIDING_BINDING, Actor, amend, names_of, open_binding, provisioned_event
+from db.bindings import (
+    DECIDING_BINDING,
+    Actor,
+    deciding_names,
+    open_binding,
+    provisioned_event,
+    update_binding,
+)
 from db.device_states import lock_or_create_state
 from db.devices import write_enrolled
 from db.models import AwsThingBinding, DeviceStateRow, RetiredCertificate
 from db.outbox import put
-from db.retired_certificates import SecretBeingErasedError, retire, retired_from, take_back_secret, unsettled
+from db.retired_certificates import (
+    SecretBeingErasedError,
+    pending_retirements,
+    reclaim_secret,
+    retire,
+    retired_from,
+)
 from domain.device_state import DeviceState
 from domain.enrolment import Denial, Registration, activation
 from domain.erasure import SerialHashing
@@ -56,11 +69,11 @@ class Enrolled:
     """Whether the device's workflow has yet to do what follows."""
 
 
-def denial_of(
+def find_denial(
     connection: Connection, thing_name: str, *, allow_reprovision: bool, hashing: SerialHashing | None
 ) -> Denial | None:
     """Why the serial number of a Thing name may not enrol; None where it may. One indexed read."""
-    found = connection.execute(_VERDICT, names_of(thing_name, hashing)).one_or_none()
+    found = connection.execute(_VERDICT, deciding_names(thing_name, hashing)).one_or_none()
     if found is None:
         return None
     deleted_at, decommissioned_at = found
@@ -89,7 +102,7 @@ def enrol(
     """
     digest = sha256(_LOCKS + thing_name.encode()).digest()
     session.exec(select(func.pg_advisory_xact_lock(int.from_bytes(digest[:8], signed=True))))
-    names = names_of(thing_name, hashing)
+    names = deciding_names(thing_name, hashing)
     deciding = session.exec(DECIDING_BINDING, params=names).first()
     if deciding is None:
         made = _enrol_anew(session, registration, thing_name, actor)
@@ -111,7 +124,7 @@ def enrol(
     if arn == binding.certificate_arn or retired_from(session, arn) == binding.id:
         # The platform's own devices have their events from the platform.
         due = binding.provisioned_via_jitp and (
-            state.event_id is None or bool(unsettled(session, binding.device_id))
+            state.event_id is None or bool(pending_retirements(session, binding.device_id))
         )
         return Enrolled(binding, already_provisioned=True, follow_up_due=due)
     if not allow_reprovision:
@@ -162,7 +175,7 @@ def without_follow_up(session: Session, after: UUID | None, at_most: int) -> Seq
     """The next page of enrolled devices whose workflow never ran, or has left a certificate to erase."""
     to_erase = exists().where(
         col(RetiredCertificate.device_id) == AwsThingBinding.device_id,
-        col(RetiredCertificate.settled_at).is_(None),
+        col(RetiredCertificate.completed_at).is_(None),
     )
     query = (
         select(AwsThingBinding)
@@ -218,7 +231,7 @@ def _replace(
     _require_free(session, registration, binding)
     retire(session, binding, registration.certificate_secret_arn)
     write_enrolled(session, binding.device_id, registration)
-    binding = amend(
+    binding = update_binding(
         session,
         binding,
         actor,
@@ -247,7 +260,7 @@ def _require_free(session: Session, registration: Registration, own: AwsThingBin
         raise EnrolmentConflictError("the certificate was replaced by another, and is erased")
     if own is not None and secret_arn is not None:
         try:
-            take_back_secret(session, own.device_id, secret_arn)
+            reclaim_secret(session, own.device_id, secret_arn)
         except SecretBeingErasedError:
             raise EnrolmentConflictError("the secret is being erased with an earlier certificate") from None
 

@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, update
 from sqlmodel import Session, col, select
 
-from db.bindings import Actor, amend, newest_binding
+from db.bindings import Actor, newest_binding, update_binding
 from db.device_states import lock_state
 from db.models import (
     AwsThingBinding,
@@ -149,7 +149,7 @@ def _erase(session: Session, states: Sequence[DeviceStateRow], hashing: SerialHa
     session.flush()
     bindings = select(AwsThingBinding).where(col(AwsThingBinding.device_id).in_(ids))
     for binding in session.exec(bindings).all():
-        amend(
+        update_binding(
             session,
             binding,
             actor,

@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
-from domain.device_state import WantedStatus
+from domain.device_state import DesiredStatus
 from domain.names import NO_TENANT, SERIAL_NUMBER_LIMIT, TENANT_PREFIX_LENGTH
 from domain.outbox import OUTBOX_SHARDS
 from domain.provisioning_status import ProvisioningStatus
@@ -177,10 +177,10 @@ class DeviceStateRow(Table, table=True):
 
     __tablename__ = "iotaws_device_states"
     __table_args__ = (
-        _only("wanted_status", WantedStatus),
+        _only("desired_status", DesiredStatus),
         CheckConstraint(
-            "(wanted_status IS NULL) = (occurred_at IS NULL) AND (occurred_at IS NULL) = (event_id IS NULL)",
-            name="wish_is_whole",
+            "(desired_status IS NULL) = (occurred_at IS NULL) AND (occurred_at IS NULL) = (event_id IS NULL)",
+            name="desired_status_is_complete",
         ),
         _no_zero_tenant(),
         Index(
@@ -194,7 +194,7 @@ class DeviceStateRow(Table, table=True):
     device_id: UUID = Field(primary_key=True)
     tenant_id: UUID | None = None
     serial_number: str | None = Field(default=None, sa_type=String(SERIAL_NUMBER_LIMIT))
-    wanted_status: WantedStatus | None = Field(default=None, sa_type=_one_of(WantedStatus))
+    desired_status: DesiredStatus | None = Field(default=None, sa_type=_one_of(DesiredStatus))
     occurred_at: datetime | None = _time(default=None)
     event_id: UUID | None = None
     decommissioned_at: datetime | None = _time(default=None)
@@ -278,7 +278,7 @@ class EventSinkRow(Table, table=True):
 
     __tablename__ = "iotaws_event_sinks"
 
-    # See `activities.event_sinks.fingerprint`.
+    # See `events.sink.fingerprint`.
     fingerprint: str = Field(primary_key=True, sa_type=String(64))
     kind: str = Field(sa_type=String(32))
     disabled_at: datetime = _time(default_factory=_now, sa_column_kwargs={"server_default": func.now()})
@@ -295,7 +295,9 @@ class ShadowDeltaRow(Table, table=True):
     __tablename__ = "iotaws_shadow_deltas"
     __table_args__ = (
         Index(
-            "ix_iotaws_shadow_deltas_uncommanded", "device_id", postgresql_where=text("commanded_at IS NULL")
+            "ix_iotaws_shadow_deltas_uncommanded",
+            "device_id",
+            postgresql_where=text("command_started_at IS NULL"),
         ),
     )
 
@@ -309,7 +311,7 @@ class ShadowDeltaRow(Table, table=True):
     first_seen_at: datetime = _time(default_factory=_now, sa_column_kwargs={"server_default": func.now()})
     # The workflow run that found it: after a crash it counts what it has found already.
     found_by: str = Field(sa_type=Text)
-    commanded_at: datetime | None = _time(default=None)
+    command_started_at: datetime | None = _time(default=None)
 
 
 class CommandGroupRow(Table, table=True):
@@ -351,9 +353,9 @@ class RetiredCertificate(Table, table=True):
     __table_args__ = (
         _no_zero_tenant(),
         Index(
-            "ix_iotaws_retired_certificates_unsettled",
+            "ix_iotaws_retired_certificates_pending",
             "device_id",
-            postgresql_where=text("settled_at IS NULL"),
+            postgresql_where=text("completed_at IS NULL"),
         ),
         Index("ix_iotaws_retired_certificates_certificate_arn", "certificate_arn"),
     )
@@ -371,16 +373,16 @@ class RetiredCertificate(Table, table=True):
     provisioned_via_jitp: bool
     retired_at: datetime = _time(default_factory=_now, sa_column_kwargs={"server_default": func.now()})
     # From here on AWS is being asked to erase it, and no enrolment takes its secret back.
-    taken_up_at: datetime | None = _time(default=None)
+    decided_at: datetime | None = _time(default=None)
     # Why the certificate itself was left in AWS.
-    kept_because: str | None = Field(default=None, sa_type=Text)
-    settled_at: datetime | None = _time(default=None)
+    kept_reason: str | None = Field(default=None, sa_type=Text)
+    completed_at: datetime | None = _time(default=None)
 
 
-class AwsPlaceRow(Table, table=True):
+class AwsLocationRow(Table, table=True):
     """The one row that says where in AWS the bridge is, as its workers have found it."""
 
-    __tablename__ = "iotaws_aws_place"
+    __tablename__ = "iotaws_aws_location"
     __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
 
     id: int = Field(

@@ -117,7 +117,7 @@ def mark_published(session: Session, rows: Sequence[OutboxRow]) -> None:
     )
 
 
-def note_refusal(row: OutboxRow, why: str, park_after: timedelta) -> None:
+def record_refusal(row: OutboxRow, why: str, park_after: timedelta) -> None:
     """Note that the sink refuses an event: it is sent again later, or parked where that went on for too long.
 
     The longer it has been refused the longer it waits, twice as long each time.

@@ -30,51 +30,55 @@ def retire(session: Session, binding: AwsThingBinding, successor_secret_arn: str
     )
 
 
-def take_back_secret(session: Session, device_id: UUID, secret_arn: str) -> None:
+def reclaim_secret(session: Session, device_id: UUID, secret_arn: str) -> None:
     """Spare a secret that an enrolment names once more.
 
     Raises:
         SecretBeingErasedError: it is too late for that.
     """
-    for retired in unsettled(session, device_id, lock=True):
+    for retired in pending_retirements(session, device_id, lock=True):
         if retired.secret_arn == secret_arn:
-            if retired.taken_up_at is not None:
+            if retired.decided_at is not None:
                 raise SecretBeingErasedError(f"secret {secret_arn} is being erased")
             retired.secret_arn = None
 
 
-def unsettled(session: Session, device_id: UUID, *, lock: bool = False) -> Sequence[RetiredCertificate]:
+def pending_retirements(
+    session: Session, device_id: UUID, *, lock: bool = False
+) -> Sequence[RetiredCertificate]:
     """The device's retired certificates of which something may be left in AWS, the oldest first."""
     query = (
         select(RetiredCertificate)
-        .where(RetiredCertificate.device_id == device_id, col(RetiredCertificate.settled_at).is_(None))
+        .where(RetiredCertificate.device_id == device_id, col(RetiredCertificate.completed_at).is_(None))
         .order_by(col(RetiredCertificate.id))
     )
     return session.exec(query.with_for_update() if lock else query).all()
 
 
-def take_up(session: Session, retired: RetiredCertificate, kept_because: str | None) -> RetiredCertificate:
+def begin_retirement(
+    session: Session, retired: RetiredCertificate, kept_reason: str | None
+) -> RetiredCertificate:
     """Decide whether the certificate is erased, before AWS is asked to; the first decision stands."""
     decided = _locked(session, retired)
-    if decided.taken_up_at is None:
-        decided.taken_up_at = datetime.now(UTC)
-        decided.kept_because = kept_because
+    if decided.decided_at is None:
+        decided.decided_at = datetime.now(UTC)
+        decided.kept_reason = kept_reason
     return decided
 
 
-def settle(session: Session, retired: RetiredCertificate, kept_because: str | None) -> None:
+def complete_retirement(session: Session, retired: RetiredCertificate, kept_reason: str | None) -> None:
     """Note that nothing more is to be done about it in AWS."""
     decided = _locked(session, retired)
-    decided.kept_because = kept_because
-    decided.settled_at = datetime.now(UTC)
+    decided.kept_reason = kept_reason
+    decided.completed_at = datetime.now(UTC)
 
 
-def settle_all(session: Session, device_id: UUID, kept: Sequence[str]) -> None:
+def complete_all_retirements(session: Session, device_id: UUID, kept: Sequence[str]) -> None:
     """Settle what a decommissioning has erased, or left, together with the rest of the device."""
-    for retired in unsettled(session, device_id, lock=True):
+    for retired in pending_retirements(session, device_id, lock=True):
         if retired.certificate_arn in kept:
-            retired.kept_because = retired.kept_because or "not this Thing's alone"
-        retired.settled_at = datetime.now(UTC)
+            retired.kept_reason = retired.kept_reason or "not this Thing's alone"
+        retired.completed_at = datetime.now(UTC)
 
 
 def retired_from(session: Session, certificate_arn: str) -> UUID | None:
@@ -83,7 +87,7 @@ def retired_from(session: Session, certificate_arn: str) -> UUID | None:
         select(RetiredCertificate.binding_id)
         .where(
             RetiredCertificate.certificate_arn == certificate_arn,
-            col(RetiredCertificate.kept_because).is_(None),
+            col(RetiredCertificate.kept_reason).is_(None),
         )
         .limit(1)
     ).first()

@@ -25,7 +25,7 @@ class Visit(NamedTuple):
     found_by: str | None
 
 
-class Uncommanded(NamedTuple):
+class PendingCommand(NamedTuple):
     """A delta whose command is not known to be started."""
 
     device_id: UUID
@@ -67,7 +67,7 @@ def visits(session: Session, after: UUID | None, through: UUID) -> list[Visit]:
     ]
 
 
-def hold_active(session: Session, visit: Visit) -> bool:
+def lock_active(session: Session, visit: Visit) -> bool:
     """Whether the binding is still active and its device wanted; it stays so until the transaction ends.
 
     It is held against another attempt at the same page too: of two that see one delta, one tells of it.
@@ -84,7 +84,7 @@ def hold_active(session: Session, visit: Visit) -> bool:
     return state is None or state.decommissioned_at is None
 
 
-def keep_delta(
+def save_delta(
     session: Session, visit: Visit, delta: Delta, correlation_id: UUID, found_by: str
 ) -> ShadowDeltaRow | None:
     """Remember a delta in place of the one before it; None where it is that one."""
@@ -100,36 +100,36 @@ def keep_delta(
             shadow_version=delta.version,
             correlation_id=correlation_id,
             found_by=found_by,
-            commanded_at=None,
+            command_started_at=None,
         )
     )
 
 
-def forget_delta(session: Session, device_id: UUID) -> None:
+def delete_delta(session: Session, device_id: UUID) -> None:
     """Remember no delta of the device's: there is none any more, or no device."""
     session.exec(delete(ShadowDeltaRow).where(col(ShadowDeltaRow.device_id) == device_id))
 
 
-def uncommanded(session: Session, after: UUID | None, *, at_most: int) -> list[Uncommanded]:
+def pending_commands(session: Session, after: UUID | None, *, at_most: int) -> list[PendingCommand]:
     """The deltas behind a device whose command is not known to be started, in the order of the devices."""
     found = session.exec(
         select(ShadowDeltaRow, AwsThingBinding.thing_name)
         .join(AwsThingBinding, col(AwsThingBinding.device_id) == ShadowDeltaRow.device_id)
         .where(
             *_active_behind(None),
-            col(ShadowDeltaRow.commanded_at).is_(None),
+            col(ShadowDeltaRow.command_started_at).is_(None),
             *([] if after is None else [col(ShadowDeltaRow.device_id) > after]),
         )
         .order_by(col(ShadowDeltaRow.device_id))
         .limit(at_most)
     )
     return [
-        Uncommanded(row.device_id, row.tenant_id, str(thing_name), row.correlation_id, row.delta)
+        PendingCommand(row.device_id, row.tenant_id, str(thing_name), row.correlation_id, row.delta)
         for row, thing_name in found
     ]
 
 
-def mark_commanded(session: Session, started: Sequence[Uncommanded]) -> None:
+def mark_command_started(session: Session, started: Sequence[PendingCommand]) -> None:
     """Note that these deltas' commands are started; that of a newer delta of the same device is not."""
     session.exec(
         update(ShadowDeltaRow)
@@ -137,7 +137,7 @@ def mark_commanded(session: Session, started: Sequence[Uncommanded]) -> None:
             col(ShadowDeltaRow.device_id).in_([delta.device_id for delta in started]),
             col(ShadowDeltaRow.correlation_id).in_([delta.correlation_id for delta in started]),
         )
-        .values(commanded_at=datetime.now(UTC))
+        .values(command_started_at=datetime.now(UTC))
     )
 
 

@@ -17,6 +17,6 @@ class Area(StrEnum):
 ALL_AREAS: Final = tuple(Area)
 
 
-def heeds_devices(areas: Collection[Area]) -> bool:
+def handles_device_events(areas: Collection[Area]) -> bool:
     """Whether any of these acts on what the platform tells of its devices: jobs alone do not."""
     return any(area is not Area.JOBS for area in areas)

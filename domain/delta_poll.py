@@ -3,14 +3,10 @@
 from typing import Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from domain.model import Message
 
 
-class _Message(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class DeltaCounts(_Message):
+class DeltaCounts(Message):
     """What came of reading shadows."""
 
     visited: int = 0
@@ -24,21 +20,21 @@ class DeltaCounts(_Message):
         return self.model_copy(update=both)
 
 
-class PagesRequest(_Message):
+class PagesRequest(Message):
     """The next pages behind a binding; none for the first ones."""
 
     after: UUID | None
     at_most: int
 
 
-class DeltaPage(_Message):
+class DeltaPage(Message):
     """The bindings behind `after`, and up to and with `through`, in the order of their ids."""
 
     after: UUID | None
     through: UUID
 
 
-class PageProgress(_Message):
+class PageProgress(Message):
     """How far an attempt at a page has come, for the attempt that takes over from it."""
 
     after: UUID | None
@@ -52,7 +48,7 @@ class PollTotals(DeltaCounts):
     commanded: int = 0
 
 
-class PollProgress(_Message):
+class PollProgress(Message):
     """How far a poll has come, for the run that goes on with it."""
 
     after: UUID | None = None

@@ -7,10 +7,11 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
-from domain.lifecycle_event import LifecycleEvent, LifecycleEventType, Rejection
+from domain.fault import Fault
+from domain.lifecycle_event import LifecycleEvent, LifecycleEventType
 
 
-class WantedStatus(StrEnum):
+class DesiredStatus(StrEnum):
     """What the platform wants the device to be."""
 
     ACTIVE = "Active"
@@ -19,30 +20,30 @@ class WantedStatus(StrEnum):
 
 
 _WANTED: Final = {
-    LifecycleEventType.ACTIVATED: WantedStatus.ACTIVE,
-    LifecycleEventType.REACTIVATED: WantedStatus.ACTIVE,
-    LifecycleEventType.SUSPENDED: WantedStatus.SUSPENDED,
-    LifecycleEventType.DECOMMISSIONED: WantedStatus.DECOMMISSIONED,
+    LifecycleEventType.ACTIVATED: DesiredStatus.ACTIVE,
+    LifecycleEventType.REACTIVATED: DesiredStatus.ACTIVE,
+    LifecycleEventType.SUSPENDED: DesiredStatus.SUSPENDED,
+    LifecycleEventType.DECOMMISSIONED: DesiredStatus.DECOMMISSIONED,
 }
 
 
-class Wish(BaseModel):
+class StatusChange(BaseModel):
     """A wanted status and the event that gave it."""
 
     model_config = ConfigDict(frozen=True)
 
-    status: WantedStatus
+    status: DesiredStatus
     occurred_at: datetime
     event_id: UUID
 
-    def outranks(self, other: "Wish | None") -> bool:
+    def supersedes(self, other: "StatusChange | None") -> bool:
         """Whether this wish stands against the other: a decommission always, else the newer one."""
         return other is None or self._rank > other._rank
 
     @property
     def _rank(self) -> tuple[bool, datetime, UUID, str]:
         # The status only decides between events that wrongly share an id: no two wishes may draw.
-        return self.status is WantedStatus.DECOMMISSIONED, self.occurred_at, self.event_id, self.status
+        return self.status is DesiredStatus.DECOMMISSIONED, self.occurred_at, self.event_id, self.status
 
 
 class DeviceState(BaseModel):
@@ -53,30 +54,30 @@ class DeviceState(BaseModel):
     device_id: UUID
     tenant_id: UUID | None
     serial_number: str | None
-    wish: Wish | None = None
+    desired: StatusChange | None = None
     erased: bool = False
 
     @classmethod
-    def unheard_of(cls, event: LifecycleEvent) -> Self:
+    def before_first_event(cls, event: LifecycleEvent) -> Self:
         """The state before the first event of a device."""
         return cls(device_id=event.device_id, tenant_id=event.tenant_id, serial_number=event.serial_number)
 
     @property
     def decommissioned(self) -> bool:
         """Whether the device's life is over; nothing brings it back."""
-        return self.wish is not None and self.wish.status is WantedStatus.DECOMMISSIONED
+        return self.desired is not None and self.desired.status is DesiredStatus.DECOMMISSIONED
 
-    def refuses(self, event: LifecycleEvent) -> Rejection | None:
+    def refuses(self, event: LifecycleEvent) -> Fault | None:
         """Why an event cannot be this device's: a device has one tenant and one serial number for ever."""
         if event.device_id != self.device_id:
-            return Rejection(field="deviceId", reason="is not the device of this workflow")
+            return Fault(field="deviceId", reason="is not the device of this workflow")
         if event.tenant_id != self.tenant_id:
-            return Rejection(field="tenantId", reason="is not the tenant this device belongs to")
+            return Fault(field="tenantId", reason="is not the tenant this device belongs to")
         if (
             None not in (event.serial_number, self.serial_number)
             and event.serial_number != self.serial_number
         ):
-            return Rejection(field="serialNumber", reason="is not the serial number of this device")
+            return Fault(field="serialNumber", reason="is not the serial number of this device")
         return None
 
     def fold(self, event: LifecycleEvent) -> "DeviceState":
@@ -90,5 +91,5 @@ class DeviceState(BaseModel):
         wanted = _WANTED.get(event.type)
         if wanted is None:
             return known
-        wish = Wish(status=wanted, occurred_at=event.occurred_at, event_id=event.event_id)
-        return known.model_copy(update={"wish": wish}) if wish.outranks(self.wish) else known
+        desired = StatusChange(status=wanted, occurred_at=event.occurred_at, event_id=event.event_id)
+        return known.model_copy(update={"desired": desired}) if desired.supersedes(self.desired) else known

@@ -9,7 +9,8 @@ from uuid import UUID, uuid5
 
 from pydantic import BaseModel, ConfigDict
 
-from domain.lifecycle_event import LifecycleEvent, LifecycleEventType, Rejection
+from domain.fault import Fault
+from domain.lifecycle_event import LifecycleEvent, LifecycleEventType
 from domain.names import id_of_certificate, owner_of_thing, thing_name
 from domain.saga import Device
 
@@ -27,7 +28,7 @@ class Denial(StrEnum):
     POLICY = "the serial policy refuses this serial number"
 
 
-class AwsPlace(BaseModel):
+class AwsLocation(BaseModel):
     """Where in AWS all that is the bridge's lies."""
 
     model_config = ConfigDict(frozen=True)
@@ -57,14 +58,14 @@ class Registration(BaseModel):
     label: str | None
     claim_certificate_expires_at: datetime | None
 
-    def faults(self, place: AwsPlace, secret_name_template: str) -> Iterator[Rejection]:
+    def faults(self, place: AwsLocation, secret_name_template: str) -> Iterator[Fault]:
         """What it names that cannot be this device's, or is not where the bridge is.
 
         What passes may in the end be deleted in this device's name.
         """
         name = thing_name(self.tenant_id, self.serial_number)
         if self.thing_name != name:
-            yield Rejection(
+            yield Fault(
                 field="thingName",
                 reason="must be t, the tenant's id as 32 hex digits, - and the serial number",
             )
@@ -105,7 +106,5 @@ def _continues(arn: str, start: str, rest: re.Pattern[str]) -> bool:
     return arn.startswith(start) and rest.fullmatch(arn, len(start)) is not None
 
 
-def _elsewhere(field: str, what: str) -> Rejection:
-    return Rejection(
-        field=field, reason=f"must be of the bridge's own partition, account and region, and {what}"
-    )
+def _elsewhere(field: str, what: str) -> Fault:
+    return Fault(field=field, reason=f"must be of the bridge's own partition, account and region, and {what}")

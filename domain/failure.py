@@ -1,19 +1,25 @@
-"""What can stop a saga, each with what an operator does about it."""
+"""Why a step fails: the codes that an operator sees, each with its remedy, and the exceptions of steps.
+
+StepError
+├── PermanentError     an operator has to act; carries a FailureCode
+├── RetryLaterError    something outside has to complete first; carries a delay
+└── AwsError           an answer of AWS: see aws.errors
+"""
 
 from enum import StrEnum
 from typing import Final
 
 CREDENTIALS_NOT_READY: Final = "CredentialsNotReady"
-"""An activity's error while the bridge has no keys for AWS: no device's fault, so it fails none."""
+"""The error type of a step while the bridge has no keys for AWS. It never makes a device Failed."""
 
 
 class FailureCode(StrEnum):
-    """The first word of a `failure_reason`. The value of a member is its code, `remedy` the way out."""
+    """Why a saga or a command stopped: the value is the code, `remedy` what an operator does about it."""
 
     remedy: str
 
     def __new__(cls, code: str, remedy: str) -> "FailureCode":
-        """A code that bears its remedy."""
+        """Make a code with its remedy."""
         member = str.__new__(cls, code)
         member._value_ = code
         member.remedy = remedy
@@ -33,15 +39,15 @@ class FailureCode(StrEnum):
     )
     REFUSED_BY_AWS = (
         "RefusedByAws",
-        "AWS will refuse the same call again: mend what its message names, then retry.",
+        "AWS will refuse the same call again: fix what its message names, then retry.",
     )
     THING_OF_ANOTHER_DEVICE = (
         "ThingOfAnotherDevice",
-        "Find out whose Thing it is; delete it or mend its attributes deviceId and tenantId, then retry.",
+        "Find out who owns the Thing; delete it or correct its attributes deviceId and tenantId, then retry.",
     )
     UNKNOWN_CERTIFICATE = (
         "UnknownCertificate",
-        "Find out whose certificate it is; detach it from the Thing, then retry.",
+        "Find out who owns the certificate; detach it from the Thing, then retry.",
     )
     NO_ROOM_FOR_ATTRIBUTES = (
         "NoRoomForAttributes",
@@ -61,11 +67,11 @@ class FailureCode(StrEnum):
     )
     NO_SUCH_TARGET = (
         "NoSuchTarget",
-        "Name a device whose binding is Active, or a thing group there is, and send the command again.",
+        "Name a device whose binding is Active, or an existing thing group, and send the command again.",
     )
     INVALID_COMMAND = (
         "InvalidCommand",
-        "Mend the command as the reason says, and send it under a new correlation id.",
+        "Correct the command as the reason says, and send it under a new correlation id.",
     )
     JOB_ID_TAKEN = (
         "JobIdTaken",
@@ -73,9 +79,43 @@ class FailureCode(StrEnum):
     )
     RETRIES_EXHAUSTED = (
         "RetriesExhausted",
-        "See to what the last error names, then retry.",
+        "Fix what the last error names, then retry.",
     )
     UNEXPECTED = (
         "Unexpected",
-        "This is likely a fault of the bridge: read the worker's log for the run, then retry.",
+        "This is probably a fault of the bridge: read the worker's log for the run, then retry.",
     )
+
+
+class StepError(Exception):
+    """An operation that a step of a workflow attempts did not succeed."""
+
+
+class PermanentError(StepError):
+    """A failure that no retry fixes.
+
+    Args:
+        code: what stopped the step.
+        detail: what was found, as a sentence without its full stop.
+    """
+
+    def __init__(self, code: FailureCode, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+
+
+class RetryLaterError(StepError):
+    """A failure that passes by itself: AWS or another device has not completed something.
+
+    Args:
+        kind: the error type that Temporal's UI shows.
+        detail: what is not complete.
+        seconds: how long to wait before the next attempt.
+    """
+
+    def __init__(self, kind: str, detail: str, seconds: float) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.detail = detail
+        self.seconds = seconds

@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from domain.fault import Fault
 from domain.names import NO_TENANT, serial_number_fault
 
 EVENT_SIZE_LIMIT: Final = 16_384
@@ -40,21 +41,12 @@ class LifecycleEventType(StrEnum):
     DECOMMISSIONED = "DeviceDecommissionedEvent"
 
 
-class Rejection(BaseModel):
-    """Why an event was refused: the field at fault and the reason, never the value."""
-
-    model_config = ConfigDict(frozen=True)
-
-    field: str
-    reason: str
-
-
 class InvalidEventError(ValueError):
     """What was sent is no lifecycle event."""
 
-    def __init__(self, rejection: Rejection) -> None:
-        super().__init__(f"{rejection.field}: {rejection.reason}")
-        self.rejection = rejection
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(str(fault))
+        self.fault = fault
 
 
 def _serial(value: str) -> str:
@@ -127,7 +119,7 @@ class LifecycleEvent(BaseModel):
         size = len(document if isinstance(document, bytes) else document.encode())
         if size > EVENT_SIZE_LIMIT:
             raise InvalidEventError(
-                Rejection(field="event", reason=f"has {size} bytes, at most {EVENT_SIZE_LIMIT} are allowed")
+                Fault(field="event", reason=f"has {size} bytes, at most {EVENT_SIZE_LIMIT} are allowed")
             )
         try:
             return cls.model_validate_json(document)
@@ -137,14 +129,14 @@ class LifecycleEvent(BaseModel):
             raise InvalidEventError(_rejection(fault)) from None
 
 
-def _rejection(fault: ErrorDetails) -> Rejection:
+def _rejection(fault: ErrorDetails) -> Fault:
     """pydantic's own messages quote parts of the value; these do not."""
     if fault["type"] == "serial_needed":
-        return Rejection(field="serialNumber", reason=fault["msg"])
+        return Fault(field="serialNumber", reason=fault["msg"])
     field = str(fault["loc"][0]) if fault["loc"] else "event"
     if fault["type"] in _OWN_WORDS:
-        return Rejection(field=field, reason=fault["msg"])
-    return Rejection(field=field, reason=_REASONS.get(fault["type"], _expectation(field)))
+        return Fault(field=field, reason=fault["msg"])
+    return Fault(field=field, reason=_REASONS.get(fault["type"], _expectation(field)))
 
 
 _OWN_WORDS: Final = frozenset({"serial_number", "zero_tenant", "timestamp", "timestamp_range"})

@@ -2,18 +2,14 @@
 
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
-
-from domain.device_state import WantedStatus
-from domain.lifecycle_event import LifecycleEvent, Rejection
+from domain.device_state import DesiredStatus
+from domain.fault import Fault
+from domain.lifecycle_event import LifecycleEvent
+from domain.model import Message
 from domain.provisioning_status import ProvisioningStatus
 
 
-class _Message(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class Device(_Message):
+class Device(Message):
     """Whom a step is about."""
 
     device_id: UUID
@@ -21,36 +17,36 @@ class Device(_Message):
     thing_name: str | None
 
 
-class FoldRequest(_Message):
+class ApplyEventRequest(Message):
     """One event to fold into the device's state; none where a run only takes up what stands."""
 
     device_id: UUID
     event: LifecycleEvent | None = None
 
 
-class Standing(_Message):
+class DeviceSnapshot(Message):
     """Where a device stands once an event is folded, and so what is to be done."""
 
     device: Device | None = None
     serial_number: str | None = None
-    rejection: Rejection | None = None
+    rejection: Fault | None = None
     status: ProvisioningStatus | None = None
     failure_reason: str | None = None
     decommissioned: bool = False
-    status_to_report: WantedStatus | None = None
+    status_to_report: DesiredStatus | None = None
     step_retry_seconds: float = 86_400.0
     retired_certificates: int = 0
     """How many replaced certificates are still to be erased."""
 
 
-class StepResult(_Message):
+class StepResult(Message):
     """What a step left behind it."""
 
     status: ProvisioningStatus
     arn: str | None = None
 
 
-class FailureReport(_Message):
+class FailureReport(Message):
     """Why provisioning stopped, in words an operator can act on."""
 
     device: Device
@@ -58,7 +54,7 @@ class FailureReport(_Message):
     reason: str
 
 
-class TeardownPlan(_Message):
+class TeardownPlan(Message):
     """What of a device is in AWS and confirmed to be its own.
 
     It is taken once, before anything is undone, since what proves ownership goes with the undoing.

@@ -179,7 +179,7 @@ def temporal_command(port: int, ui_port: int, database: Path) -> list[str]:
 
 def emulator_command(port: int, state: Path) -> list[str]:
     """How the AWS emulator is started on a file, in an environment of `server_environment`."""
-    command = [sys.executable, "-P", "-m", "embedded.aws_emulator", "--port", str(port)]
+    command = [sys.executable, "-P", "-m", "embedded.emulator.server", "--port", str(port)]
     return [*command, "--state", str(state)]
 
 

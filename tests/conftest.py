@@ -13,22 +13,22 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 from temporalio.client import Client
 
-from activities.aws import Aws
-from db.aws_place import keep_place
+from aws.clients import AwsClients
+from db.aws_location import save_location
 from db.engine import open_engine
 from db.migrate import upgrade
 from domain.names import TASK_QUEUE
 from embedded.policy import create_device_policy
 from embedded.stack import Addresses, Stack, isolate
+from orchestration.client import connect
+from orchestration.schedules import schedules, upsert_schedules
+from orchestration.search_attributes import register_search_attributes
 from settings import Settings
-from tests.bridge import HASH_KEY, POLICY, Bridge, commands_on
-from tests.commands import Commands, queues
-from tests.doors import Doors, open_doors
-from tests.jitp import Enrolling
+from tests.harness.bridge import HASH_KEY, POLICY, Bridge, commands_on
+from tests.harness.commands import Commands, queues
+from tests.harness.enrolment import EnrolmentHarness
+from tests.harness.http_api import HttpApi, open_http_api
 from worker import compose_worker
-from workflows.connection import connect
-from workflows.schedules import schedules, upsert_schedules
-from workflows.search_attributes import register_search_attributes
 
 
 @pytest.fixture(scope="session")
@@ -83,14 +83,14 @@ def settings(stack: Addresses) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def aws(stack: Addresses, settings: Settings) -> Aws:
+def aws(stack: Addresses, settings: Settings) -> AwsClients:
     """The clients of the worker under test; tests that crash it hook into them."""
-    return Aws(settings.worker.max_concurrent_activities)
+    return AwsClients(settings.worker.max_concurrent_activities)
 
 
 @pytest_asyncio.fixture(scope="session")
 async def bridge(
-    stack: Addresses, engine: Engine, client: Client, settings: Settings, aws: Aws
+    stack: Addresses, engine: Engine, client: Client, settings: Settings, aws: AwsClients
 ) -> AsyncIterator[Bridge]:
     """The bridge at work."""
     create_device_policy(stack.aws_endpoint_url, POLICY)
@@ -102,24 +102,24 @@ async def bridge(
 
 
 @pytest_asyncio.fixture(scope="session")
-async def doors(engine: Engine, client: Client) -> AsyncIterator[Doors]:
+async def http_api(engine: Engine, client: Client) -> AsyncIterator[HttpApi]:
     """The HTTP doors; a worker behind them only where `bridge` is asked for too."""
-    async with open_doors(engine) as opened:
+    async with open_http_api(engine) as opened:
         yield opened
 
 
 @pytest.fixture(scope="session")
-def enrolling(engine: Engine, aws: Aws) -> Enrolling:
+def enrolment(engine: Engine, aws: AwsClients) -> EnrolmentHarness:
     """Devices that enrol themselves where AWS says that the worker is, as a worker has found out."""
-    place = aws.find_place(None)
+    place = aws.find_location(None)
     with Session(engine) as session, session.begin():
-        keep_place(session, place)
-    return Enrolling(place, engine)
+        save_location(session, place)
+    return EnrolmentHarness(place, engine)
 
 
 @pytest_asyncio.fixture(scope="session")
 async def _command_workers(
-    bridge: Bridge, settings: Settings, aws: Aws, engine: Engine
+    bridge: Bridge, settings: Settings, aws: AwsClients, engine: Engine
 ) -> AsyncIterator[None]:
     async with AsyncExitStack() as at_work:
         for queue, own in queues(settings).items():
@@ -137,7 +137,7 @@ def commands(_command_workers: None, bridge: Bridge) -> Iterator[Commands]:
 
 
 @pytest.fixture
-def calm(bridge: Bridge) -> Iterator[Bridge]:
+def faulty_bridge(bridge: Bridge) -> Iterator[Bridge]:
     """The bridge, with an emulator that fails nobody afterwards."""
     yield bridge
     bridge.emulator.clear_faults()

@@ -12,46 +12,36 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import ROOT
 
 # A room is a top-level folder or module. Imports point down only, and `settings` is for composition roots:
 # below them, constructors take values.
-MAY_IMPORT = {
-    "domain": frozenset[str](),
+MAY_IMPORT: dict[str, frozenset[str]] = {
+    "domain": frozenset(),
     "db": frozenset({"domain"}),
-    "instruments": frozenset[str](),
-    "activities": frozenset({"db", "domain", "instruments"}),
-    "workflows": frozenset({"activities", "domain"}),
+    "observability": frozenset({"db", "domain"}),
+    "aws": frozenset({"domain", "observability"}),
+    "events": frozenset({"aws", "db", "domain", "observability"}),
+    "activities": frozenset({"aws", "db", "domain", "events", "observability"}),
+    "orchestration": frozenset({"domain", "observability"}),
+    "workflows": frozenset({"activities", "domain", "orchestration"}),
     "settings": frozenset({"domain"}),
-    "telemetry": frozenset({"instruments"}),
-    "api": frozenset({"workflows", "db", "domain", "instruments", "settings", "telemetry"}),
-    "worker": frozenset({"workflows", "activities", "db", "domain", "instruments", "settings", "telemetry"}),
-    "thingbridge": frozenset(
-        {"api", "worker", "workflows", "activities", "db", "domain", "settings", "telemetry"}
-    ),
-    "cli": frozenset(
-        {
-            "api",
-            "worker",
-            "workflows",
-            "activities",
-            "db",
-            "domain",
-            "settings",
-            "telemetry",
-            "embedded",
-        }
-    ),
-    "embedded": frozenset[str](),
+    "api": frozenset({"db", "domain", "observability", "orchestration", "settings"}),
 }
+MAY_IMPORT["worker"] = frozenset(MAY_IMPORT) - {"api"}
+MAY_IMPORT["thingbridge"] = frozenset(MAY_IMPORT)
+MAY_IMPORT["cli"] = frozenset(MAY_IMPORT) - {"thingbridge"} | {"embedded"}
+MAY_IMPORT["embedded"] = frozenset()
 BESIDE_THE_PRODUCT = frozenset({"tests", "benchmarks", "examples", "scripts"})
 
-AWS_SEAM = PurePosixPath("activities/aws.py")
+AWS_ROOM = "aws"
 AWS_SDK = frozenset({"boto3", "botocore", "s3transfer", "aioboto3", "aiobotocore"})
 # In Lambda there are the functions' own modules, the standard library, and the runtime's boto3.
 LAMBDA = PurePosixPath("deploy/lambda")
 LAMBDA_MAY_USE = frozenset({"boto3", "botocore", "thingbridge_api"}) | sys.stdlib_module_names
 AWS_STUBS = re.compile(r"(types|mypy)_(boto3|aiobotocore)")
+KNOWS_AWS_TYPES = frozenset({"aws", "events"})
+WITHOUT_TEMPORAL = frozenset({"domain", "db", "aws", "events"})
 DOMAIN_MAY_USE = frozenset({"pydantic", "pydantic_core"}) | sys.stdlib_module_names
 
 RUNS_AN_ACTIVITY = re.compile(r"(execute|start)_(local_)?activity(_method|_class)?")
@@ -120,10 +110,12 @@ def import_rule_broken(path: PurePosixPath, module: str) -> str | None:
         return "domain is the standard library and pydantic"
     if room == "embedded":
         return None
-    if imported in AWS_SDK and path != AWS_SEAM:
-        return f"{AWS_SEAM} alone imports the AWS SDK"
-    if AWS_STUBS.match(imported) and room != "activities":
-        return "AWS clients are known to activities alone, by type too"
+    if imported in AWS_SDK and room != AWS_ROOM:
+        return f"{AWS_ROOM} alone imports the AWS SDK"
+    if AWS_STUBS.match(imported) and room not in KNOWS_AWS_TYPES:
+        return f"only {', '.join(sorted(KNOWS_AWS_TYPES))} use AWS's clients, also as types"
+    if imported == "temporalio" and room in WITHOUT_TEMPORAL:
+        return f"{room} knows nothing of Temporal"
     return None
 
 
@@ -218,33 +210,48 @@ PLANTED = [
     ("db/models.py", "from activities import things", "db may import domain"),
     ("db/models.py", "import workflows.device", "db may import domain"),
     ("db/models.py", "def f():\n    import api.app", "db may import domain"),
-    ("activities/things.py", "from workflows.policies import QUICK", "activities may import db, domain"),
-    ("activities/things.py", "import settings", "activities may import db, domain"),
-    ("activities/things.py", "from api import app", "activities may import db, domain"),
-    ("activities/things.py", "import boto3", "activities/aws.py alone"),
-    ("activities/things.py", "from botocore.exceptions import ClientError", "activities/aws.py alone"),
+    ("db/models.py", "import temporalio.activity", "db knows nothing of Temporal"),
+    ("observability/gauges.py", "from aws.clients import AwsClients", "observability may import db, domain"),
+    ("aws/things.py", "from temporalio import activity", "aws knows nothing of Temporal"),
+    ("aws/things.py", "from db.models import AwsThingBinding", "aws may import domain, observability"),
+    (
+        "aws/things.py",
+        "from activities.things import ThingActivities",
+        "aws may import domain, observability",
+    ),
+    ("events/publisher.py", "from temporalio import activity", "events knows nothing of Temporal"),
+    ("events/publisher.py", "import activities.events", "events may import aws, db, domain"),
+    ("activities/things.py", "from workflows.policies import QUICK", "activities may import aws, db, domain"),
+    ("activities/things.py", "import settings", "activities may import aws, db, domain"),
+    ("activities/things.py", "from api import app", "activities may import aws, db, domain"),
+    ("activities/things.py", "import boto3", "aws alone imports the AWS SDK"),
+    ("activities/things.py", "from botocore.exceptions import ClientError", "aws alone imports"),
+    ("activities/things.py", "from types_boto3_iot import IoTClient", "also as types"),
     ("activities/jobs/run.py", "from ...db import models\nfrom ... import settings", "activities may import"),
+    ("orchestration/client.py", "from workflows.device import Device", "orchestration may import domain"),
+    ("orchestration/client.py", "import activities.things", "orchestration may import domain"),
     ("workflows/device.py", "from db import models", "workflows may import activities, domain"),
+    ("workflows/device.py", "from aws.things import Things", "workflows may import activities, domain"),
     ("workflows/device.py", "import settings", "workflows may import activities, domain"),
-    ("workflows/device.py", "import boto3", "activities/aws.py alone"),
+    ("workflows/device.py", "import boto3", "aws alone imports the AWS SDK"),
     ("workflows/device.py", "with unsafe.imports_passed_through():\n    import db", "workflows may import"),
-    ("workflows/device.py", "if TYPE_CHECKING:\n    from types_boto3_iot import IoTClient", "by type too"),
+    ("workflows/device.py", "if TYPE_CHECKING:\n    from types_boto3_iot import IoTClient", "also as types"),
     ("workflows/device.py", "await workflow.execute_activity('ensure_thing', arg)", "never by text"),
     ("workflows/device.py", "execute_local_activity(f'ensure_{noun}')", "never by text"),
     ("workflows/device.py", "workflow.start_activity(activity='ensure_thing')", "never by text"),
+    ("workflows/device.py", "import observability.metrics", "workflows may import activities, domain"),
     ("api/app.py", "from activities.things import Things", "api may import"),
+    ("api/app.py", "from workflows.device import Device", "api may import"),
     ("api/app.py", "import worker", "api may import"),
-    ("api/app.py", "import boto3", "activities/aws.py alone"),
-    ("api/app.py", "from types_boto3_iot import IoTClient", "by type too"),
+    ("api/app.py", "import boto3", "aws alone imports the AWS SDK"),
+    ("api/app.py", "from types_boto3_iot import IoTClient", "also as types"),
     ("worker.py", "from api.app import create", "worker may import"),
     ("worker.py", "import embedded", "worker may import"),
     ("worker.py", "import importlib\nimportlib.import_module('embedded.stack')", "worker may import"),
-    ("settings.py", "import workflows", "settings may import domain"),
-    ("instruments.py", "import domain.names", "instruments may import nothing of ours"),
-    ("workflows/device.py", "import instruments", "workflows may import activities, domain"),
+    ("settings/sections.py", "import workflows", "settings may import domain"),
     ("embedded/stack.py", "from domain.names import ThingName", "embedded may import nothing of ours"),
     ("examples/fleet.py", "import embedded", "cli, tests and benchmarks alone"),
-    ("cli.py", "import tests.fleet", "the product imports nothing from tests"),
+    ("cli/fleet.py", "import tests.fleet", "the product imports nothing from tests"),
     ("deploy/lambda/hook.py", "import requests", "the standard library and boto3"),
     ("deploy/lambda/hook.py", "from domain.names import thing_name", "the standard library and boto3"),
     ("shadows/poll.py", "import json", "give it its place"),
@@ -266,10 +273,10 @@ def test_a_planted_violation_is_caught(path: str, source: str, rule: str) -> Non
     ("path", "source"),
     [
         ("domain/names.py", "import uuid\nfrom pydantic import BaseModel\nfrom domain.ids import DeviceId"),
-        ("activities/aws.py", "import boto3\nfrom botocore.exceptions import ClientError"),
+        ("aws/clients.py", "import boto3\nfrom botocore.exceptions import ClientError"),
         (
             "activities/things.py",
-            "from types_boto3_iot import IoTClient\nfrom db import models\nfrom . import aws",
+            "from aws.things import Things\nfrom db import models\nfrom . import attempt",
         ),
         ("workflows/device.py", "import activities.things\nworkflow.execute_activity(Things.ensure, arg)"),
         ("workflows/device.py", "workflow.start_activity_method(activity=Things.ensure)"),

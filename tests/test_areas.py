@@ -27,14 +27,14 @@ from domain.names import (
 from domain.provisioning_status import ProvisioningStatus
 from embedded.policy import create_device_policy
 from embedded.stack import Addresses
+from orchestration.client import connect
+from orchestration.search_attributes import register_search_attributes
 from settings import ApiSettings, Settings
-from tests.bridge import POLICY, Bridge, Device, until
-from tests.command_line import empty_database, empty_namespace
 from tests.conftest import observers
-from tests.doors import open_doors
+from tests.harness.bridge import POLICY, Bridge, Device, until
+from tests.harness.command_line import empty_database, empty_namespace
+from tests.harness.http_api import open_http_api
 from worker import run_worker
-from workflows.connection import connect
-from workflows.search_attributes import register_search_attributes
 
 SCHEDULES = {
     Area.SHADOW: SHADOW_DELTA_POLL_SCHEDULE,
@@ -99,13 +99,13 @@ async def test_provisioning_alone_makes_things_and_pushes_no_status(deployment: 
     """A device gets all it needs, its shadow is left alone, and no schedule is made but that of erasure."""
     device = Device("ALONE-1")
     async with deployment.worker(Area.PROVISIONING) as bridge:
-        await bridge.handled(device, device.event("Provisioned"), device.event("Suspended", 1))
+        await bridge.send_and_wait(device, device.event("Provisioned"), device.event("Suspended", 1))
 
         async def made() -> bool:
             return await schedules_of(bridge.client) == {ERASURE_SWEEP_SCHEDULE}
 
         await until(made, "the schedule of all areas is made")
-    assert bridge.bound(device).provisioning_status is ProvisioningStatus.ACTIVE
+    assert bridge.require_binding(device).provisioning_status is ProvisioningStatus.ACTIVE
     assert bridge.shadow_names(device) == []
 
 
@@ -113,7 +113,7 @@ async def test_without_jobs_a_delta_is_told_and_no_command_is_started(deployment
     """The platform hears what is desired, and may do with it as it likes."""
     device = Device("ALONE-2")
     async with deployment.worker(Area.PROVISIONING, Area.SHADOW) as bridge:
-        await bridge.handled(device, device.event("Provisioned"), device.event("Activated", 1))
+        await bridge.send_and_wait(device, device.event("Provisioned"), device.event("Activated", 1))
         assert bridge.shadow_names(device) == [""]
         desired = json.dumps({"state": {"desired": {"interval": 60}}})
         bridge.iot_data.update_thing_shadow(thingName=device.thing_name, payload=desired)
@@ -122,14 +122,14 @@ async def test_without_jobs_a_delta_is_told_and_no_command_is_started(deployment
         )
         totals = await asyncio.wait_for(poll.result(), 60)
     assert (totals["changed"], totals["commanded"]) == (1, 0)
-    assert bridge.told(device) == ["AwsThingProvisionedEvent", "DeviceDesiredStateChangedEvent"]
+    assert bridge.published(device) == ["AwsThingProvisionedEvent", "DeviceDesiredStateChangedEvent"]
 
 
 async def test_without_provisioning_no_thing_is_made(deployment: Deployment) -> None:
     """The platform's event is remembered, its run ends healthy, and AWS is not asked for a Thing."""
     device = Device("ALONE-3")
     async with deployment.worker(Area.FLEET_PROVISIONING, Area.SHADOW) as bridge:
-        await bridge.handled(device, device.event("Provisioned"), device.event("Activated", 1))
+        await bridge.send_and_wait(device, device.event("Provisioned"), device.event("Activated", 1))
     assert bridge.binding(device) is None
     assert bridge.traces(device).thing is None
     with Session(bridge.engine) as session:
@@ -140,10 +140,10 @@ async def test_what_was_provisioned_is_decommissioned_without_that_area_too(depl
     """To turn an area off leaves nothing behind in AWS for good."""
     device = Device("ALONE-4")
     async with deployment.worker(Area.PROVISIONING) as bridge:
-        await bridge.handled(device, device.event("Provisioned"))
+        await bridge.send_and_wait(device, device.event("Provisioned"))
     async with deployment.worker(Area.SHADOW) as bridge:
-        await bridge.handled(device, device.event("Decommissioned", 1))
-    assert bridge.bound(device).provisioning_status is ProvisioningStatus.DECOMMISSIONED
+        await bridge.send_and_wait(device, device.event("Decommissioned", 1))
+    assert bridge.require_binding(device).provisioning_status is ProvisioningStatus.DECOMMISSIONED
     assert bridge.traces(device).thing is None
 
 
@@ -168,7 +168,7 @@ def doors_of(*areas: Area) -> ApiSettings:
 @pytest.mark.parametrize("area", ALL_AREAS)
 async def test_the_document_has_the_doors_of_the_areas(engine: Engine, client: Client, area: Area) -> None:
     """Those of one area, and those of all."""
-    async with open_doors(engine, create_app(doors_of(area))) as doors, doors.client() as http:
+    async with open_http_api(engine, create_app(doors_of(area))) as http_api, http_api.client() as http:
         document = (await http.get("/openapi.json")).json()
     assert document["paths"].keys() == PATHS[area] | OF_ALL
 
@@ -176,7 +176,11 @@ async def test_the_document_has_the_doors_of_the_areas(engine: Engine, client: C
 async def test_the_doors_of_an_area_that_is_off_are_not_there(engine: Engine, client: Client) -> None:
     """They answer 404 to who has a key, and to others what every path answers them."""
     app = create_app(doors_of(Area.PROVISIONING, Area.SHADOW, Area.JOBS))
-    async with open_doors(engine, app) as doors, doors.operator() as http, doors.client() as nobody:
+    async with (
+        open_http_api(engine, app) as http_api,
+        http_api.operator() as http,
+        http_api.client() as nobody,
+    ):
         for door in ("verify", "registered"):
             path = f"/api/iot/fleet-provisioning/{door}"
             body = {"serialNumber": "SN-1"}

@@ -24,10 +24,10 @@ from db.engine import open_engine
 from embedded.policy import create_device_policy
 from embedded.processes import choose_ports
 from embedded.stack import Addresses
-from tests.bridge import POLICY, Device, until
-from tests.command_line import empty_database, empty_namespace, environment_of
+from tests import ROOT
+from tests.harness.bridge import POLICY, Device, until
+from tests.harness.command_line import empty_database, empty_namespace, environment_of
 
-ROOT = Path(__file__).resolve().parent.parent
 HOST = ROOT / "examples" / "host"
 PINS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["constraint-dependencies"]
 

@@ -17,8 +17,8 @@ from cli import app
 from domain.failure import FailureCode
 from domain.provisioning_status import ProvisioningStatus
 from settings import CONFIG_FILE_VARIABLE, describe
+from tests import ROOT
 
-ROOT: Final = Path(__file__).parent.parent
 HANDBOOK: Final = (ROOT / "docs" / "handbook.md").read_text()
 DOCUMENTS: Final = "\n".join(
     path.read_text()

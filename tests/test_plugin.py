@@ -21,10 +21,10 @@ from temporalio.worker import Worker
 
 from db.migrate import SchemaOutdatedError
 from embedded.stack import Addresses
+from orchestration.codec import EncryptionCodec
 from settings import Encryption, Settings
-from tests.command_line import empty_database
+from tests.harness.command_line import empty_database
 from thingbridge import HostRefusedError, ThingbridgePlugin
-from workflows.encryption import EncryptionCodec
 
 
 @workflow.defn(sandboxed=False)

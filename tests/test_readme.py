@@ -1,7 +1,6 @@
 """What the README promises of the code is so."""
 
 import re
-from pathlib import Path
 
 import pytest
 from starlette.routing import Route
@@ -9,8 +8,8 @@ from starlette.routing import Route
 from api.app import create_app
 from domain.failure import FailureCode
 from settings import ApiSettings
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SERVICE_OF_CLIENT = {"secrets": "secretsmanager", "iot_data": "iot", "_events": "events", "_sns": "sns"}
 # The table of sinks has rows that begin alike.

@@ -21,16 +21,20 @@ from pydantic import SecretStr
 from sqlalchemy import Engine
 from temporalio.client import Client
 
-import telemetry
-from activities.aws import Aws, AwsConfigurationError
-from activities.event_sinks import LogSink
+from aws.clients import AwsClients, AwsConfigurationError
 from db.engine import open_engine
 from db.migrate import SchemaOutdatedError
 from domain.lifecycle_event import LifecycleEvent
 from domain.provisioning_status import ProvisioningStatus
+from events.sink import LogSink
+from observability import telemetry
+from orchestration.client import connect
+from orchestration.requests import send_event
+from orchestration.search_attributes import SearchAttributesError
 from settings import Settings
-from tests.bridge import Bridge, Device, until
-from tests.command_line import (
+from tests import ROOT
+from tests.harness.bridge import Bridge, Device, until
+from tests.harness.command_line import (
     empty_database,
     empty_namespace,
     environment_of,
@@ -38,13 +42,8 @@ from tests.command_line import (
     run,
     running,
 )
-from tests.test_device_lifecycle import fits
+from tests.workflows.test_device_lifecycle import fits
 from worker import compose_worker, run_worker
-from workflows.connection import connect
-from workflows.requests import send_event
-from workflows.search_attributes import SearchAttributesError
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Orphan:
 
 
 @asynccontextmanager
-async def working_on(queue: str, bridge: Bridge, settings: Settings, aws: Aws) -> AsyncIterator[None]:
+async def working_on(queue: str, bridge: Bridge, settings: Settings, aws: AwsClients) -> AsyncIterator[None]:
     """Another worker, in this process."""
     own = settings.worker.model_copy(update={"task_queue": queue})
     engine = open_engine(settings.database_url.get_secret_value(), pool_size=5)
@@ -71,7 +70,7 @@ async def send(bridge: Bridge, device: Device, queue: str) -> None:
 
 
 @pytest_asyncio.fixture(scope="module")
-async def orphan(bridge: Bridge, settings: Settings, aws: Aws) -> AsyncIterator[Orphan]:
+async def orphan(bridge: Bridge, settings: Settings, aws: AwsClients) -> AsyncIterator[Orphan]:
     """A worker killed with a key in its hand; first of all, since another may go on half a minute later."""
     device, queue = Device("ORPHAN-1"), "killed-worker"
     bridge.emulator.add_fault(
@@ -92,7 +91,7 @@ async def orphan(bridge: Bridge, settings: Settings, aws: Aws) -> AsyncIterator[
         await until(issued, "a certificate is issued")
         process.send_signal(signal.SIGKILL)
         await process.wait()
-    certificate_arn = bridge.bound(device).certificate_arn
+    certificate_arn = bridge.require_binding(device).certificate_arn
     assert certificate_arn is not None
     async with working_on(queue, bridge, settings, aws):
         yield Orphan(device, certificate_arn)
@@ -178,7 +177,7 @@ async def test_a_worker_refuses_to_guess_a_region(
 
 
 async def test_a_worker_told_to_stop_finishes_what_is_at_work(
-    bridge: Bridge, settings: Settings, aws: Aws
+    bridge: Bridge, settings: Settings, aws: AwsClients
 ) -> None:
     """On SIGTERM it takes nothing new, ends the step it is at, exits with 0; another goes on from there."""
     queue, device, later = "stopped-worker", Device("STOPPED-1"), Device("STOPPED-2")
@@ -188,7 +187,7 @@ async def test_a_worker_told_to_stop_finishes_what_is_at_work(
     # AWS_REGION alone will do, although boto3 itself does not read it.
     async with running("worker", IOT_AWS_WORKER__TASK_QUEUE=queue, AWS_DEFAULT_REGION=None) as process:
         await send(bridge, device, queue)
-        await bridge.met(dawdling)
+        await bridge.wait_for_fault(dawdling)
         process.send_signal(signal.SIGTERM)
         stderr = await told(process, "worker stopping")
         await asyncio.sleep(0.5)
@@ -202,9 +201,9 @@ async def test_a_worker_told_to_stop_finishes_what_is_at_work(
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in said)
     assert said[-1]["message"] == "worker stopped"
     async with working_on(queue, bridge, settings, aws):
-        handle = await bridge.ended(device)
-        await bridge.ended(later)
-    assert bridge.bound(device).provisioning_status is ProvisioningStatus.ACTIVE
+        handle = await bridge.wait_for_end(device)
+        await bridge.wait_for_end(later)
+    assert bridge.require_binding(device).provisioning_status is ProvisioningStatus.ACTIVE
     attempts = [
         event.activity_task_started_event_attributes.attempt
         async for event in handle.fetch_history_events()
@@ -239,11 +238,11 @@ async def test_a_versioned_worker_works_once_the_command_it_prints_has_been_run(
             return shell.returncode == 0
 
         await until(made_current, "the version, registered by its worker, is made current")
-        handle = await bridge.ended(device)
+        handle = await bridge.wait_for_end(device)
         told: dict[str, str] = {}
         while told.get("subject") != str(device.device_id):
             told = json.loads(await process.stderr.readline()).get("event", {})
-    assert bridge.bound(device).provisioning_status is ProvisioningStatus.ACTIVE
+    assert bridge.require_binding(device).provisioning_status is ProvisioningStatus.ACTIVE
     assert told["type"] == "AwsThingProvisionedEvent"
     described = (await handle.describe()).raw_description.workflow_execution_info
     assert described.versioning_info.deployment_version.build_id == "1.0 beta"
@@ -285,7 +284,7 @@ async def test_a_line_about_a_workflow_names_it(bridge: Bridge, log: io.StringIO
     telemetry.configure("DEBUG", "json", log)
     device = Device("LOGGED-1")
     await bridge.send(device, {"no": "event"}, device.event("Provisioned"))
-    handle = await bridge.ended(device)
+    handle = await bridge.wait_for_end(device)
     lines = [json.loads(line) for line in log.getvalue().splitlines()]
     run_id = (await handle.describe()).run_id
     of_workflow = [line["temporal_workflow"] for line in lines if "temporal_workflow" in line]
@@ -323,8 +322,8 @@ def test_events_reach_the_log_whatever_its_level(log: io.StringIO) -> None:
 
 async def test_a_killed_workers_device_is_healed_by_another(bridge: Bridge, orphan: Orphan) -> None:
     """A device whose key was lost with its worker ends Active, and has no certificate too many."""
-    await bridge.ended(orphan.device, 45)
-    binding = bridge.bound(orphan.device)
+    await bridge.wait_for_end(orphan.device, 45)
+    binding = bridge.require_binding(orphan.device)
     assert binding.provisioning_status is ProvisioningStatus.ACTIVE
     traces = bridge.traces(orphan.device, orphan.certificate_arn)
     (certificate,) = traces.certificates
@@ -334,7 +333,7 @@ async def test_a_killed_workers_device_is_healed_by_another(bridge: Bridge, orph
 
 
 async def test_calls_to_aws_are_limited_for_all_workers_together(
-    bridge: Bridge, settings: Settings, aws: Aws, engine: Engine
+    bridge: Bridge, settings: Settings, aws: AwsClients, engine: Engine
 ) -> None:
     """The queue's rate, which Temporal holds over every worker, is the one that is set."""
     limited = settings.worker.model_copy(update={"max_activities_per_second": 7.5, "task_queue": "limited"})

@@ -25,12 +25,14 @@ class ClaimCertificateCheck:
             progress: none from a client; where the run before this one ended.
         """
         while not self._progress.claims_done:
-            told = await workflow.execute_activity_method(
+            warnings = await workflow.execute_activity_method(
                 ClaimCertificateActivities.warn_of_expiring_claims,
                 ClaimPage(at=self._progress.at, after=self._progress.claims),
                 **fleet_page("Tell of claim certificates that expire"),
             )
-            self._go_on(CheckTotals(told=told.count), claims=told.next, claims_done=told.next is None)
+            self._go_on(
+                CheckTotals(warned=warnings.count), claims=warnings.next, claims_done=warnings.next is None
+            )
         while not self._progress.follow_ups_done:
             sent = await workflow.execute_activity_method(
                 ClaimCertificateActivities.follow_up_enrolments,
@@ -46,7 +48,7 @@ class ClaimCertificateCheck:
         totals = self._progress.totals.plus(more)
         self._progress = self._progress.model_copy(update={"totals": totals, **to})
         workflow.set_current_details(
-            f"Claim certificates told of: **{totals.told}**\n\nDevices signalled again: {totals.signalled}"
+            f"Claim certificates told of: **{totals.warned}**\n\nDevices signalled again: {totals.signalled}"
         )
         if workflow.info().is_continue_as_new_suggested():
             workflow.continue_as_new(self._progress)

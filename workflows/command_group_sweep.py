@@ -2,7 +2,7 @@
 
 from temporalio import workflow
 
-from activities.thing_groups import ThingGroupActivities
+from activities.command_groups import CommandGroupActivities
 from domain.names import COMMAND_GROUP_SWEEP
 from workflows.policies import sweep
 
@@ -15,6 +15,6 @@ class CommandGroupSweep:
     async def run(self) -> int:
         """Delete what is unused, and return how many groups that were."""
         return await workflow.execute_activity_method(
-            ThingGroupActivities.sweep_command_groups,
+            CommandGroupActivities.sweep_command_groups,
             **sweep("Delete the dynamic thing groups no command uses"),
         )

@@ -15,17 +15,17 @@ from temporalio.workflow import ActivityConfig, ActivityHandle
 
 from activities.commands import CommandActivities
 from domain.command import Command, CommandTarget, InvalidCommandError
-from domain.command_job import (
+from domain.failure import FailureCode
+from domain.job import (
     CommandEnd,
     CommandPlan,
     CommandReport,
     JobCancellation,
     JobOrder,
-    JobStanding,
+    JobState,
     JobWatch,
     TargetSelection,
 )
-from domain.failure import FailureCode
 from domain.names import (
     CANCEL_SIGNAL,
     DEVICE_COMMAND,
@@ -33,7 +33,8 @@ from domain.names import (
     job_queue,
     tenant_key,
 )
-from workflows.activity_failure import failure_of
+from orchestration.failures import failure_of
+from orchestration.search_attributes import TENANT_ID, THING_NAME
 from workflows.policies import (
     CANCELLATION_PATIENCE,
     LATENESS,
@@ -43,7 +44,6 @@ from workflows.policies import (
     job_cancellation,
     job_watch,
 )
-from workflows.search_attributes import TENANT_ID, THING_NAME
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -186,7 +186,7 @@ class DeviceCommand:
                 raise
             self._hindrance = failure_of(error, left.total_seconds())[1]
 
-    async def _watch_job(self, order: JobOrder) -> JobStanding | None:
+    async def _watch_job(self, order: JobOrder) -> JobState | None:
         """The job's end, or how it was found at the deadline; None where it was not looked at until then."""
         if self._job_arn is None:
             return None
@@ -200,7 +200,7 @@ class DeviceCommand:
         except ActivityError:
             return None  # no worker looked in time: it is looked at once more before it is cancelled
 
-    async def _cancel_job(self, order: JobOrder) -> JobStanding:
+    async def _cancel_job(self, order: JobOrder) -> JobState:
         """Cancel the job in AWS, if there is one; how it was found."""
         continuous = order.plan.selection is TargetSelection.CONTINUOUS
         cancellation = JobCancellation(
@@ -216,9 +216,9 @@ class DeviceCommand:
             )
         except ActivityError as error:
             self._hindrance = failure_of(error, CANCELLATION_PATIENCE.total_seconds())[1]
-            return JobStanding(status=None)
+            return JobState(status=None)
 
-    def _closed(self, standing: JobStanding, plan: CommandPlan, *, on_request: bool) -> CommandEnd:
+    def _closed(self, standing: JobState, plan: CommandPlan, *, on_request: bool) -> CommandEnd:
         """The end that was set to a command whose job did not end by itself."""
         if on_request:
             status, reason = _CANCELED, "cancelled on request"
@@ -242,7 +242,7 @@ class DeviceCommand:
             end=end,
         )
         await self._undisturbed(
-            CommandActivities.tell_command_end, report, checkpoint(self._titled("Tell the end"))
+            CommandActivities.publish_command_end, report, checkpoint(self._titled("Tell the end"))
         )
 
     # How

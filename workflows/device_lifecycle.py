@@ -24,7 +24,8 @@ from activities.shadows import ShadowActivities
 from activities.teardown import TeardownActivities
 from activities.things import ThingActivities
 from domain.device_state import DeviceState
-from domain.lifecycle_event import InvalidEventError, LifecycleEvent, Rejection
+from domain.fault import Fault
+from domain.lifecycle_event import InvalidEventError, LifecycleEvent
 from domain.names import (
     DEVICE_EVENT_SIGNAL,
     DEVICE_LIFECYCLE,
@@ -34,8 +35,9 @@ from domain.names import (
     tenant_key,
 )
 from domain.provisioning_status import ProvisioningStatus
-from domain.saga import Device, FailureReport, FoldRequest, Standing, StepResult, TeardownPlan
-from workflows.activity_failure import failure_of, lacks_credentials, unless_cancelled
+from domain.saga import ApplyEventRequest, Device, DeviceSnapshot, FailureReport, StepResult, TeardownPlan
+from orchestration.failures import failure_of, lacks_credentials, unless_cancelled
+from orchestration.search_attributes import PROVISIONING_STATUS, TENANT_ID, THING_NAME
 from workflows.policies import (
     CREDENTIALS_RECHECK,
     FOLD,
@@ -45,7 +47,6 @@ from workflows.policies import (
     saga_step,
     teardown_step,
 )
-from workflows.search_attributes import PROVISIONING_STATUS, TENANT_ID, THING_NAME
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -139,7 +140,7 @@ class DeviceLifecycle:
         self._take_up = carried.take_up
         self._teardown = carried.teardown
         self._indexed: dict[str, str] = {}
-        self._standing = Standing()
+        self._standing = DeviceSnapshot()
         self._status: ProvisioningStatus | None = None
         self._step = "waiting for an event"
         self._arn: str | None = None
@@ -171,12 +172,12 @@ class DeviceLifecycle:
             self._retries += 1
         elif name != DEVICE_EVENT_SIGNAL:
             known = f"must be {DEVICE_EVENT_SIGNAL} or {RETRY_SIGNAL}"
-            self._reject("unknown", Rejection(field="signal", reason=known))
+            self._reject("unknown", Fault(field="signal", reason=known))
         else:
             try:
                 self._enqueue(_event_in(arguments))
             except InvalidEventError as error:
-                self._reject(name, error.rejection)
+                self._reject(name, error.fault)
 
     @workflow.query(name=STATUS_QUERY)
     def status(self) -> DeviceLifecycleStatus:
@@ -198,14 +199,14 @@ class DeviceLifecycle:
 
     def _enqueue(self, event: LifecycleEvent) -> None:
         if event.device_id != self._device_id:
-            raise InvalidEventError(Rejection(field="deviceId", reason="is not the device of this workflow"))
+            raise InvalidEventError(Fault(field="deviceId", reason="is not the device of this workflow"))
         if (known := self._known) and (rejection := known.refuses(event)):
             raise InvalidEventError(rejection)
         self._queued.append(event)
         if event.is_decommission and self._at_work is not None:
             self._at_work.cancel()
 
-    def _reject(self, signal: str, rejection: Rejection) -> None:
+    def _reject(self, signal: str, rejection: Fault) -> None:
         self._rejected_count += 1
         rejected = RejectedSignal(
             at=workflow.now(), signal=signal, field=rejection.field, reason=rejection.reason
@@ -270,18 +271,18 @@ class DeviceLifecycle:
                 self._retry = False
             self._show("waiting for an event")
 
-    async def _fold(self, event: LifecycleEvent | None) -> Standing:
+    async def _fold(self, event: LifecycleEvent | None) -> DeviceSnapshot:
         if self._device_id is None:
-            return Standing()
-        request = FoldRequest(device_id=self._device_id, event=event)
+            return DeviceSnapshot()
+        request = ApplyEventRequest(device_id=self._device_id, event=event)
         try:
             return await workflow.execute_local_activity_method(
-                DeviceStateActivities.fold_event, request, **FOLD
+                DeviceStateActivities.apply_event, request, **FOLD
             )
         except (ActivityError, ApplicationError, TemporalTimeoutError):
             # What a local activity failed with comes as it is, and not in an ActivityError.
             return await workflow.execute_activity_method(
-                DeviceStateActivities.fold_event,
+                DeviceStateActivities.apply_event,
                 request,
                 **checkpoint("Fold the event: the database did not answer at once"),
             )
@@ -531,11 +532,11 @@ _TEARDOWN: Final[Sequence[tuple[str, Callable[[Any, TeardownPlan], None]]]] = (
 def _event_in(arguments: Sequence[RawValue]) -> LifecycleEvent:
     if len(arguments) != 1:
         raise InvalidEventError(
-            Rejection(field="event", reason=f"must be the signal's one argument, {len(arguments)} were sent")
+            Fault(field="event", reason=f"must be the signal's one argument, {len(arguments)} were sent")
         )
     payload = arguments[0].payload
     if payload.metadata.get("encoding") != b"json/plain":
-        raise InvalidEventError(Rejection(field="event", reason="must be plain JSON"))
+        raise InvalidEventError(Fault(field="event", reason="must be plain JSON"))
     return LifecycleEvent.from_json(payload.data)
 
 

@@ -9,7 +9,7 @@ from temporalio.exceptions import ActivityError
 from activities.shadow_deltas import ShadowDeltaActivities
 from domain.delta_poll import DeltaCounts, DeltaPage, PagesRequest, PollProgress, PollTotals
 from domain.names import SHADOW_DELTA_POLL
-from workflows.activity_failure import unless_cancelled
+from orchestration.failures import unless_cancelled
 from workflows.policies import delta_page, poll_step
 
 # A quarter of the threads of one worker as it is set by default: the sagas keep the rest. At 20 ms a read

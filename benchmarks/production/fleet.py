@@ -22,7 +22,7 @@ from db.models import AwsThingBinding, OutboxRow
 from domain.names import thing_name
 from domain.outgoing_event import OutgoingEventType
 from domain.provisioning_status import ProvisioningStatus
-from embedded.aws_client import aws_client
+from embedded.emulator.client import aws_client
 from embedded.simulated_device import SimulatedDevice, desire
 
 POLICY: Final = "production-run"
@@ -226,7 +226,7 @@ class Watcher:
         async with self._looked:
             await self._looked.wait_for(lambda: so(self.records))
 
-    async def reaches(self, device: FleetDevice, status: ProvisioningStatus) -> None:
+    async def wait_for_status(self, device: FleetDevice, status: ProvisioningStatus) -> None:
         """Return once the device's binding has a status."""
         await self.until(lambda records: records.statuses.get(device.device_id or UUID(int=0)) is status)
 
@@ -243,7 +243,7 @@ class Watcher:
             )
 
 
-class Doors:
+class HttpApi:
     """The bridge's HTTP doors as a patient client takes them: what was not answered is sent again."""
 
     def __init__(self, base_url: str, key: str) -> None:
@@ -284,7 +284,7 @@ class Doors:
 class FleetProvisioning:
     """AWS's part and the Lambda functions' in a device's enrolling itself."""
 
-    def __init__(self, aws_endpoint_url: str, doors: Doors) -> None:
+    def __init__(self, aws_endpoint_url: str, doors: HttpApi) -> None:
         # Once each: a certificate that was made and not waited for would be nobody's.
         self._iot = aws_client("iot", aws_endpoint_url, attempts=1)
         self._secrets = aws_client("secretsmanager", aws_endpoint_url, attempts=1)
@@ -339,7 +339,7 @@ class Platform:
     def __init__(
         self,
         watcher: Watcher,
-        doors: Doors,
+        doors: HttpApi,
         provisioning: FleetProvisioning,
         send_file: Callable[[Path], Coroutine[Any, Any, None]],
         folder: Path,
@@ -391,7 +391,7 @@ class Platform:
             case Life.COMMANDED:
                 await self._desire(device)
             case Life.DECOMMISSIONED | Life.ENROLLED_DECOMMISSIONED:
-                await self._watcher.reaches(device, ProvisioningStatus.ACTIVE)
+                await self._watcher.wait_for_status(device, ProvisioningStatus.ACTIVE)
                 await self._doors.tell(device, "Decommissioned")
             case Life.OVERTAKEN:
                 await self._watcher.until(lambda records: device.device_id in records.statuses)
@@ -402,12 +402,12 @@ class Platform:
                 await self._desire(device)
                 await self._doors.tell(device, "Decommissioned")
         ends = ProvisioningStatus.DECOMMISSIONED if device.is_decommissioned else ProvisioningStatus.ACTIVE
-        await self._watcher.reaches(device, ends)
+        await self._watcher.wait_for_status(device, ends)
         self.ended += 1
 
     async def _desire(self, device: FleetDevice) -> None:
         """Ask another state of the device once it is there, and be the device that takes the job."""
-        await self._watcher.reaches(device, ProvisioningStatus.ACTIVE)
+        await self._watcher.wait_for_status(device, ProvisioningStatus.ACTIVE)
         await _until_answered(lambda: desire(self._endpoint, device.thing_name, DESIRED))
         simulated = SimulatedDevice(self._endpoint, device.thing_name)
         await again_until(lambda: _until_answered(simulated.take_one), pause=_DEVICE_LOOK_SECONDS)

@@ -57,7 +57,7 @@ def upgrade() -> None:
         sa.Column("device_id", sa.Uuid(), nullable=False),
         sa.Column("tenant_id", sa.Uuid(), nullable=True),
         sa.Column("serial_number", sa.String(length=94), nullable=True),
-        sa.Column("wanted_status", sa.String(length=32), nullable=True),
+        sa.Column("desired_status", sa.String(length=32), nullable=True),
         sa.Column("occurred_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("event_id", sa.Uuid(), nullable=True),
         sa.Column("decommissioned_at", sa.DateTime(timezone=True), nullable=True),
@@ -68,11 +68,11 @@ def upgrade() -> None:
             name=op.f("ck_iotaws_device_states_tenant_is_not_zero"),
         ),
         sa.CheckConstraint(
-            "wanted_status IN ('Active', 'Suspended', 'Decommissioned')",
+            "desired_status IN ('Active', 'Suspended', 'Decommissioned')",
             name=op.f("ck_iotaws_device_states_wanted_status"),
         ),
         sa.CheckConstraint(
-            "(wanted_status IS NULL) = (occurred_at IS NULL) AND (occurred_at IS NULL) = (event_id IS NULL)",
+            "(desired_status IS NULL) = (occurred_at IS NULL) AND (occurred_at IS NULL) = (event_id IS NULL)",
             name=op.f("ck_iotaws_device_states_wish_is_whole"),
         ),
         sa.PrimaryKeyConstraint("device_id", name=op.f("pk_iotaws_device_states")),

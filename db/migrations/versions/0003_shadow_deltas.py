@@ -23,7 +23,7 @@ def upgrade() -> None:
             "first_seen_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
         ),
         sa.Column("found_by", sa.Text(), nullable=False),
-        sa.Column("commanded_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("command_started_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("device_id", name=op.f("pk_iotaws_shadow_deltas")),
     )
     op.create_index(
@@ -31,7 +31,7 @@ def upgrade() -> None:
         "iotaws_shadow_deltas",
         ["device_id"],
         unique=False,
-        postgresql_where=sa.text("commanded_at IS NULL"),
+        postgresql_where=sa.text("command_started_at IS NULL"),
     )
     op.create_table(
         "iotaws_command_groups",

@@ -21,9 +21,9 @@ def upgrade() -> None:
         sa.Column("secret_arn", sa.Text(), nullable=True),
         sa.Column("provisioned_via_jitp", sa.Boolean(), nullable=False),
         sa.Column("retired_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.Column("taken_up_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("kept_because", sa.Text(), nullable=True),
-        sa.Column("settled_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("decided_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("kept_reason", sa.Text(), nullable=True),
+        sa.Column("completed_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
             "tenant_id <> '00000000-0000-0000-0000-000000000000'",
             name=op.f("ck_iotaws_retired_certificates_tenant_is_not_zero"),
@@ -31,11 +31,11 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_iotaws_retired_certificates")),
     )
     op.create_index(
-        "ix_iotaws_retired_certificates_unsettled",
+        "ix_iotaws_retired_certificates_pending",
         "iotaws_retired_certificates",
         ["device_id"],
         unique=False,
-        postgresql_where=sa.text("settled_at IS NULL"),
+        postgresql_where=sa.text("completed_at IS NULL"),
     )
     op.create_index(
         "ix_iotaws_retired_certificates_certificate_arn",
@@ -44,7 +44,7 @@ def upgrade() -> None:
         unique=False,
     )
     op.create_table(
-        "iotaws_aws_place",
+        "iotaws_aws_location",
         sa.Column("id", sa.SmallInteger(), server_default="1", nullable=False),
         sa.Column("partition", sa.Text(), nullable=False),
         sa.Column("account_id", sa.String(length=12), nullable=False),

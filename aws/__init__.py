@@ -1,0 +1,1 @@
+"""AWS services: plain classes around boto3, without Temporal."""

@@ -1,0 +1,1 @@
+"""The AWS emulator: moto over HTTP, corrected where it differs from AWS."""

@@ -1,0 +1,1 @@
+"""Outgoing events: built, published from the outbox, sent to a sink."""

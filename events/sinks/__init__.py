@@ -1,0 +1,1 @@
+"""The sinks that events can be sent to."""

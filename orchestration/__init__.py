@@ -1,0 +1,1 @@
+"""Temporal plumbing: client, codec, sandbox, schedules, search attributes, interceptors."""

@@ -1,0 +1,79 @@
+"""Whom each activity is about, for its log lines and counts; and how long the steps of the sagas take."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from temporalio import activity
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
+
+from domain.command import Command, TargetKind
+from domain.job import CommandReport, JobCancellation, JobOrder, JobWatch
+from domain.lifecycle_event import LifecycleEvent
+from domain.names import thing_name
+from domain.saga import ApplyEventRequest, Device, FailureReport, TeardownPlan
+from observability.context import set_context
+from observability.metrics import STEP_DURATION
+
+_Ids = Mapping[str, UUID | str | None]
+
+
+class LogContextInterceptor(Interceptor):
+    """Looks at each attempt at an activity, and changes nothing."""
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
+        """Put the observer before the activity."""
+        return _Observed(next)
+
+
+class _Observed(ActivityInboundInterceptor):
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
+        """Run the activity."""
+        info, given = activity.info(), input.args[0] if input.args else None
+        # For good: the task ends with the attempt, and the SDK says in it why that failed.
+        set_context(workflow_id=info.workflow_id, run_id=info.workflow_run_id, **_ids_in(given))
+        result = await super().execute_activity(input)
+        if isinstance(given, Device | TeardownPlan):
+            # The server's clock and this one's, which may differ a little.
+            took = max((datetime.now(UTC) - info.scheduled_time).total_seconds(), 0)
+            STEP_DURATION.record(_device_in(given).tenant_id, info.activity_type, took)
+        return result
+
+
+def _device_in(given: Device | TeardownPlan | FailureReport) -> Device:
+    return given if isinstance(given, Device) else given.device
+
+
+def _ids_in(given: object) -> _Ids:
+    """Whom an activity's input names."""
+    match given:
+        case Device() | TeardownPlan() | FailureReport():
+            device = _device_in(given)
+            return {
+                "tenant_id": device.tenant_id,
+                "device_id": device.device_id,
+                "thing_name": device.thing_name,
+            }
+        case ApplyEventRequest(device_id=device_id, event=event):
+            return {"device_id": device_id} | (_ids_of_event(event) if event else {})
+        case Command():
+            return _ids_of(given)
+        case JobOrder(command=command, plan=plan):
+            return {**_ids_of(command), "tenant_id": plan.tenant_id, "thing_name": plan.thing_name}
+        case JobWatch(plan=plan) | JobCancellation(plan=plan):
+            return {"tenant_id": plan.tenant_id, "thing_name": plan.thing_name}
+        case CommandReport(command=command):
+            return _ids_of(command)
+        case _:
+            return {}
+
+
+def _ids_of_event(event: LifecycleEvent) -> dict[str, UUID | str | None]:
+    name = thing_name(event.tenant_id, event.serial_number) if event.serial_number else None
+    return {"tenant_id": event.tenant_id, "thing_name": name}
+
+
+def _ids_of(command: Command) -> _Ids:
+    device_id = command.target.value if command.target.kind is TargetKind.DEVICE else None
+    return {"tenant_id": command.tenant_id, "device_id": device_id}

@@ -1,0 +1,776 @@
+"""A device enrols itself: who may, what it may claim, what follows, and what a second enrolment replaces."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx2
+import pytest
+from sqlalchemy import Engine
+from sqlmodel import Session, delete, select
+
+from api.app import create_app
+from aws.clients import AwsClients
+from db.aws_location import load_location, save_location
+from db.bindings import Actor, open_binding
+from db.device_states import lock_or_create_state, save_state
+from db.models import AwsLocationRow, AwsThingBinding
+from domain.claim_check import CheckTotals
+from domain.device_state import DesiredStatus, DeviceState, StatusChange
+from domain.names import TASK_QUEUE
+from domain.provisioning_status import ProvisioningStatus
+from embedded.emulator.control import EmulatorControl
+from embedded.stack import Addresses
+from settings import ApiSettings
+from tests.harness.bridge import Bridge, Device, until
+from tests.harness.enrolment import REGISTERED, VERIFY, EnrolmentHarness, enrol
+from tests.harness.http_api import HttpApi, faults, open_http_api, problem
+from worker import discover_location
+from workflows.claim_certificate_check import ClaimCertificateCheck
+
+ACTIVE, GONE = ProvisioningStatus.ACTIVE, ProvisioningStatus.DECOMMISSIONED
+ADMITTED = (200, {"allowProvisioning": True, "reason": None})
+PLATFORM = Actor("the platform")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _detaches_settle_at_once(stack: Addresses) -> Iterator[None]:
+    """That they do not is the matter of other tests, and would cost each of these two seconds."""
+    emulator = EmulatorControl(stack.aws_endpoint_url)
+    emulator.settings(detach_settles_seconds=0)
+    yield
+    emulator.default_settings()
+
+
+@asynccontextmanager
+async def unheard(engine: Engine, **fleet_provisioning: Any) -> AsyncIterator[httpx2.AsyncClient]:
+    """An operator at an application whose Temporal is nowhere, and which may be set otherwise."""
+    settings = ApiSettings.load()
+    own = settings.fleet_provisioning.model_copy(update=fleet_provisioning)
+    app = create_app(settings.model_copy(update={"fleet_provisioning": own}))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
+        async with open_http_api(engine, app) as http_api, http_api.operator() as http:
+            yield http
+
+
+async def verdict(http: httpx2.AsyncClient, device: Device) -> tuple[int, dict[str, Any]]:
+    tenant = str(device.tenant_id) if device.tenant_id else None
+    answer = await http.post(VERIFY, json={"serialNumber": device.serial_number, "tenantId": tenant})
+    return answer.status_code, answer.json()
+
+
+def denied(reason: str) -> tuple[int, dict[str, Any]]:
+    return 403, {"allowProvisioning": False, "reason": reason}
+
+
+# Who may
+
+
+async def test_whoever_was_never_heard_of_may_enrol(http_api: HttpApi) -> None:
+    """An operator's word is the tenant, no word the null tenant; a tenant's key is the tenant by itself."""
+    tenant = uuid4()
+    async with http_api.operator() as operator:
+        assert await verdict(operator, Device("NEW-1")) == ADMITTED
+        assert await verdict(operator, Device("NEW-1", None)) == ADMITTED
+    async with http_api.tenant(tenant) as own:
+        assert await verdict(own, Device("NEW-1", None)) == ADMITTED
+        assert await verdict(own, Device("NEW-1", tenant)) == ADMITTED
+        answer = await own.post(VERIFY, json={"serialNumber": "NEW-1", "tenantId": str(uuid4())})
+    assert problem(answer)["status"] == 403
+
+
+async def test_a_serial_number_that_cannot_be_one_is_not_valid(http_api: HttpApi) -> None:
+    """Both doors say by what field."""
+    async with http_api.operator() as http:
+        answer = await http.post(VERIFY, json={"serialNumber": "no blanks"})
+    assert answer.status_code == 422
+    assert "serialNumber" in faults(answer)
+
+
+async def test_a_decommissioned_serial_number_may_not(
+    bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
+) -> None:
+    """From the event on, not only when AWS is clean; the same serial number of another tenant may."""
+    device = Device("DENIED-1")
+    async with http_api.operator() as http:
+        await enrol(http, enrolment.in_aws(bridge, device))
+        enrolled = enrolment.enrolled(device)
+        await bridge.wait_for_end(enrolled)
+        assert await verdict(http, device) == ADMITTED
+        erasing = bridge.emulator.add_fault(
+            "iot:DeleteThing", resource=device.thing_name, times=1, delay_seconds=1
+        )
+        await bridge.send(enrolled, enrolled.event("Decommissioned", 5))
+        await bridge.wait_for_fault(erasing)
+        reason = "the device of this serial number was decommissioned"
+        assert await verdict(http, device) == denied(reason)
+        refused = await http.post(REGISTERED, json=enrolment.body(device))
+        assert (refused.status_code, problem(refused)["detail"]) == (403, reason)
+        await bridge.wait_for_end(enrolled)
+        assert enrolment.require_binding(device).provisioning_status is GONE
+        assert await verdict(http, device) == denied(reason)
+        with enrolment.nothing_written(device):
+            refused = await http.post(REGISTERED, json=enrolment.body(device))
+        assert (refused.status_code, problem(refused)["detail"]) == (403, reason)
+        assert await verdict(http, Device("DENIED-1")) == ADMITTED
+    (row,) = enrolment.device_rows(device)
+    assert row.status == "Decommissioned"
+
+
+async def test_a_serial_number_that_the_platform_takes_up_again_may(
+    http_api: HttpApi, engine: Engine, enrolment: EnrolmentHarness
+) -> None:
+    """The newest device of a serial number decides, not the one that was decommissioned."""
+    device = Device("AGAIN-1")
+    for status in (GONE, ProvisioningStatus.PENDING):
+        with Session(engine) as session, session.begin():
+            open_binding(
+                session,
+                device_id=uuid4(),
+                tenant_id=device.tenant_id,
+                thing_name=device.thing_name,
+                actor=PLATFORM,
+                status=status,
+            )
+    async with http_api.operator() as http:
+        assert await verdict(http, device) == ADMITTED
+        # It is the platform's saga that makes this one's certificate.
+        with enrolment.nothing_written(device):
+            answer = await http.post(REGISTERED, json=enrolment.body(device))
+    assert problem(answer)["status"] == 409
+    assert "Pending" in problem(answer)["detail"]
+
+
+async def test_a_live_serial_number_may_not_where_that_is_switched_off(
+    http_api: HttpApi, engine: Engine, enrolment: EnrolmentHarness
+) -> None:
+    """The hook denies it, another certificate is refused, and a repeat is still answered."""
+    device = Device("ONCE-1")
+    body = enrolment.body(device)
+    async with unheard(engine, allow_reprovision=False) as http:
+        assert await verdict(http, device) == ADMITTED
+        device_id = await enrol(http, body)
+        status, answer = await verdict(http, device)
+        assert (status, answer["allowProvisioning"]) == (403, False)
+        with enrolment.nothing_written(device):
+            refused = await http.post(REGISTERED, json=enrolment.body(device))
+            assert problem(refused)["status"] == 409
+            assert await enrol(http, body, again=True) == device_id
+
+
+# What is written
+
+
+async def test_device_and_binding_are_written_and_what_follows_follows(
+    bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
+) -> None:
+    """Both Active, with audit and event; then the status is reported. Nothing of it is made by the bridge."""
+    device = Device("JOIN-1")
+    assert device.tenant_id is not None
+    expires = datetime(2027, 3, 1, tzinfo=UTC)
+    body = enrolment.in_aws(bridge, device) | {
+        "tenantId": None,
+        "label": "Pump, hall 3",
+        "claimCertificateExpiresAt": "2027-03-01T01:00:00+01:00",
+    }
+    async with http_api.tenant(device.tenant_id) as http:
+        device_id = await enrol(http, body)
+    enrolled = enrolment.enrolled(device)
+    assert enrolled.device_id == device_id
+    (row,) = enrolment.device_rows(device)
+    assert (row.id, row.model, row.firmware_version, row.label, row.status) == (
+        *(device_id, "MX-3", "1.0", "Pump, hall 3", "Active"),
+    )
+    binding = bridge.require_binding(enrolled)
+    assert (binding.provisioning_status, binding.provisioned_via_jitp) == (ACTIVE, True)
+    assert binding.thing_name == device.thing_name
+    assert binding.thing_arn == body["thingArn"]
+    assert binding.certificate_arn == body["certificateArn"]
+    assert binding.certificate_secret_arn == body["certificateSecretArn"]
+    assert binding.claim_certificate_expires_at == expires
+    (transition,) = bridge.transition_rows(enrolled)
+    assert (transition.from_status, transition.to_status) == (None, ACTIVE)
+    assert transition.actor.startswith("key ")
+    (told,) = bridge.outbox(enrolled)
+    assert (told.type, told.data["provisionedViaJitp"]) == ("AwsThingProvisionedEvent", True)
+    await bridge.wait_for_end(enrolled)
+    assert reported(bridge, device) == "Active"
+    before = bridge.traces(enrolled)
+    later = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()
+    await bridge.send_and_wait(
+        enrolled, enrolled.event("Provisioned"), enrolled.event("Suspended", occurredAt=later)
+    )
+    assert reported(bridge, device) == "Suspended"
+    assert bridge.traces(enrolled) == before
+    assert bridge.transitions(enrolled) == ["Active"]
+    assert bridge.published(enrolled) == ["AwsThingProvisionedEvent"]
+
+
+async def test_a_repeat_answers_the_same_and_changes_nothing(
+    engine: Engine, enrolment: EnrolmentHarness
+) -> None:
+    """Told twice, also in other words, the device keeps its id and rows, and no second event is told."""
+    device = Device("REPEAT-1")
+    body = enrolment.body(device)
+    async with unheard(engine) as http:
+        device_id = await enrol(http, body)
+        with enrolment.nothing_written(device):
+            assert await enrol(http, body | {"firmwareVersion": "2.0"}, again=True) == device_id
+
+
+async def test_fifty_equal_calls_at_once_are_one_enrolment(
+    bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
+) -> None:
+    """Fifty times the same id, once as new: one device, one binding, one event."""
+    device = Device("CROWD-1")
+    body = enrolment.body(device)
+    async with http_api.operator() as http:
+        answers = await asyncio.gather(*(http.post(REGISTERED, json=body) for _ in range(50)))
+    assert Counter(answer.status_code for answer in answers) == {200: 50}
+    assert Counter(answer.json()["alreadyProvisioned"] for answer in answers) == {False: 1, True: 49}
+    enrolled = enrolment.enrolled(device)
+    assert {answer.json()["deviceId"] for answer in answers} == {str(enrolled.device_id)}
+    assert [row.id for row in enrolment.device_rows(device)] == [enrolled.device_id]
+    assert bridge.transitions(enrolled) == ["Active"]
+    assert bridge.published(enrolled) == ["AwsThingProvisionedEvent"]
+
+
+async def test_an_enrolled_device_is_one_tenants_and_one_serial_numbers(
+    bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
+) -> None:
+    """From its enrolment on, an event that names another of either is rejected by the workflow."""
+    device = Device("JOIN-2")
+    async with http_api.operator() as http:
+        await enrol(http, enrolment.body(device))
+    enrolled = enrolment.enrolled(device)
+    await bridge.send_and_wait(enrolled, enrolled.event("Decommissioned", tenantId=str(uuid4())))
+    await bridge.send_and_wait(enrolled, enrolled.event("Provisioned", serialNumber="JOIN-3"))
+    assert (await bridge.status(enrolled))["rejected"][0]["field"] == "serialNumber"
+    assert enrolment.require_binding(device).provisioning_status is ACTIVE
+
+
+# What may be claimed
+
+
+IOT = "arn:aws:iot:{region}:{account}:"
+SECRET = "arn:aws:secretsmanager:{region}:{account}:secret:"
+KEY = SECRET + "iot/devices/{thing}/key"
+
+
+@pytest.mark.parametrize(
+    ("field", "claimed"),
+    [
+        ("thingName", "{other}"),
+        ("thingName", "{thing}x"),
+        ("thingArn", IOT + "thing/{other}"),
+        ("thingArn", IOT + "thing/{thing}/x"),
+        ("thingArn", IOT.replace("iot", "secretsmanager") + "thing/{thing}"),
+        ("thingArn", IOT.replace("{account}", "999999999999") + "thing/{thing}"),
+        ("thingArn", IOT.replace("{region}", "eu-north-1") + "thing/{thing}"),
+        ("thingArn", IOT.replace("aws", "aws-cn") + "thing/{thing}"),
+        ("certificateArn", "{id}"),
+        ("certificateArn", IOT + "cert/{id}0"),
+        ("certificateArn", IOT + "cert/{id}\n"),
+        ("certificateArn", IOT + "cert/" + 64 * "Z"),
+        ("certificateArn", IOT + "thing/{id}"),
+        ("certificateArn", IOT.replace("{account}", "999999999999") + "cert/{id}"),
+        ("certificateArn", IOT.replace("{region}", "eu-north-1") + "cert/{id}"),
+        ("certificateArn", IOT.replace("aws", "aws-us-gov") + "cert/{id}"),
+        ("certificateSecretArn", "iot/devices/{thing}/key"),
+        ("certificateSecretArn", SECRET + "payroll-AbCd12"),
+        ("certificateSecretArn", SECRET + "iot/devices/{other}/key-AbCd12"),
+        ("certificateSecretArn", KEY),
+        ("certificateSecretArn", KEY + "-AbCd1"),
+        ("certificateSecretArn", KEY + "-AbCd1/"),
+        ("certificateSecretArn", KEY + "s-AbCd12"),
+        ("certificateSecretArn", KEY.replace("{account}", "999999999999") + "-AbCd12"),
+        ("certificateSecretArn", KEY.replace("{region}", "eu-north-1") + "-AbCd12"),
+        ("certificateSecretArn", KEY.replace("aws:", "aws-cn:") + "-AbCd12"),
+    ],
+)
+async def test_what_is_not_certainly_the_devices_own_cannot_be_claimed(
+    http_api: HttpApi, enrolment: EnrolmentHarness, field: str, claimed: str
+) -> None:
+    """Else a tenant could have the bridge delete what is another's; nothing is written."""
+    device, other = Device("CLAIM-1"), Device("CLAIM-1")
+    body = enrolment.body(device)
+    value = claimed.format(
+        thing=device.thing_name,
+        other=other.thing_name,
+        id=64 * "a",
+        region=enrolment.place.region,
+        account=enrolment.place.account_id,
+    )
+    async with http_api.operator() as http:
+        with enrolment.nothing_written(device):
+            answer = await http.post(REGISTERED, json=body | {field: value})
+    # 422 for what is no ARN of its kind, 403 for one of something else.
+    assert answer.status_code in {403, 422}
+    assert list(faults(answer)) == [field]
+
+
+async def test_a_certificate_or_secret_that_is_taken_cannot_be_claimed(
+    http_api: HttpApi, enrolment: EnrolmentHarness
+) -> None:
+    """Whoever was first has it, whichever tenant that was; no device is left without a binding."""
+    first, second = Device("TAKEN-1"), Device("TAKEN-2")
+    body = enrolment.body(first)
+    async with http_api.operator() as http:
+        await enrol(http, body)
+        with enrolment.nothing_written(second):
+            answer = await http.post(
+                REGISTERED, json=enrolment.body(second, certificateArn=body["certificateArn"])
+            )
+            assert problem(answer)["status"] == 409
+        enrolment.alter(first, certificate_secret_arn=enrolment.secret_arn(second))
+        with enrolment.nothing_written(second):
+            answer = await http.post(
+                REGISTERED, json=enrolment.body(second, certificateSecretArn=enrolment.secret_arn(second))
+            )
+            assert problem(answer)["status"] == 409
+    assert enrolment.device_rows(second) == []
+
+
+async def test_two_devices_that_claim_one_certificate_at_once_do_not_both_get_it(
+    http_api: HttpApi, enrolment: EnrolmentHarness
+) -> None:
+    """One is registered, the other refused, with nothing of it written."""
+    devices = [Device(f"RACE-{number}") for number in range(8)]
+    shared = enrolment.certificate_arn()
+    async with http_api.operator() as http:
+        answers = await asyncio.gather(
+            *(http.post(REGISTERED, json=enrolment.body(device, certificateArn=shared)) for device in devices)
+        )
+    assert Counter(answer.status_code for answer in answers) == {200: 1, 409: 7}
+    assert len([device for device in devices if enrolment.device_rows(device)]) == 1
+
+
+async def test_nothing_is_registered_before_a_worker_knows_where_it_is(
+    http_api: HttpApi, engine: Engine, enrolment: EnrolmentHarness
+) -> None:
+    """Without that no ARN can be judged: 503, and nothing is written; /verify needs none of it."""
+    with Session(engine) as session, session.begin():
+        session.exec(delete(AwsLocationRow))
+    try:
+        async with http_api.operator() as http:
+            device = Device("NOWHERE-1")
+            assert await verdict(http, device) == ADMITTED
+            with enrolment.nothing_written(device):
+                answer = await http.post(REGISTERED, json=enrolment.body(device))
+        assert problem(answer)["status"] == 503
+    finally:
+        with Session(engine) as session, session.begin():
+            save_location(session, enrolment.place)
+
+
+async def test_a_worker_finds_out_where_it_is(
+    faulty_bridge: Bridge,
+    aws: AwsClients,
+    engine: Engine,
+    enrolment: EnrolmentHarness,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By asking AWS, as often as that takes, or by the account that is set."""
+    faulty_bridge.emulator.add_fault("sts:GetCallerIdentity", code="InternalFailure", status=500, times=2)
+    try:
+        await discover_location(aws, engine, "999999999999")
+        with Session(engine) as session:
+            assert load_location(session) == enrolment.place.model_copy(update={"account_id": "999999999999"})
+    finally:
+        await discover_location(aws, engine, None, retry_seconds=0.01)
+    with Session(engine) as session:
+        assert load_location(session) == enrolment.place
+    assert sum("is not known yet" in message for message in caplog.messages) == 2
+
+
+# A second enrolment
+
+
+async def test_another_certificate_replaces_the_bound_one_which_is_torn_down(
+    bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
+) -> None:
+    """The old one is erased, the new one and the secret it shares stay; the world is told of each."""
+    device = Device("TWICE-1")
+    first = enrolment.in_aws(bridge, device)
+    async with http_api.operator() as http:
+        device_id = await enrol(http, first)
+        second = enrolment.in_aws(bridge, device) | {"firmwareVersion": "2.0"}
+        enrolled = enrolment.enrolled(device)
+        await bridge.wait_for_end(enrolled)
+        assert await enrol(http, second, again=True) == device_id
+        await bridge.wait_for_end(enrolled)
+        await settled(enrolment, device_id)
+        assert bridge.certificate(first["certificateArn"]) is None
+        assert certificates(bridge, enrolled) == {second["certificateArn"]: "ACTIVE"}
+        assert bridge.traces(enrolled).secret_arn == second["certificateSecretArn"]
+        assert bridge.published(enrolled) == 2 * ["AwsThingProvisionedEvent"]
+        assert len({row.event_id for row in bridge.outbox(enrolled)}) == 2
+        (row,) = enrolment.device_rows(device)
+        assert row.firmware_version == "2.0"
+        # Told once more, late, of the first: nothing is turned back.
+        assert await enrol(http, first, again=True) == device_id
+        assert enrolment.require_binding(device).certificate_arn == second["certificateArn"]
+        other = await http.post(
+            REGISTERED, json=enrolment.body(Device("THRICE-1"), certificateArn=first["certificateArn"])
+        )
+    assert problem(other)["status"] == 409
+
+
+async def test_a_device_of_the_platforms_own_may_enrol_with_another_certificate(
+    bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
+) -> None:
+    """What the bridge had issued is erased, its key with it, and the device keeps its id."""
+    device = Device("SAGA-1")
+    await bridge.send_and_wait(device, device.event("Provisioned"))
+    issued = bridge.require_binding(device)
+    assert issued.certificate_arn is not None
+    certificate = bridge.iot.create_keys_and_certificate(setAsActive=True)["certificateArn"]
+    bridge.iot.attach_thing_principal(thingName=device.thing_name, principal=certificate)
+    async with http_api.operator() as http:
+        same = enrolment.body(device, certificateArn=issued.certificate_arn)
+        assert await enrol(http, same, again=True) == device.device_id
+        assert bridge.require_binding(device) == issued
+        assert (
+            await enrol(http, enrolment.body(device, certificateArn=certificate), again=True)
+            == device.device_id
+        )
+    await settled(enrolment, device.device_id)
+    assert bridge.certificate(issued.certificate_arn) is None
+    assert certificates(bridge, device) == {certificate: "ACTIVE"}
+    assert bridge.traces(device).secret_arn is None
+    assert bridge.published(device) == 2 * ["AwsThingProvisionedEvent"]
+    await bridge.send_and_wait(device, device.event("Decommissioned", 9))
+    traces = bridge.traces(device, certificate)
+    assert (traces.thing, traces.certificates) == (None, [])
+
+
+async def test_a_replaced_certificate_is_erased_only_if_it_is_this_things(
+    bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
+) -> None:
+    """One that is not attached to the Thing is left, and noted; one that serves another too is detached."""
+    device, other = Device("KEEP-1"), Device("KEEP-2")
+    orphan = bridge.iot.create_keys_and_certificate(setAsActive=True)["certificateArn"]
+    shared = enrolment.in_aws(bridge, device)
+    bridge.iot.create_thing(thingName=other.thing_name)
+    bridge.iot.attach_thing_principal(thingName=other.thing_name, principal=shared["certificateArn"])
+    async with http_api.operator() as http:
+        device_id = await enrol(http, shared | {"certificateArn": orphan})
+        await enrol(http, shared, again=True)
+        last = enrolment.in_aws(bridge, device)
+        await enrol(http, last, again=True)
+    await settled(enrolment, device_id)
+    kept = {each.certificate_arn: each.kept_reason for each in enrolment.retired(device_id)}
+    assert kept == {
+        orphan: "it is not attached to this Thing",
+        shared["certificateArn"]: "it serves other Things too, and was detached from this one",
+    }
+    for arn in kept:
+        found = bridge.certificate(arn)
+        assert found is not None
+        assert found.status == "ACTIVE"
+    assert certificates(bridge, device) == {last["certificateArn"]: "ACTIVE"}
+    # What was left serves whose it is.
+    async with http_api.operator() as http:
+        await enrol(http, enrolment.body(Device("KEEP-3"), certificateArn=orphan))
+
+
+async def test_an_erasure_that_is_interrupted_goes_on(
+    faulty_bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
+) -> None:
+    """Detached already, the certificate no longer shows whose it was: that it was confirmed is remembered."""
+    device = Device("MIDWAY-1")
+    first = enrolment.in_aws(faulty_bridge, device)
+    faulty_bridge.emulator.add_fault(
+        "iot:DeleteCertificate",
+        resource=first["certificateArn"].rpartition("/")[2],
+        code="InternalFailureException",
+        status=500,
+        times=1,
+    )
+    async with http_api.operator() as http:
+        device_id = await enrol(http, first)
+        await enrol(http, enrolment.in_aws(faulty_bridge, device), again=True)
+    await settled(enrolment, device_id)
+    assert faulty_bridge.certificate(first["certificateArn"]) is None
+    assert [each.kept_reason for each in enrolment.retired(device_id)] == [None]
+
+
+async def test_an_erasure_that_is_denied_is_noted_and_the_device_goes_on(
+    faulty_bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
+) -> None:
+    """The device stays Active with the reason in its row, and its next event comes back to what is left."""
+    device = Device("DENY-ERASURE-1")
+    first = enrolment.in_aws(faulty_bridge, device)
+    faulty_bridge.emulator.add_fault(
+        "iot:DeleteCertificate",
+        resource=first["certificateArn"].rpartition("/")[2],
+        code="AccessDeniedException",
+        status=403,
+    )
+    async with http_api.operator() as http:
+        device_id = await enrol(http, first)
+        await enrol(http, enrolment.in_aws(faulty_bridge, device), again=True)
+    enrolled = enrolment.enrolled(device)
+
+    async def noted() -> bool:
+        return (faulty_bridge.require_binding(enrolled).failure_reason or "").startswith(
+            "AccessDenied: DeleteCertificate"
+        )
+
+    await until(noted, "the denial is noted")
+    assert faulty_bridge.require_binding(enrolled).provisioning_status is ACTIVE
+    faulty_bridge.emulator.clear_faults()
+    await faulty_bridge.send_and_wait(enrolled, enrolled.event("Suspended", 60))
+    await settled(enrolment, device_id)
+    assert faulty_bridge.certificate(first["certificateArn"]) is None
+    assert faulty_bridge.require_binding(enrolled).failure_reason is None
+
+
+async def test_a_secret_that_is_named_again_is_not_erased(
+    bridge: Bridge, http_api: HttpApi, engine: Engine, enrolment: EnrolmentHarness
+) -> None:
+    """A replaced certificate's secret is that of the newest that names it, unless its end has begun."""
+    device = Device("BACK-1")
+    secret = enrolment.secret_arn(device)
+    async with unheard(engine) as http:
+        device_id = await enrol(http, enrolment.body(device, certificateSecretArn=secret))
+        await enrol(http, enrolment.body(device), again=True)
+        assert [each.secret_arn for each in enrolment.retired(device_id)] == [secret]
+        await enrol(http, enrolment.body(device, certificateSecretArn=secret), again=True)
+        assert [each.secret_arn for each in enrolment.retired(device_id)] == [None, None]
+        await enrol(http, enrolment.body(device), again=True)
+        with engine.begin() as connection:
+            connection.exec_driver_sql(
+                "UPDATE iotaws_retired_certificates SET decided_at = now() WHERE secret_arn = %s", (secret,)
+            )
+        with enrolment.nothing_written(device):
+            answer = await http.post(REGISTERED, json=enrolment.body(device, certificateSecretArn=secret))
+    assert problem(answer)["status"] == 409
+
+
+async def test_enrolling_again_does_not_lift_a_suspension(
+    bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
+) -> None:
+    """What the platform has said since the first enrolment stands."""
+    device = Device("SUSPENDED-1")
+    async with http_api.operator() as http:
+        await enrol(http, enrolment.in_aws(bridge, device))
+        enrolled = enrolment.enrolled(device)
+        await bridge.wait_for_end(enrolled)
+        later = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()
+        await bridge.send_and_wait(enrolled, enrolled.event("Suspended", occurredAt=later))
+        await enrol(http, enrolment.in_aws(bridge, device), again=True)
+    await settled(enrolment, enrolled.device_id)
+    await bridge.wait_for_end(enrolled)
+    assert reported(bridge, device) == "Suspended"
+
+
+# Without Temporal
+
+
+async def test_without_temporal_devices_are_let_in_and_followed_up_later(
+    bridge: Bridge, engine: Engine, enrolment: EnrolmentHarness
+) -> None:
+    """Both doors answer as ever; the check of claim certificates signals those whose follow-up never ran."""
+    device, replaced = Device("LATER-1"), Device("LATER-2")
+    first = enrolment.in_aws(bridge, replaced)
+    async with unheard(engine) as http:
+        assert await verdict(http, device) == ADMITTED
+        await enrol(http, enrolment.in_aws(bridge, device))
+        device_id = await enrol(http, first)
+        await enrol(http, enrolment.in_aws(bridge, replaced), again=True)
+    assert bridge.published(enrolment.enrolled(device)) == ["AwsThingProvisionedEvent"]
+    assert reported(bridge, device) is None
+    totals = await checked(bridge)
+    assert totals.signalled >= 2
+    await bridge.wait_for_end(enrolment.enrolled(device))
+    await settled(enrolment, device_id)
+    await bridge.wait_for_end(enrolment.enrolled(replaced))
+    assert reported(bridge, device) == "Active"
+    assert bridge.certificate(first["certificateArn"]) is None
+
+
+async def test_a_device_is_followed_up_once(
+    bridge: Bridge, engine: Engine, enrolment: EnrolmentHarness
+) -> None:
+    """A check finds nothing of a device whose follow-up ran, by the first check or by Lambda's own repeat."""
+    device = Device("LATER-3")
+    async with unheard(engine) as http:
+        await enrol(http, enrolment.body(device))
+    await checked(bridge)
+    await bridge.wait_for_end(enrolment.enrolled(device))
+    before = [run.run_id async for run in bridge.runs(enrolment.enrolled(device).workflow_id)]
+    await checked(bridge)
+    assert [run.run_id async for run in bridge.runs(enrolment.enrolled(device).workflow_id)] == before
+
+
+async def test_a_decommission_erases_what_was_replaced_too(
+    bridge: Bridge, engine: Engine, enrolment: EnrolmentHarness
+) -> None:
+    """Also where no follow-up has come to it before: one is attached still, one half erased."""
+    device = Device("LATER-4")
+    bodies = []
+    async with unheard(engine) as http:
+        for number in range(3):
+            bodies.append(enrolment.in_aws(bridge, device))
+            device_id = await enrol(http, bodies[-1], again=number > 0)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE iotaws_retired_certificates SET decided_at = now() WHERE certificate_arn = %s",
+            (bodies[1]["certificateArn"],),
+        )
+    bridge.iot.detach_thing_principal(thingName=device.thing_name, principal=bodies[1]["certificateArn"])
+    enrolled = enrolment.enrolled(device)
+    await bridge.send_and_wait(enrolled, enrolled.event("Decommissioned"))
+    traces = bridge.traces(enrolled, *(body["certificateArn"] for body in bodies))
+    assert (traces.thing, traces.certificates, traces.secret_arn) == (None, [], None)
+    assert all(each.completed_at for each in enrolment.retired(device_id))
+
+
+# At once
+
+
+async def test_an_enrolment_and_a_decommission_at_once_leave_nothing_half_done(
+    bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
+) -> None:
+    """Whichever comes first, in the end the device is gone, with every certificate that was bound."""
+    devices = [Device(f"BOTH-{number}") for number in range(4)]
+    bodies = [enrolment.in_aws(bridge, device) for device in devices]
+    async with http_api.operator() as http:
+        for body in bodies:
+            await enrol(http, body)
+        again = [enrolment.in_aws(bridge, device) for device in devices]
+        enrolled = [enrolment.enrolled(device) for device in devices]
+        answers = await asyncio.gather(
+            *(http.post(REGISTERED, json=body) for body in again),
+            *(bridge.send(device, device.event("Decommissioned")) for device in enrolled),
+        )
+        await asyncio.gather(*(bridge.wait_for_end(device) for device in enrolled))
+        assert {answer.status_code for answer in answers if answer} <= {200, 403}
+        for device, first, second in zip(enrolled, bodies, again, strict=True):
+            assert enrolment.require_binding(device).provisioning_status is GONE
+            arns = first["certificateArn"], second["certificateArn"]
+            traces = bridge.traces(device, *arns)
+            assert (traces.thing, traces.certificates, traces.secret_arn) == (None, [], None)
+            assert (await verdict(http, device))[0] == 403
+
+
+async def test_two_certificates_at_once_leave_one_bound_and_one_retired(
+    http_api: HttpApi, engine: Engine, enrolment: EnrolmentHarness
+) -> None:
+    """One device, and each certificate is either bound or to be erased."""
+    device = Device("DUEL-1")
+    bodies = [enrolment.body(device) for _ in range(6)]
+    async with unheard(engine) as http:
+        answers = await asyncio.gather(*(http.post(REGISTERED, json=body) for body in bodies))
+    assert {answer.status_code for answer in answers} == {200}
+    assert Counter(answer.json()["alreadyProvisioned"] for answer in answers) == {False: 1, True: 5}
+    binding = enrolment.require_binding(device)
+    known = [
+        binding.certificate_arn,
+        *(each.certificate_arn for each in enrolment.retired(binding.device_id)),
+    ]
+    assert sorted(map(str, known)) == sorted(body["certificateArn"] for body in bodies)
+
+
+async def test_an_enrolment_and_the_platforms_saga_at_once_make_one_binding(
+    bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
+) -> None:
+    """The serial number is one's alone, and the other hears of it."""
+    device = Device("RIVAL-1")
+    async with http_api.operator() as http:
+        answer, _ = await asyncio.gather(
+            http.post(REGISTERED, json=enrolment.body(device)),
+            bridge.send(device, device.event("Provisioned")),
+        )
+    if answer.status_code == 200:
+        failed = await bridge.wait_for_status(device, ProvisioningStatus.FAILED)
+        assert (failed.failure_reason or "").startswith("SerialBoundToAnotherDevice")
+        await bridge.send_and_wait(device, device.event("Decommissioned"))
+        assert enrolment.require_binding(device).provisioning_status is ACTIVE
+    else:
+        assert problem(answer)["status"] == 409
+        await bridge.wait_for_end(device)
+        assert enrolment.require_binding(device).device_id == device.device_id
+
+
+async def test_who_waits_for_too_long_writes_nothing_and_holds_up_nobody(
+    engine: Engine, enrolment: EnrolmentHarness
+) -> None:
+    """503 is true afterwards too, and the thread that waited serves others while the row is still held."""
+    device, other = Device("HELD-1"), Device("HELD-2")
+    settings = ApiSettings.load()
+    hurried = settings.api.model_copy(update={"request_timeout_seconds": 1.0, "max_concurrent_requests": 1})
+    async with unheard(engine) as http:
+        await enrol(http, enrolment.body(device))
+    app = create_app(settings.model_copy(update={"api": hurried}))
+    async with open_http_api(engine, app) as http_api, http_api.operator() as http:
+
+        async def served() -> bool:
+            return await verdict(http, other) == ADMITTED
+
+        with enrolment.nothing_written(device), Session(engine) as holding:
+            bound = select(AwsThingBinding).where(AwsThingBinding.thing_name == device.thing_name)
+            holding.exec(bound.with_for_update()).one()
+            answer = await http.post(REGISTERED, json=enrolment.body(device))
+            assert problem(answer)["status"] == 503
+            await until(served, "another device is let in")
+
+
+async def test_a_device_that_is_decommissioned_meanwhile_is_not_bound_anew(
+    http_api: HttpApi, engine: Engine, enrolment: EnrolmentHarness
+) -> None:
+    """The platform's word counts from the moment it is known, before anything is torn down."""
+    device = Device("DOOMED-1")
+    async with unheard(engine) as http:
+        device_id = await enrol(http, enrolment.body(device))
+        with Session(engine) as session, session.begin():
+            state = DeviceState(device_id=device_id, tenant_id=device.tenant_id, serial_number=None)
+            desired = StatusChange(
+                status=DesiredStatus.DECOMMISSIONED, occurred_at=datetime.now(UTC), event_id=uuid4()
+            )
+            row = lock_or_create_state(session, state)
+            save_state(
+                session, row, state.model_copy(update={"desired": desired, "serial_number": "DOOMED-1"})
+            )
+        with enrolment.nothing_written(device):
+            answer = await http.post(REGISTERED, json=enrolment.body(device))
+    assert problem(answer)["status"] == 403
+
+
+async def checked(bridge: Bridge) -> CheckTotals:
+    """Let the check of claim certificates run, as its schedule does."""
+    return await bridge.client.execute_workflow(
+        ClaimCertificateCheck.run, id=f"check-{uuid4()}", task_queue=TASK_QUEUE
+    )
+
+
+async def settled(enrolment: EnrolmentHarness, device_id: UUID) -> None:
+    """Wait until nothing that was replaced is left to erase."""
+
+    async def so() -> bool:
+        return all(each.completed_at for each in enrolment.retired(device_id))
+
+    await until(so, "what was replaced is erased")
+
+
+def certificates(bridge: Bridge, device: Device) -> dict[str, str]:
+    """The certificates attached to the device's Thing, each with its status."""
+    principals = bridge.iot.list_thing_principals(thingName=device.thing_name)["principals"]
+    return {arn: found.status for arn in principals if (found := bridge.certificate(arn))}
+
+
+def reported(bridge: Bridge, device: Device) -> str | None:
+    """The status in the device's shadow."""
+    try:
+        shadow = bridge.iot_data.get_thing_shadow(thingName=device.thing_name)
+    except bridge.iot_data.exceptions.ResourceNotFoundException:
+        return None
+    status: str | None = json.loads(shadow["payload"].read())["state"].get("reported", {}).get("status")
+    return status

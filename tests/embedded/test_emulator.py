@@ -1,0 +1,930 @@
+"""The emulator's layer: it behaves as AWS does where moto would not, and does what tests ask of its door."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from embedded.emulator.control import EmulatorControl
+from embedded.policy import create_device_policy
+from embedded.processes import choose_ports
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from types_boto3_iot import IoTClient
+    from types_boto3_iot_data import IoTDataPlaneClient
+    from types_boto3_secretsmanager import SecretsManagerClient
+
+SESSION = boto3.Session("embedded", "embedded", region_name="eu-west-1")
+"""One for all clients: each session reads AWS's models anew."""
+
+
+@dataclass(frozen=True)
+class AwsClients:
+    """Clients of one emulator, which never retry, and its control door."""
+
+    url: str
+    iot: IoTClient
+    data: IoTDataPlaneClient
+    secrets: SecretsManagerClient
+    jobs: Any
+    """The device's side of jobs, for which there are no types."""
+
+    sts: Any
+    control: EmulatorControl
+
+
+@contextmanager
+def emulator(state: Path) -> Iterator[tuple[subprocess.Popen[bytes], AwsClients]]:
+    """An emulator process on a state file, and clients of it."""
+    (port,) = choose_ports(0)
+    command = [sys.executable, "-m", "embedded.emulator.server", "--port", str(port), "--state", str(state)]
+    url = f"http://127.0.0.1:{port}"
+    config = Config(retries={"total_max_attempts": 1}, proxies={}, max_pool_connections=32)
+    iot = SESSION.client("iot", endpoint_url=url, config=config)
+    data = SESSION.client("iot-data", endpoint_url=url, config=config)
+    secrets = SESSION.client("secretsmanager", endpoint_url=url, config=config)
+    jobs = SESSION.client("iot-jobs-data", endpoint_url=url, config=config)
+    sts = SESSION.client("sts", endpoint_url=url, config=config)
+    process = subprocess.Popen(command)
+    try:
+        control = EmulatorControl(url)
+        for _ in range(3000):
+            try:
+                control.calls()
+                break
+            except OSError:
+                time.sleep(0.02)
+        yield process, AwsClients(url, iot, data, secrets, jobs, sts, control)
+    finally:
+        for client in (iot, data, secrets, jobs, sts):
+            client.close()
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsClients]:
+    """One emulator for all tests of this file."""
+    with emulator(tmp_path_factory.mktemp("aws") / "aws.state") as (_, aws):
+        yield aws
+
+
+@pytest.fixture
+def aws(shared: AwsClients) -> AwsClients:
+    """The emulator, empty, with detaches and groups that take effect at once."""
+    shared.control.reset()
+    shared.control.default_settings()
+    shared.control.settings(detach_settles_seconds=0, group_builds_seconds=0)
+    return shared
+
+
+@pytest.fixture
+def thing(aws: AwsClients) -> str:
+    """A Thing's name."""
+    return aws.iot.create_thing(thingName="sensor-1", attributePayload={"attributes": {"deviceId": "1"}})[
+        "thingName"
+    ]
+
+
+def refused(code: str, call: Callable[..., object], **arguments: Any) -> ClientError:
+    """Make a call that AWS refuses, and check under which code boto raises that."""
+    with pytest.raises(ClientError) as raised:
+        call(**arguments)
+    assert raised.value.response["Error"]["Code"] == code
+    return raised.value
+
+
+def issue(aws: AwsClients, *, active: bool = False) -> tuple[str, str]:
+    """A certificate's id and ARN."""
+    made = aws.iot.create_keys_and_certificate(setAsActive=active)
+    return made["certificateId"], made["certificateArn"]
+
+
+def update_shadow(aws: AwsClients, thing_name: str, document: object, **name: str) -> dict[str, Any]:
+    """Send a shadow document, and read the answer."""
+    answer = aws.data.update_thing_shadow(thingName=thing_name, payload=json.dumps(document), **name)
+    told: dict[str, Any] = json.load(answer["payload"])
+    return told
+
+
+def get_shadow(aws: AwsClients, thing_name: str, **name: str) -> dict[str, Any]:
+    """Read a shadow document."""
+    told: dict[str, Any] = json.load(aws.data.get_thing_shadow(thingName=thing_name, **name)["payload"])
+    return told
+
+
+def create_group(aws: AwsClients, name: str, query: str, **more: Any) -> str:
+    """A dynamic group's ARN."""
+    return aws.iot.create_dynamic_thing_group(thingGroupName=name, queryString=query, **more)["thingGroupArn"]
+
+
+# Things
+
+
+def test_a_revoked_key_is_refused_after_its_grace(aws: AwsClients) -> None:
+    """In every protocol, and no other key is; moto itself would take any."""
+    ours = boto3.Session("AKIAIOSFODNN7REVOKED", "x", region_name="eu-west-1")
+    iot = ours.client("iot", endpoint_url=aws.url)
+    secrets = ours.client("secretsmanager", endpoint_url=aws.url)
+    sts = ours.client("sts", endpoint_url=aws.url)
+    aws.control.revoke_key("AKIAIOSFODNN7REVOKED", grace_seconds=3600)
+    iot.list_things()
+    aws.control.revoke_key("AKIAIOSFODNN7REVOKED")
+    refused("UnrecognizedClientException", iot.list_things)
+    refused("UnrecognizedClientException", secrets.list_secrets)
+    refused("InvalidClientTokenId", sts.get_caller_identity)
+    aws.iot.list_things()
+    assert aws.control.refused_keys() == {"AKIAIOSFODNN7REVOKED": 3}
+    aws.control.restore_keys()
+    iot.list_things()
+
+
+def test_creating_a_thing_again_answers_with_it(aws: AwsClients, thing: str) -> None:
+    """The same name and configuration is the same Thing, whatever has happened to it since."""
+    before = aws.iot.describe_thing(thingName=thing)
+    again = aws.iot.create_thing(thingName=thing, attributePayload={"attributes": {"deviceId": "1"}})
+    assert (again["thingId"], again["thingArn"]) == (before["thingId"], before["thingArn"])
+    assert aws.iot.describe_thing(thingName=thing)["attributes"] == {"deviceId": "1"}
+
+
+def test_creating_a_thing_otherwise_is_refused(aws: AwsClients, thing: str) -> None:
+    """The same name with other attributes, or another type, is a conflict that names the Thing there is."""
+    there = aws.iot.describe_thing(thingName=thing)
+    other = {"attributes": {"deviceId": "2"}}
+    error = refused(
+        "ResourceAlreadyExistsException", aws.iot.create_thing, thingName=thing, attributePayload=other
+    )
+    assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 409
+    assert error.response["resourceId"] == there["thingId"]  # type: ignore[typeddict-item]
+    assert error.response["resourceArn"] == there["thingArn"]  # type: ignore[typeddict-item]
+    aws.iot.create_thing_type(thingTypeName="sensor")
+    refused(
+        "ResourceAlreadyExistsException",
+        aws.iot.create_thing,
+        thingName=thing,
+        thingTypeName="sensor",
+        attributePayload={"attributes": {"deviceId": "1"}},
+    )
+    assert aws.iot.describe_thing(thingName=thing)["attributes"] == {"deviceId": "1"}
+
+
+@pytest.mark.parametrize("name", ["a/b", "a b", "ä", "a.b", "x" * 129])
+def test_bad_thing_names_are_refused(aws: AwsClients, name: str) -> None:
+    """A name outside of `[a-zA-Z0-9:_-]{1,128}` is an invalid request."""
+    refused("InvalidRequestException", aws.iot.create_thing, thingName=name)
+    refused("InvalidRequestException", aws.iot.describe_thing, thingName=name)
+
+
+def test_good_thing_names_are_taken(aws: AwsClients) -> None:
+    """Every kind of character, and the full length."""
+    for name in ("aZ0:_-", "x" * 128):
+        aws.iot.create_thing(thingName=name)
+        assert aws.iot.describe_thing(thingName=name)["thingName"] == name
+
+
+def test_attributes_are_checked(aws: AwsClients, thing: str) -> None:
+    """A value with a blank is refused, as is a fourth attribute unless the Thing has a type."""
+    attributes = dict.fromkeys("abcd", "1")
+    create, update = aws.iot.create_thing, aws.iot.update_thing
+    refused(
+        "InvalidRequestException",
+        create,
+        thingName="other",
+        attributePayload={"attributes": {"a": "white space"}},
+    )
+    refused("InvalidRequestException", create, thingName="other", attributePayload={"attributes": attributes})
+    aws.iot.create_thing_type(thingTypeName="sensor")
+    create(thingName="typed", thingTypeName="sensor", attributePayload={"attributes": attributes})
+    three = dict.fromkeys("abc", "1")
+    merged = {"attributes": three, "merge": True}
+    refused("InvalidRequestException", update, thingName=thing, attributePayload=merged)
+    update(thingName=thing, attributePayload={"attributes": three})
+    assert aws.iot.describe_thing(thingName=thing)["attributes"] == three
+
+
+def test_updates_are_guarded_by_the_version(aws: AwsClients, thing: str) -> None:
+    """Each update raises the version; one that expects another is a conflict and changes nothing."""
+    version = aws.iot.describe_thing(thingName=thing)["version"]
+    payload = {"attributes": {"tenantId": "t"}, "merge": True}
+    aws.iot.update_thing(thingName=thing, attributePayload=payload, expectedVersion=version)  # type: ignore[arg-type]
+    other = {"attributes": {"tenantId": "u"}, "merge": True}
+    refused(
+        "VersionConflictException",
+        aws.iot.update_thing,
+        thingName=thing,
+        attributePayload=other,
+        expectedVersion=version,
+    )
+    refused("VersionConflictException", aws.iot.delete_thing, thingName=thing, expectedVersion=version)
+    there = aws.iot.describe_thing(thingName=thing)
+    assert there["version"] == version + 1
+    assert there["attributes"] == {"deviceId": "1", "tenantId": "t"}
+
+
+def test_deleting_an_absent_thing_succeeds(aws: AwsClients, thing: str) -> None:
+    """The second deletion is as good as the first."""
+    aws.iot.delete_thing(thingName=thing)
+    aws.iot.delete_thing(thingName=thing)
+    refused("ResourceNotFoundException", aws.iot.describe_thing, thingName=thing)
+
+
+def test_an_attached_thing_is_not_deleted_until_its_detach_settles(aws: AwsClients, thing: str) -> None:
+    """A Thing is refused while a principal is attached, and for some time after it was detached."""
+    _, arn = issue(aws)
+    aws.iot.attach_thing_principal(thingName=thing, principal=arn)
+    aws.control.settings(detach_settles_seconds=60)
+    error = refused("InvalidRequestException", aws.iot.delete_thing, thingName=thing)
+    assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 400
+    aws.iot.detach_thing_principal(thingName=thing, principal=arn)
+    refused("InvalidRequestException", aws.iot.delete_thing, thingName=thing)
+    aws.control.settings(detach_settles_seconds=0)
+    aws.iot.delete_thing(thingName=thing)
+    refused("ResourceNotFoundException", aws.iot.describe_thing, thingName=thing)
+
+
+def test_there_is_no_connection_to_delete(aws: AwsClients) -> None:
+    """DeleteConnection of a client that is not connected is a 404 in AWS's own shape."""
+    refused("ResourceNotFoundException", aws.data.delete_connection, clientId="sensor-1")
+
+
+# Shadows
+
+
+def test_shadows_outlive_their_thing(aws: AwsClients, thing: str) -> None:
+    """After its Thing a shadow is still read, listed and deleted, and is there when the Thing is again."""
+    update_shadow(aws, thing, {"state": {"desired": {"on": True}}})
+    update_shadow(aws, thing, {"state": {"reported": {"v": 1}}}, shadowName="config")
+    aws.iot.delete_thing(thingName=thing)
+    assert get_shadow(aws, thing)["state"] == {"desired": {"on": True}, "delta": {"on": True}}
+    assert aws.data.list_named_shadows_for_thing(thingName=thing)["results"] == ["config"]
+    aws.iot.create_thing(thingName=thing)
+    assert get_shadow(aws, thing, shadowName="config")["state"] == {"reported": {"v": 1}}
+    aws.iot.delete_thing(thingName=thing)
+    aws.data.delete_thing_shadow(thingName=thing)
+    aws.data.delete_thing_shadow(thingName=thing, shadowName="config")
+    refused("ResourceNotFoundException", aws.data.get_thing_shadow, thingName=thing)
+    refused("ResourceNotFoundException", aws.data.delete_thing_shadow, thingName=thing)
+    assert aws.data.list_named_shadows_for_thing(thingName=thing)["results"] == []
+
+
+def test_a_device_recreates_its_shadow_without_a_thing(aws: AwsClients) -> None:
+    """An update makes a shadow where the registry has no Thing; a deleted one goes on counting versions."""
+    assert update_shadow(aws, "gone", {"state": {"reported": {"on": 1}}})["version"] == 1
+    aws.data.delete_thing_shadow(thingName="gone")
+    assert update_shadow(aws, "gone", {"state": {"reported": {"on": 2}}})["version"] == 3
+    assert get_shadow(aws, "gone")["state"] == {"reported": {"on": 2}}
+
+
+def test_shadow_documents_merge_as_on_aws(aws: AwsClients, thing: str) -> None:
+    """Objects merge, null removes, equal nested objects are in no delta, and values keep their time."""
+    update_shadow(aws, thing, {"state": {"desired": {"net": {"ip": "a", "port": 1}, "list": [1, 2], "x": 1}}})
+    update_shadow(aws, thing, {"state": {"reported": {"net": {"ip": "a"}, "list": [1, 2]}}})
+    told = get_shadow(aws, thing)
+    assert told["state"]["delta"] == {"net": {"port": 1}, "x": 1}
+    assert set(told["metadata"]["desired"]["net"]["port"]) == {"timestamp"}
+    update_shadow(aws, thing, {"state": {"desired": {"x": None}, "reported": {"net": {"port": 1}}}})
+    told = get_shadow(aws, thing)
+    assert "delta" not in told["state"]
+    assert told["state"]["desired"] == {"net": {"ip": "a", "port": 1}, "list": [1, 2]}
+    update_shadow(aws, thing, {"state": {"desired": None}})
+    assert set(get_shadow(aws, thing)["state"]) == {"reported"}
+    assert get_shadow(aws, thing)["version"] == 4
+
+
+def test_shadow_updates_are_checked(aws: AwsClients, thing: str) -> None:
+    """Another version is a conflict, a large document is too large, and a bad one is an invalid request."""
+    update_shadow(aws, thing, {"state": {"reported": {"on": True}}})
+    call = aws.data.update_thing_shadow
+    for code, document in {
+        "ConflictException": {"state": {}, "version": 7},
+        "RequestEntityTooLargeException": {"state": {"reported": {"text": "x" * 9000}}},
+        "InvalidRequestException": {"state": {"wished": {}}},
+    }.items():
+        refused(code, call, thingName=thing, payload=json.dumps(document))
+    refused("InvalidRequestException", call, thingName=thing, payload="{")
+    assert update_shadow(aws, thing, {"state": {}, "version": 1, "clientToken": "t"})["clientToken"] == "t"
+
+
+def test_named_shadows_are_listed_in_pages(aws: AwsClients, thing: str) -> None:
+    """Each page names where the next begins, and the last does not."""
+    names = [f"shadow-{number}" for number in range(5)]
+    for name in names:
+        update_shadow(aws, thing, {"state": {"reported": {}}}, shadowName=name)
+    listed = aws.data.list_named_shadows_for_thing
+    first = listed(thingName=thing, pageSize=2)
+    second = listed(thingName=thing, pageSize=2, nextToken=first["nextToken"])
+    third = listed(thingName=thing, pageSize=2, nextToken=second["nextToken"])
+    assert [page["results"] for page in (first, second, third)] == [names[:2], names[2:4], names[4:]]
+    assert "nextToken" not in third
+
+
+def test_a_shadow_can_be_what_no_update_makes(aws: AwsClients, thing: str) -> None:
+    """Any bytes are read as they were put, until the next update goes on from the state before."""
+    update_shadow(aws, thing, {"state": {"desired": {"on": True}}})
+    for payload in (b"no JSON \xff", b"[]", b""):
+        aws.control.put_raw_shadow(thing, payload)
+        assert aws.data.get_thing_shadow(thingName=thing)["payload"].read() == payload
+    assert update_shadow(aws, thing, {"state": {"reported": {"on": False}}})["version"] == 2
+    assert get_shadow(aws, thing)["state"]["delta"] == {"on": True}
+    aws.control.put_raw_shadow("never-updated", b"{}")
+    assert get_shadow(aws, "never-updated") == {}
+
+
+def test_a_forgotten_shadow_starts_again(aws: AwsClients, thing: str) -> None:
+    """Its version is forgotten with it, which a deletion does not do."""
+    for number in range(3):
+        update_shadow(aws, thing, {"state": {"desired": {"number": number}}})
+    aws.control.forget_shadow(thing)
+    refused("ResourceNotFoundException", aws.data.get_thing_shadow, thingName=thing)
+    assert update_shadow(aws, thing, {"state": {"desired": {"number": 1}}})["version"] == 1
+
+
+# Groups
+
+
+def test_a_dynamic_group_is_made_once_and_is_active_later(aws: AwsClients) -> None:
+    """It is BUILDING at first; a repeat answers with it, and another query or kind is a conflict."""
+    aws.control.settings(group_builds_seconds=3600)
+    made = aws.iot.create_dynamic_thing_group(thingGroupName="pumps", queryString="thingName:pump*")
+    assert (made["indexName"], made["queryVersion"]) == ("AWS_Things", "2017-09-30")
+    assert aws.iot.describe_thing_group(thingGroupName="pumps")["status"] == "BUILDING"
+    aws.control.settings(group_builds_seconds=0)
+    described = aws.iot.describe_thing_group(thingGroupName="pumps")
+    assert (described["status"], described["queryString"]) == ("ACTIVE", "thingName:pump*")
+    assert described["thingGroupId"] == made["thingGroupId"]
+    assert create_group(aws, "pumps", "thingName:pump*", indexName="AWS_Things") == made["thingGroupArn"]
+    create = aws.iot.create_dynamic_thing_group
+    error = refused(
+        "ResourceAlreadyExistsException", create, thingGroupName="pumps", queryString="thingName:valve*"
+    )
+    assert error.response["resourceArn"] == made["thingGroupArn"]  # type: ignore[typeddict-item]
+    aws.iot.create_thing_group(thingGroupName="static")
+    refused("ResourceAlreadyExistsException", create, thingGroupName="static", queryString="thingName:a")
+    groups = aws.iot.list_thing_groups()["thingGroups"]
+    assert {group["groupName"] for group in groups} == {"pumps", "static"}
+
+
+def test_a_dynamic_group_is_no_static_one(aws: AwsClients, thing: str) -> None:
+    """Each kind has calls of its own, and is deleted by them twice if need be."""
+    iot = aws.iot
+    create_group(aws, "pumps", "thingName:pump*")
+    iot.create_thing_group(thingGroupName="static")
+    refused("InvalidRequestException", iot.delete_thing_group, thingGroupName="pumps")
+    refused("InvalidRequestException", iot.delete_dynamic_thing_group, thingGroupName="static")
+    refused("ResourceAlreadyExistsException", iot.create_thing_group, thingGroupName="pumps")
+    refused(
+        "InvalidRequestException", iot.create_thing_group, thingGroupName="child", parentGroupName="pumps"
+    )
+    member = {"thingGroupName": "pumps", "thingName": thing}
+    refused("InvalidRequestException", iot.add_thing_to_thing_group, **member)
+    for _ in range(2):
+        iot.delete_dynamic_thing_group(thingGroupName="pumps")
+        iot.delete_thing_group(thingGroupName="static")
+    refused("ResourceNotFoundException", iot.describe_thing_group, thingGroupName="pumps")
+
+
+def test_dynamic_groups_have_a_quota(aws: AwsClients) -> None:
+    """One more than there may be is refused, a repeat is not, and a deletion makes room."""
+    aws.control.settings(dynamic_groups_at_most=1)
+    create_group(aws, "one", "thingName:a")
+    create_group(aws, "one", "thingName:a")
+    create = aws.iot.create_dynamic_thing_group
+    error = refused("LimitExceededException", create, thingGroupName="two", queryString="thingName:b")
+    assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 410
+    aws.iot.delete_dynamic_thing_group(thingGroupName="one")
+    create_group(aws, "two", "thingName:b")
+
+
+def test_a_query_finds_things(aws: AwsClients) -> None:
+    """Fields, wildcards, phrases, operators and groups find what they find on AWS, whatever the case."""
+    for name, model in {"pump-1": "P1", "pump-2": "P2", "valve": "P1"}.items():
+        aws.iot.create_thing(thingName=name, attributePayload={"attributes": {"model": model}})
+    update_shadow(aws, "valve", {"state": {"desired": {"net": {"port": 1}}}})
+    queries = {
+        "*": {"pump-1", "pump-2", "valve"},
+        "thingName:pump*": {"pump-1", "pump-2"},
+        "thingName:PUMP-1": {"pump-1"},
+        'thingName:"pump-1"': {"pump-1"},
+        "thingName:pump": set(),
+        "attributes.model:P?": {"pump-1", "pump-2", "valve"},
+        "attributes.model:P1 thingName:pump*": {"pump-1"},
+        "attributes.model:P1 AND NOT thingName:pump*": {"valve"},
+        "thingName:pump-2 OR thingName:valve AND attributes.model:P1": {"pump-2", "valve"},
+        "(thingName:pump-2 OR thingName:valve) AND attributes.model:P1": {"valve"},
+        "thingName:(pump* -pump-2)": {"pump-1"},
+        "shadow.desired.net.port:1 AND shadow.hasDelta:true": {"valve"},
+        "p2": {"pump-2"},
+    }
+    for number, (query, found) in enumerate(queries.items()):
+        create_group(aws, f"group-{number}", query)
+        things = aws.iot.list_things_in_thing_group(thingGroupName=f"group-{number}")["things"]
+        assert set(things) == found, query
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        " ",
+        "(",
+        "(thingName:a",
+        "thingName:a)",
+        "thingName:",
+        "thingName:a AND",
+        "OR thingName:a",
+        "NOT",
+        'thingName:"a',
+        "name:a",
+        "thingName:a;b",
+        "thingName:a\\",
+        " ".join("abcdefghijklm"),
+    ],
+)
+def test_a_query_that_cannot_be_read_is_refused(aws: AwsClients, query: str) -> None:
+    """As an invalid query, with what is wrong with it."""
+    create = aws.iot.create_dynamic_thing_group
+    error = refused("InvalidQueryException", create, thingGroupName="group", queryString=query)
+    assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 400
+    refused("ResourceNotFoundException", aws.iot.describe_thing_group, thingGroupName="group")
+
+
+# Certificates, policies and principals
+
+
+def test_a_certificates_key_fits(aws: AwsClients) -> None:
+    """The key handed out is the certificate's own, and the certificate has the status asked for."""
+    made = aws.iot.create_keys_and_certificate(setAsActive=False)
+    key = load_pem_private_key(made["keyPair"]["PrivateKey"].encode(), None)
+    certificate = x509.load_pem_x509_certificate(made["certificatePem"].encode())
+    assert certificate.public_key() == key.public_key()
+    described = aws.iot.describe_certificate(certificateId=made["certificateId"])["certificateDescription"]
+    assert described["status"] == "INACTIVE"
+
+
+def test_a_certificate_in_use_is_not_deleted(aws: AwsClients, thing: str) -> None:
+    """It must be inactive and detached from every Thing and policy; force skips the policies alone."""
+    create_device_policy(aws.url, "devices")
+    certificate_id, arn = issue(aws, active=True)
+    aws.iot.attach_policy(policyName="devices", target=arn)
+    aws.iot.attach_thing_principal(thingName=thing, principal=arn)
+    refused("CertificateStateException", aws.iot.delete_certificate, certificateId=certificate_id)
+    aws.iot.update_certificate(certificateId=certificate_id, newStatus="INACTIVE")
+    refused(
+        "DeleteConflictException", aws.iot.delete_certificate, certificateId=certificate_id, forceDelete=True
+    )
+    aws.iot.detach_thing_principal(thingName=thing, principal=arn)
+    refused("DeleteConflictException", aws.iot.delete_certificate, certificateId=certificate_id)
+    aws.iot.delete_certificate(certificateId=certificate_id, forceDelete=True)
+    refused("ResourceNotFoundException", aws.iot.describe_certificate, certificateId=certificate_id)
+    refused("ResourceNotFoundException", aws.iot.delete_certificate, certificateId=certificate_id)
+    aws.iot.delete_policy(policyName="devices")
+
+
+def test_principals_and_policies_are_listed_both_ways(aws: AwsClients, thing: str) -> None:
+    """A Thing's principals, a principal's Things and its policies; attaching twice is attaching once."""
+    create_device_policy(aws.url, "devices")
+    create_device_policy(aws.url, "devices")
+    _, arn = issue(aws)
+    for _ in range(2):
+        aws.iot.attach_policy(policyName="devices", target=arn)
+        aws.iot.attach_thing_principal(thingName=thing, principal=arn)
+    assert aws.iot.list_thing_principals(thingName=thing)["principals"] == [arn]
+    assert aws.iot.list_principal_things(principal=arn)["things"] == [thing]
+    policies = aws.iot.list_attached_policies(target=arn)["policies"]
+    assert [policy["policyName"] for policy in policies] == ["devices"]
+    assert aws.iot.list_targets_for_policy(policyName="devices")["targets"] == [arn]
+    aws.iot.detach_policy(policyName="devices", target=arn)
+    aws.iot.detach_thing_principal(thingName=thing, principal=arn)
+    assert aws.iot.list_thing_principals(thingName=thing)["principals"] == []
+    assert aws.iot.list_attached_policies(target=arn)["policies"] == []
+    refused("ResourceNotFoundException", aws.iot.attach_policy, policyName="none", target=arn)
+    refused("ResourceNotFoundException", aws.iot.attach_thing_principal, thingName="none", principal=arn)
+    refused("ResourceNotFoundException", aws.iot.list_thing_principals, thingName="none")
+
+
+def test_certificates_are_listed_in_pages(aws: AwsClients) -> None:
+    """All are found page by page, the newest first, whatever is deleted in between."""
+    issued = [issue(aws)[0] for _ in range(5)]
+    first = aws.iot.list_certificates(pageSize=2)
+    aws.iot.delete_certificate(certificateId=issued[3])
+    rest = aws.iot.list_certificates(pageSize=3, marker=first["nextMarker"])
+    assert "nextMarker" not in rest
+    listed = [each["certificateId"] for each in first["certificates"] + rest["certificates"]]
+    assert listed == issued[::-1]
+    ascending = aws.iot.list_certificates(ascendingOrder=True)["certificates"]
+    assert [each["certificateId"] for each in ascending] == [*issued[:3], issued[4]]
+
+
+# Jobs
+
+
+def create_job(aws: AwsClients, job_id: str, *targets: str, **more: Any) -> None:
+    """Send a small document to the targets."""
+    aws.iot.create_job(jobId=job_id, targets=list(targets), document='{"operation":"reboot"}', **more)
+
+
+def test_a_job_is_made_once_and_for_things_that_are_there(aws: AwsClients, thing: str) -> None:
+    """An id in use is a conflict, a target that is not there a 404, and a bad id an invalid request."""
+    arn = aws.iot.describe_thing(thingName=thing)["thingArn"]
+    create_job(aws, "job-1", arn)
+    again = {"jobId": "job-1", "targets": [arn], "document": "{}"}
+    refused("ResourceAlreadyExistsException", aws.iot.create_job, **again)
+    refused("ResourceNotFoundException", aws.iot.create_job, **again | {"jobId": "j", "targets": [arn + "x"]})
+    refused("InvalidRequestException", aws.iot.create_job, **again | {"jobId": "not/an id"})
+    assert aws.iot.get_job_document(jobId="job-1")["document"] == '{"operation":"reboot"}'
+    for call in (aws.iot.describe_job, aws.iot.cancel_job, aws.iot.delete_job, aws.iot.get_job_document):
+        refused("ResourceNotFoundException", call, jobId="none")
+
+
+def test_a_device_takes_and_ends_its_jobs(aws: AwsClients, thing: str) -> None:
+    """A device starts the oldest first and reports its end, with which a job for it alone is completed."""
+    arn = aws.iot.describe_thing(thingName=thing)["thingArn"]
+    create_job(aws, "job-1", arn)
+    create_job(aws, "job-2", arn)
+    pending = aws.jobs.get_pending_job_executions(thingName=thing)
+    assert [each["jobId"] for each in pending["queuedJobs"]] == ["job-1", "job-2"]
+    started = aws.jobs.start_next_pending_job_execution(thingName=thing)["execution"]
+    assert (started["jobId"], started["jobDocument"]) == ("job-1", '{"operation":"reboot"}')
+    assert (
+        aws.jobs.describe_job_execution(thingName=thing, jobId="job-1")["execution"]["status"]
+        == "IN_PROGRESS"
+    )
+    assert aws.iot.describe_job(jobId="job-1")["job"]["status"] == "IN_PROGRESS"
+    report = {"thingName": thing, "jobId": "job-1", "status": "SUCCEEDED"}
+    aws.jobs.update_job_execution(**report, statusDetails={"took": "1s"})
+    refused("InvalidStateTransitionException", aws.jobs.update_job_execution, **report)
+    job = aws.iot.describe_job(jobId="job-1")["job"]
+    assert (job["status"], job["jobProcessDetails"]["numberOfSucceededThings"]) == ("COMPLETED", 1)
+    execution = aws.iot.describe_job_execution(jobId="job-1", thingName=thing)["execution"]
+    assert (execution["status"], execution["statusDetails"]) == ("SUCCEEDED", {"detailsMap": {"took": "1s"}})
+    assert aws.jobs.describe_job_execution(thingName=thing, jobId="$next")["execution"]["jobId"] == "job-2"
+
+
+def test_cancelling_a_job_cancels_its_executions(aws: AwsClients, thing: str) -> None:
+    """Those queued are cancelled, and those in progress with force alone."""
+    arn = aws.iot.describe_thing(thingName=thing)["thingArn"]
+    create_job(aws, "job-1", arn)
+    aws.jobs.start_next_pending_job_execution(thingName=thing)
+    create_job(aws, "job-2", arn)
+    for job_id in ("job-1", "job-2"):
+        aws.iot.cancel_job(jobId=job_id)
+        assert aws.iot.describe_job(jobId=job_id)["job"]["status"] == "CANCELED"
+    executions = aws.iot.list_job_executions_for_thing(thingName=thing)["executionSummaries"]
+    statuses = {each["jobId"]: each["jobExecutionSummary"]["status"] for each in executions}
+    assert statuses == {"job-1": "IN_PROGRESS", "job-2": "CANCELED"}
+    aws.iot.cancel_job(jobId="job-1", force=True)
+    assert aws.iot.describe_job_execution(jobId="job-1", thingName=thing)["execution"]["status"] == "CANCELED"
+
+
+def test_a_job_is_deleted_with_its_executions(aws: AwsClients, thing: str) -> None:
+    """One in progress needs force; an execution alone is deleted under its own number."""
+    arn = aws.iot.describe_thing(thingName=thing)["thingArn"]
+    for job_id in ("job-1", "job-2"):
+        create_job(aws, job_id, arn)
+    refused("InvalidStateTransitionException", aws.iot.delete_job, jobId="job-1")
+    aws.iot.delete_job(jobId="job-1", force=True)
+    summaries = aws.iot.list_job_executions_for_thing(thingName=thing)["executionSummaries"]
+    assert [each["jobId"] for each in summaries] == ["job-2"]
+    execution = {"jobId": "job-2", "thingName": thing, "executionNumber": 1}
+    aws.iot.delete_job_execution(**execution, force=True)  # type: ignore[arg-type]
+    refused("ResourceNotFoundException", aws.iot.delete_job_execution, **execution)
+    refused("ResourceNotFoundException", aws.iot.describe_job_execution, jobId="job-2", thingName=thing)
+
+
+def test_a_groups_job_is_executed_by_each_of_its_things(aws: AwsClients) -> None:
+    """One execution for each Thing; a snapshot ends with the last of them, a continuous job does not."""
+    group = aws.iot.create_thing_group(thingGroupName="floor")["thingGroupArn"]
+    for name in ("a", "b"):
+        aws.iot.create_thing(thingName=name)
+        aws.iot.add_thing_to_thing_group(thingGroupName="floor", thingName=name)
+    create_job(aws, "once", group)
+    create_job(aws, "ever", group, targetSelection="CONTINUOUS")
+    for name in ("a", "b"):
+        for job_id in ("once", "ever"):
+            aws.jobs.update_job_execution(thingName=name, jobId=job_id, status="FAILED")
+    once, ever = (aws.iot.describe_job(jobId=job_id)["job"] for job_id in ("once", "ever"))
+    assert (once["status"], ever["status"]) == ("COMPLETED", "IN_PROGRESS")
+    assert once["jobProcessDetails"]["numberOfFailedThings"] == 2
+
+
+def test_a_dynamic_groups_job_follows_the_group(aws: AwsClients) -> None:
+    """A snapshot has those found at first; a continuous job takes in later ones, and drops who leaves."""
+    aws.iot.create_thing(thingName="pump-1")
+    aws.control.settings(group_builds_seconds=3600)
+    group = create_group(aws, "pumps", "thingName:pump* -attributes.retired:true")
+    job = {"jobId": "early", "targets": [group], "document": "{}"}
+    refused("InvalidRequestException", aws.iot.create_job, **job)
+    aws.control.settings(group_builds_seconds=0)
+    create_job(aws, "once", group)
+    create_job(aws, "ever", group, targetSelection="CONTINUOUS")
+    aws.jobs.update_job_execution(thingName="pump-1", jobId="ever", status="SUCCEEDED")
+    for name in ("pump-2", "pump-3"):
+        aws.iot.create_thing(thingName=name)
+    counts = aws.iot.describe_job(jobId="ever")["job"]["jobProcessDetails"]
+    assert (counts["numberOfSucceededThings"], counts["numberOfQueuedThings"]) == (1, 2)
+    for name in ("pump-1", "pump-2"):
+        aws.iot.update_thing(thingName=name, attributePayload={"attributes": {"retired": "true"}})
+    aws.iot.delete_thing(thingName="pump-3")
+    counts = aws.iot.describe_job(jobId="ever")["job"]["jobProcessDetails"]
+    assert (counts["numberOfSucceededThings"], counts["numberOfRemovedThings"]) == (1, 2)
+    once, ever = (aws.iot.describe_job(jobId=job_id)["job"] for job_id in ("once", "ever"))
+    assert once["jobProcessDetails"]["numberOfQueuedThings"] == 1
+    assert (once["status"], ever["status"]) == ("IN_PROGRESS", "IN_PROGRESS")
+    aws.iot.delete_thing(thingName="pump-1")
+    once = aws.iot.describe_job(jobId="once")["job"]
+    assert (once["status"], once["jobProcessDetails"]["numberOfRemovedThings"]) == ("COMPLETED", 1)
+
+
+def test_a_job_rolls_out_after_it_is_made(aws: AwsClients, thing: str) -> None:
+    """Until then it is in progress with no execution; cancelled before, it never has one."""
+    aws.control.settings(job_rolls_out_seconds=3600)
+    arn = aws.iot.describe_thing(thingName=thing)["thingArn"]
+    for job_id in ("job-1", "job-2"):
+        create_job(aws, job_id, arn)
+    job = aws.iot.describe_job(jobId="job-1")["job"]
+    assert (job["status"], job["jobProcessDetails"]["processingTargets"]) == ("IN_PROGRESS", [arn])
+    execution: dict[str, Any] = {"jobId": "job-1", "thingName": thing}
+    refused("ResourceNotFoundException", aws.iot.describe_job_execution, **execution)
+    assert "execution" not in aws.jobs.start_next_pending_job_execution(thingName=thing)
+    aws.iot.cancel_job(jobId="job-2")
+    aws.control.settings(job_rolls_out_seconds=0)
+    told = aws.iot.describe_job_execution(**execution)["execution"]
+    assert (told["status"], told["executionNumber"], told["versionNumber"]) == ("QUEUED", 1, 1)
+    assert (told["thingArn"], told["statusDetails"]) == (arn, {"detailsMap": {}})
+    assert "startedAt" not in told
+    assert "processingTargets" not in aws.iot.describe_job(jobId="job-1")["job"]["jobProcessDetails"]
+    refused("ResourceNotFoundException", aws.iot.describe_job_execution, **execution | {"executionNumber": 2})
+    refused("ResourceNotFoundException", aws.iot.describe_job_execution, **execution | {"jobId": "job-2"})
+    assert aws.iot.describe_job(jobId="job-2")["job"]["status"] == "CANCELED"
+
+
+def test_jobs_have_limits(aws: AwsClients, thing: str) -> None:
+    """A document over 32 KB is invalid; jobs in progress have a quota, until one ends."""
+    arn = aws.iot.describe_thing(thingName=thing)["thingArn"]
+    create, job = aws.iot.create_job, {"jobId": "large", "targets": [arn]}
+    refused("InvalidRequestException", create, **job, document=json.dumps("x" * 32 * 1024))
+    refused("InvalidRequestException", create, **job, document='"' + "ä" * 17 * 1024 + '"')
+    aws.control.settings(active_jobs_at_most=1)
+    create_job(aws, "job-1", arn)
+    error = refused("LimitExceededException", create, **job, document="{}")
+    assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 410
+    create_job(aws, "continuous", arn, targetSelection="CONTINUOUS")
+    aws.jobs.update_job_execution(thingName=thing, jobId="job-1", status="SUCCEEDED")
+    create_job(aws, "job-2", arn)
+
+
+def test_jobs_and_executions_are_listed_in_pages(aws: AwsClients) -> None:
+    """Each is on one page, in the order they were made; jobs the newest first, also by group and status."""
+    group = aws.iot.create_thing_group(thingGroupName="floor")["thingGroupArn"]
+    names = [f"sensor-{number}" for number in range(5)]
+    for name in names:
+        aws.iot.create_thing(thingName=name)
+        aws.iot.add_thing_to_thing_group(thingGroupName="floor", thingName=name)
+    job_ids = [f"job-{number}" for number in range(3)]
+    for job_id in job_ids:
+        create_job(aws, job_id, group)
+    aws.iot.cancel_job(jobId="job-1")
+
+    def listed(operation: str, of: str, **which: Any) -> list[Any]:
+        pages = aws.iot.get_paginator(operation).paginate(**which, PaginationConfig={"PageSize": 2})  # type: ignore[call-overload]
+        return [each for page in pages for each in page[of]]
+
+    summaries = listed("list_job_executions_for_job", "executionSummaries", jobId="job-0")
+    assert sorted(each["thingArn"].rpartition("/")[2] for each in summaries) == names
+    summaries = listed("list_job_executions_for_thing", "executionSummaries", thingName="sensor-0")
+    assert [each["jobId"] for each in summaries] == job_ids
+    assert [each["jobId"] for each in listed("list_jobs", "jobs")] == job_ids[::-1]
+    running = listed("list_jobs", "jobs", thingGroupName="floor", status="IN_PROGRESS")
+    assert [each["jobId"] for each in running] == ["job-2", "job-0"]
+    assert listed("list_jobs", "jobs", thingGroupName="none") == []
+    cancelled = listed("list_job_executions_for_job", "executionSummaries", jobId="job-1", status="QUEUED")
+    assert cancelled == []
+
+
+def test_an_execution_that_has_ended_stays_so(aws: AwsClients, thing: str) -> None:
+    """A device is refused what it may not report, and of an execution that AWS ended any report at all."""
+    arn = aws.iot.describe_thing(thingName=thing)["thingArn"]
+    for job_id in ("cancelled", "timed-out", "alone"):
+        create_job(aws, job_id, arn)
+    update, describe = aws.jobs.update_job_execution, aws.jobs.describe_job_execution
+    refused("InvalidRequestException", update, thingName=thing, jobId="cancelled", status="CANCELED")
+    reason = {"reasonCode": "WINDOW_CLOSED", "comment": "no answer"}
+    refused(
+        "InvalidRequestException", aws.iot.cancel_job, jobId="cancelled", **reason | {"reasonCode": "closed"}
+    )
+    aws.iot.cancel_job(jobId="cancelled", **reason)  # type: ignore[arg-type]
+    job = aws.iot.describe_job(jobId="cancelled")["job"]
+    assert {name: job[name] for name in reason} == reason  # type: ignore[literal-required]
+    aws.control.time_out_execution("timed-out", thing)
+    cancel = aws.iot.cancel_job_execution
+    aws.jobs.start_next_pending_job_execution(thingName=thing)
+    refused("InvalidStateTransitionException", cancel, jobId="alone", thingName=thing)
+    refused("VersionConflictException", cancel, jobId="alone", thingName=thing, expectedVersion=1, force=True)
+    cancel(jobId="alone", thingName=thing, expectedVersion=2, force=True)
+    refused("InvalidStateTransitionException", cancel, jobId="alone", thingName=thing, force=True)
+    for job_id, status in {"cancelled": "CANCELED", "timed-out": "TIMED_OUT", "alone": "CANCELED"}.items():
+        execution: dict[str, Any] = {"jobId": job_id, "thingName": thing}
+        refused("InvalidStateTransitionException", update, **execution, status="SUCCEEDED")
+        refused("TerminalStateException", describe, **execution)
+        assert aws.iot.describe_job_execution(**execution)["execution"]["status"] == status
+    assert aws.iot.describe_job(jobId="timed-out")["job"]["status"] == "COMPLETED"
+
+
+# Secrets
+
+
+def test_a_token_makes_one_version_of_a_secret(aws: AwsClients) -> None:
+    """The same token and value is ignored, another value under it refused; versions carry their stages."""
+    first, second, third = (uuid4().hex for _ in range(3))
+    create, put = aws.secrets.create_secret, aws.secrets.put_secret_value
+    secret = {"Name": "iot/key", "SecretString": "1", "ClientRequestToken": first}
+    tags = [{"Key": "certificateId", "Value": "c"}]
+    assert create(**secret, Tags=tags)["VersionId"] == first  # type: ignore[arg-type]
+    assert create(**secret, Tags=tags)["VersionId"] == first  # type: ignore[arg-type]
+    refused("ResourceExistsException", create, **secret | {"SecretString": "2"})
+    refused("ResourceExistsException", create, **secret | {"ClientRequestToken": second})
+    put(SecretId="iot/key", SecretString="2", ClientRequestToken=second)
+    put(SecretId="iot/key", SecretString="2", ClientRequestToken=second)
+    refused("ResourceExistsException", put, SecretId="iot/key", SecretString="3", ClientRequestToken=second)
+    put(SecretId="iot/key", SecretString="3", ClientRequestToken=third)
+    described = aws.secrets.describe_secret(SecretId="iot/key")
+    assert described["VersionIdsToStages"] == {third: ["AWSCURRENT"], second: ["AWSPREVIOUS"]}
+    assert described["Tags"] == tags
+    aws.secrets.tag_resource(SecretId="iot/key", Tags=[{"Key": "certificateId", "Value": "d"}])
+    assert aws.secrets.describe_secret(SecretId="iot/key")["Tags"] == [{"Key": "certificateId", "Value": "d"}]
+    assert aws.secrets.get_secret_value(SecretId=described["ARN"])["SecretString"] == "3"
+
+
+def test_a_secret_deleted_by_force_frees_its_name(aws: AwsClients) -> None:
+    """Force leaves nothing, and succeeds where nothing is; without it the name stays taken."""
+    create, delete = aws.secrets.create_secret, aws.secrets.delete_secret
+    create(Name="iot/key", SecretString="1")
+    delete(SecretId="iot/key", ForceDeleteWithoutRecovery=True)
+    delete(SecretId="iot/key", ForceDeleteWithoutRecovery=True)
+    refused("ResourceNotFoundException", aws.secrets.describe_secret, SecretId="iot/key")
+    refused("ResourceNotFoundException", delete, SecretId="iot/key")
+    create(Name="iot/key", SecretString="2")
+    delete(SecretId="iot/key", RecoveryWindowInDays=7)
+    refused("InvalidRequestException", create, Name="iot/key", SecretString="3")
+    refused("InvalidRequestException", aws.secrets.put_secret_value, SecretId="iot/key", SecretString="3")
+    refused("InvalidRequestException", aws.secrets.get_secret_value, SecretId="iot/key")
+    assert "DeletedDate" in aws.secrets.describe_secret(SecretId="iot/key")
+    delete(SecretId="iot/key", ForceDeleteWithoutRecovery=True)
+    create(Name="iot/key", SecretString="4")
+
+
+def test_a_secret_has_a_limit(aws: AwsClients) -> None:
+    """A value over 64 KB is refused, in words that do not repeat it."""
+    value = "x" * 65_537
+    error = refused("ValidationException", aws.secrets.create_secret, Name="iot/key", SecretString=value)
+    assert "xxx" not in str(error)
+
+
+# The control door
+
+
+def test_a_fault_fails_as_many_calls_as_asked(aws: AwsClients) -> None:
+    """The call is not made; others, and those after, pass; and all are counted."""
+    aws.control.add_fault("iot:CreateThing", code="ThrottlingException", status=429, times=2)
+    for _ in range(2):
+        error = refused("ThrottlingException", aws.iot.create_thing, thingName="a")
+        assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 429
+    refused("ResourceNotFoundException", aws.iot.describe_thing, thingName="a")
+    aws.iot.create_thing(thingName="a")
+    assert aws.control.calls() == {"iot:CreateThing": 3, "iot:DescribeThing": 1}
+    aws.control.forget_calls()
+    assert aws.control.calls() == {}
+
+
+def test_a_fault_after_the_call_hides_its_success(aws: AwsClients) -> None:
+    """The call has its effect, and the caller is told that it failed."""
+    aws.control.add_fault(
+        "secretsmanager:CreateSecret", code="InternalServiceError", status=500, when="after"
+    )
+    refused("InternalServiceError", aws.secrets.create_secret, Name="iot/key", SecretString="1")
+    assert aws.secrets.get_secret_value(SecretId="iot/key")["SecretString"] == "1"
+
+
+def test_a_fault_can_be_for_one_resource(aws: AwsClients) -> None:
+    """It is found by what stands in the path, in the body or, as a principal, in a header."""
+    _, arn = issue(aws)
+    for name in ("good", "bad"):
+        aws.iot.create_thing(thingName=name)
+    for resource in (arn, "iot/bad", "things/bad/shadow"):
+        aws.control.add_fault("*", resource=resource, code="ServiceUnavailableException", status=503)
+    unavailable = "ServiceUnavailableException"
+    refused(unavailable, aws.iot.attach_thing_principal, thingName="good", principal=arn)
+    refused(unavailable, aws.secrets.create_secret, Name="iot/bad", SecretString="1")
+    refused(unavailable, aws.data.get_thing_shadow, thingName="bad")
+    aws.secrets.create_secret(Name="iot/good", SecretString="1")
+    aws.iot.describe_thing(thingName="bad")
+    aws.control.clear_faults()
+    aws.iot.attach_thing_principal(thingName="good", principal=arn)
+
+
+def test_a_fault_can_only_delay(aws: AwsClients) -> None:
+    """Without a code the call succeeds, later, and does not hold up the others."""
+    dawdling = aws.control.add_fault("iot:CreateThing", delay_seconds=2, times=1)
+    with ThreadPoolExecutor() as pool:
+        slow = pool.submit(aws.iot.create_thing, thingName="a")
+        while aws.control.awaits(dawdling):
+            time.sleep(0.02)
+        aws.iot.create_thing(thingName="b")
+        assert not slow.done()
+        assert slow.result()["thingName"] == "a"
+
+
+def test_faults_reach_every_protocol(aws: AwsClients) -> None:
+    """boto reads the code of a fault from services that speak REST, JSON and XML."""
+    aws.control.add_fault("*", code="AccessDeniedException", status=403)
+    refused("AccessDeniedException", aws.sts.get_caller_identity)
+    refused("AccessDeniedException", aws.jobs.get_pending_job_executions, thingName="a")
+    refused("AccessDeniedException", aws.secrets.list_secrets)
+    refused("AccessDeniedException", aws.iot.list_things)
+    assert aws.control.calls()["sts:GetCallerIdentity"] == 1
+
+
+def test_reset_empties_the_account(aws: AwsClients, thing: str) -> None:
+    """Things, secrets, shadows, faults and counts are gone; a mistaken fault is refused."""
+    update_shadow(aws, thing, {"state": {"reported": {}}})
+    aws.secrets.create_secret(Name="iot/key", SecretString="1")
+    aws.control.add_fault("*", code="ThrottlingException")
+    aws.control.reset()
+    assert aws.control.calls() == {}
+    assert aws.iot.list_things()["things"] == []
+    assert aws.secrets.list_secrets()["SecretList"] == []
+    refused("ResourceNotFoundException", aws.data.get_thing_shadow, thingName=thing)
+    with pytest.raises(OSError, match="400"):
+        aws.control.add_fault("*", when="never")  # type: ignore[arg-type]
+
+
+def test_settings_are_changed_one_by_one(aws: AwsClients, thing: str) -> None:
+    """What is not named stays as it was, a name that is none is refused, and all go back together."""
+    aws.control.settings(dynamic_groups_at_most=0)
+    aws.control.settings(active_jobs_at_most=0)
+    create = aws.iot.create_dynamic_thing_group
+    refused("LimitExceededException", create, thingGroupName="group", queryString="thingName:a")
+    with pytest.raises(OSError, match="400"):
+        aws.control._send("POST", "settings", {"dynamic_groups": 1})
+    aws.control.default_settings()
+    create_group(aws, "group", "thingName:a")
+    create_job(aws, "job-1", aws.iot.describe_thing(thingName=thing)["thingArn"])
+
+
+# The server
+
+
+def test_many_threads_are_served_without_a_fault(aws: AwsClients) -> None:
+    """Calls that change and read the same account at once all succeed, as moto's alone do not."""
+
+    def provision(number: int) -> None:
+        name = f"sensor-{number}"
+        aws.iot.create_thing(thingName=name, attributePayload={"attributes": {"deviceId": str(number)}})
+        aws.secrets.create_secret(Name=name, SecretString="1")
+        aws.iot.describe_thing(thingName=name)
+        aws.iot.search_index(queryString=f"thingName:{name}")
+        aws.secrets.describe_secret(SecretId=name)
+        aws.iot.delete_thing(thingName=name)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(provision, range(60)))
+    assert aws.iot.list_things()["things"] == []
+
+
+def test_a_killed_emulator_has_kept_all_but_the_last_moment(tmp_path: Path) -> None:
+    """What was changed is in the state file soon after; the file is the owner's alone."""
+    state = tmp_path / "aws.state"
+    with emulator(state) as (process, aws):
+        aws.iot.create_thing(thingName="sensor-1")
+        update_shadow(aws, "sensor-1", {"state": {"reported": {"on": True}}})
+        aws.control.settings(group_builds_seconds=0)
+        create_job(aws, "job-1", create_group(aws, "sensors", "thingName:sensor*"))
+        execution = {"jobId": "job-1", "thingName": "sensor-1", "executionNumber": 1}
+        aws.iot.delete_job_execution(**execution, force=True)  # type: ignore[arg-type]
+        aws.iot.create_thing(thingName="the-last")
+        deadline = time.monotonic() + 60
+        while not (state.exists() and b"the-last" in state.read_bytes()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+    assert state.stat().st_mode & 0o777 == 0o600
+    with emulator(state) as (_, aws):
+        assert aws.iot.describe_thing(thingName="sensor-1")["thingName"] == "sensor-1"
+        assert get_shadow(aws, "sensor-1")["state"] == {"reported": {"on": True}}
+        assert aws.iot.describe_thing_group(thingGroupName="sensors")["queryString"] == "thingName:sensor*"
+        assert aws.iot.list_job_executions_for_job(jobId="job-1")["executionSummaries"] == []

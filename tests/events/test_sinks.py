@@ -1,0 +1,673 @@
+"""Sinks: what arrives by each, what happens to what one does not take, and what is kept of what was sent."""
+
+import asyncio
+import io
+import json
+import logging
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import boto3
+import pytest
+from cloudevents.core.v1.event import CloudEvent
+from pydantic import SecretStr
+from sqlalchemy import Engine, text
+from sqlmodel import Session, col, select
+from standardwebhooks import Webhook
+from temporalio.api.workflow.v1 import PendingActivityInfo
+from temporalio.client import Client
+
+from activities.events import EventActivities
+from aws.clients import AwsClients
+from db.engine import open_engine
+from db.migrate import upgrade
+from db.models import OutboxRow
+from db.outbox import list_refused, put, resend
+from domain.names import outbox_publisher_id
+from domain.outgoing_event import DeviceDesiredStateChanged
+from embedded.emulator.control import EmulatorControl
+from embedded.stack import Addresses
+from events.cloud_events import cloud_event
+from events.sink import EventRejectedError, EventSink, SinkGoneError, SinkUnavailableError
+from events.sinks.eventbridge import EventBusSink
+from events.sinks.webhook import open_webhook
+from observability import telemetry
+from orchestration.requests import start_publishers
+from settings import Events, Settings
+from tests.events.test_publishing import failed, on, tell, without_repeats
+from tests.harness.bridge import Bridge, Device, until
+from tests.harness.command_line import call_beside, empty_database, logging_as_it_was
+from tests.harness.endpoint import Answer, Endpoint, endpoint_up
+from worker import compose_event_worker, open_sink
+
+SECRET = "whsec_" + 32 * "A"
+OLD_SECRET = "whsec_" + 32 * "B"
+REGION = "eu-west-1"
+
+
+@pytest.fixture(scope="module")
+def outbox_url(engine: Engine, stack: Addresses) -> str:
+    """A database of this file's own: what a sink here refuses is nobody else's event."""
+    return empty_database(engine, stack.database_url)
+
+
+@pytest.fixture(scope="module")
+def outbox(outbox_url: str) -> Iterator[Engine]:
+    opened = open_engine(outbox_url, pool_size=20)
+    upgrade(opened)
+    yield opened
+    opened.dispose()
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    with endpoint_up() as opened:
+        yield opened
+
+
+@pytest.fixture
+def webhook(endpoint: Endpoint, aws: AwsClients) -> Iterator[EventSink]:
+    """The sink that the settings make of the endpoint, in the middle of a change of its secret."""
+    chosen = Events(
+        sink="webhook",
+        webhook_url=SecretStr(endpoint.url),
+        webhook_secret=SecretStr(f"{SECRET} {OLD_SECRET}"),
+    )
+    with open_sink(chosen, aws) as sink:
+        yield sink
+
+
+class Publishing:
+    """The publishers of a queue of their own, at work."""
+
+    def __init__(self, client: Client, queue: str) -> None:
+        self._client = client
+        self._queue = queue
+
+    async def pending(self, shard: int) -> list[PendingActivityInfo]:
+        handle = self._client.get_workflow_handle(outbox_publisher_id(self._queue, shard))
+        return list((await handle.describe()).raw_description.pending_activities)
+
+    async def fails(self, shard: int, what: str) -> PendingActivityInfo:
+        """Wait until the publisher of a shard shows a failure."""
+        found: list[PendingActivityInfo] = []
+
+        async def shown() -> bool:
+            found[:] = [each for each in await self.pending(shard) if what in each.last_failure.message]
+            return bool(found)
+
+        await until(shown, f"the publisher of shard {shard} says {what!r}")
+        return found[0]
+
+
+@asynccontextmanager
+async def publishing(
+    client: Client, settings: Settings, engine: Engine, sink: EventSink, **options: Any
+) -> AsyncIterator[Publishing]:
+    queue = f"sink-{uuid4()}"
+    events = EventActivities(engine, sink, disabled_recheck_seconds=0.2, **options)
+    async with compose_event_worker(on(queue, settings), client, events):
+        await start_publishers(client, queue)
+        yield Publishing(client, queue)
+
+
+def device_of(shard: int) -> UUID:
+    return UUID(int=uuid4().int // 4 * 4 + shard)
+
+
+def example(device: UUID | None = None) -> CloudEvent:
+    """An event that stands in no outbox."""
+    device = device or uuid4()
+    event = failed(device)
+    return cloud_event(
+        OutboxRow(
+            event_id=event.event_id(1),
+            type=event.event_type,
+            device_id=device,
+            sequence=1,
+            data=event.model_dump(mode="json", by_alias=True),
+        )
+    )
+
+
+def rows_of(engine: Engine, device: UUID) -> list[OutboxRow]:
+    with Session(engine) as session:
+        query = select(OutboxRow).where(OutboxRow.device_id == device).order_by(col(OutboxRow.id))
+        return list(session.exec(query).all())
+
+
+def refusing(device: UUID, number: int, status: int = 422) -> Callable[[dict[str, Any]], Answer]:
+    """Takes all events but one."""
+
+    def answer(event: dict[str, Any]) -> Answer:
+        is_it = event.get("subject") == str(device) and int(event["sequence"]) == number
+        return Answer(status) if is_it else Answer()
+
+    return answer
+
+
+async def all_arrived(endpoint: Endpoint, device: UUID, numbers: list[int]) -> None:
+    async def arrived() -> bool:
+        return without_repeats(endpoint.arrived(device)) == numbers
+
+    await until(arrived, f"events {numbers} of device {device} arrive, in that order")
+
+
+# --- By webhook
+
+
+async def test_a_webhook_is_signed_after_the_spec(
+    client: Client, settings: Settings, outbox: Engine, endpoint: Endpoint, webhook: EventSink
+) -> None:
+    """The spec's own library takes it by either secret; its body is the CloudEvent, under the event's id."""
+    device = uuid4()
+    async with publishing(client, settings, outbox, webhook):
+        tell(outbox, device, 1)
+        await all_arrived(endpoint, device, [1])
+    (row,) = rows_of(outbox, device)
+    (request,) = (each for each in endpoint.requests if each.event.get("subject") == str(device))
+    for secret in (SECRET, OLD_SECRET):
+        sent = Webhook(secret).verify(request.body, request.headers)
+        assert (sent["id"], sent["data"]) == (str(row.event_id), row.data)
+    assert request.headers["webhook-id"] == str(row.event_id)
+    assert request.headers["content-type"] == "application/cloudevents+json"
+
+
+@pytest.mark.parametrize("level", ["DEBUG", "INFO"])
+def test_no_line_of_the_log_holds_the_address(endpoint: Endpoint, webhook: EventSink, level: str) -> None:
+    """It may hold a token, and the libraries that call it would write it down."""
+    with logging_as_it_was():
+        log = io.StringIO()
+        telemetry.configure(level, "json", log)
+        webhook.send(example())
+        logging.getLogger("thingbridge.test").info("said")
+    assert len(endpoint.requests) == 1
+    assert "said" in log.getvalue()
+    assert "hush" not in log.getvalue()
+
+
+def test_no_line_of_a_hosts_log_holds_it_either(
+    endpoint: Endpoint, webhook: EventSink, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A host sets up logging as it likes."""
+    for library in ("httpx2", "httpcore2"):
+        caplog.set_level(logging.NOTSET, library)
+    with caplog.at_level(logging.DEBUG):
+        telemetry.silence_request_logging()
+        webhook.send(example())
+    assert len(endpoint.requests) == 1
+    assert "hush" not in caplog.text
+
+
+@pytest.mark.parametrize("status", [200, 202, 204])
+def test_any_success_says_that_it_has_arrived(endpoint: Endpoint, webhook: EventSink, status: int) -> None:
+    """Whatever the 2xx, the event counts as sent."""
+    endpoint.answer = lambda _: Answer(status)
+    webhook.send(example())
+    assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "means"),
+    [
+        *((status, EventRejectedError) for status in (400, 413, 422)),
+        *(
+            (status, SinkUnavailableError)
+            for status in (302, 307, 401, 403, 404, 408, 409, 425, 429, 500, 503, 599)
+        ),
+        (410, SinkGoneError),
+    ],
+)
+def test_an_answer_means_the_event_or_the_endpoint(
+    endpoint: Endpoint, webhook: EventSink, status: int, means: type[Exception]
+) -> None:
+    """Three statuses refuse the event, one all of them, the rest say later; no redirect is followed."""
+    endpoint.answer = lambda _: Answer(status, {"location": endpoint.url}, b"hush")
+    with pytest.raises(means, match=rf"^127\.0\.0\.1 answered {status}\b") as raised:
+        webhook.send(example())
+    assert len(endpoint.requests) == 1
+    assert "hush" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("header", "wait"),
+    [
+        ("120", timedelta(minutes=2)),
+        ("0", timedelta(seconds=1)),
+        (99 * "9", timedelta(minutes=10)),
+        (format_datetime(datetime(2999, 1, 1, tzinfo=UTC), usegmt=True), timedelta(minutes=10)),
+        (format_datetime(datetime(2001, 1, 1, tzinfo=UTC), usegmt=True), timedelta(seconds=1)),
+        ("soon", None),
+        ("-1", None),
+        (None, None),
+    ],
+)
+def test_the_endpoint_says_how_long_to_wait(
+    endpoint: Endpoint, webhook: EventSink, header: str | None, wait: timedelta | None
+) -> None:
+    """`Retry-After` counts, in seconds or as a date, from a second to ten minutes; nothing else does."""
+    endpoint.answer = lambda _: Answer(503, {"retry-after": header} if header else {})
+    with pytest.raises(SinkUnavailableError) as raised:
+        webhook.send(example())
+    assert raised.value.wait == wait
+
+
+async def test_temporal_waits_as_long_as_the_endpoint_says(
+    client: Client, settings: Settings, outbox: Engine, endpoint: Endpoint, webhook: EventSink
+) -> None:
+    """The publisher's next attempt is as far off as `Retry-After` has it."""
+    endpoint.answer = lambda _: Answer(429, {"retry-after": "300"})
+    device = device_of(2)
+    async with publishing(client, settings, outbox, webhook) as publishers:
+        tell(outbox, device, 1)
+        shown = await publishers.fails(2, "answered 429 Too Many Requests")
+    assert shown.current_retry_interval.ToSeconds() == pytest.approx(300, abs=5)
+
+
+def test_an_endpoint_that_dawdles_is_given_up(endpoint: Endpoint) -> None:
+    """Time is counted for the whole call: an answer that comes a byte at a time comes too late."""
+    given_up = threading.Event()
+
+    def dawdle(listening: socket.socket) -> None:
+        with listening.accept()[0] as connection, suppress(OSError):
+            while not given_up.wait(0.05):
+                connection.sendall(b"H")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=dawdle, args=[listening])
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        with (
+            open_webhook(url, [SECRET], call_seconds=0.5) as sink,
+            pytest.raises(SinkUnavailableError, match="did not answer within"),
+        ):
+            sink.send(example())
+        given_up.set()
+        thread.join()
+
+
+async def test_a_webhook_that_is_gone_is_sent_nothing_until_an_operator_says_so(
+    client: Client,
+    settings: Settings,
+    outbox: Engine,
+    outbox_url: str,
+    endpoint: Endpoint,
+    webhook: EventSink,
+    aws: AwsClients,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """410 stops all, as the log and the publishers say; events wait; another URL is another sink."""
+    first, second = device_of(0), device_of(1)
+    endpoint.answer = lambda _: Answer(410)
+    async with publishing(client, settings, outbox, webhook) as publishers:
+        tell(outbox, first, 2)
+        said = await publishers.fails(0, "127.0.0.1 answered 410 Gone")
+        assert said.last_failure.application_failure_info.type == "EventSinkDisabled"
+        errors = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+        assert any("nothing is sent to the webhook any more" in each for each in errors)
+        endpoint.answer = lambda _: Answer()
+        tell(outbox, second, 2)
+        attempts = (await publishers.fails(1, "410 Gone")).attempt
+
+        async def looked_again() -> bool:
+            return (await publishers.fails(1, "410 Gone")).attempt > attempts + 1
+
+        await until(looked_again, "the publisher has looked again")
+        assert str(second) not in {request.event.get("subject") for request in endpoint.requests}
+        listed = await call_beside("events", "list", DATABASE_URL=outbox_url)
+        assert "nothing is sent to a webhook since" in listed.stdout
+        assert "hush" not in listed.stdout
+        with endpoint_up() as moved:
+            changed = Events(
+                sink="webhook", webhook_url=SecretStr(moved.url), webhook_secret=SecretStr(SECRET)
+            )
+            with open_sink(changed, aws) as sink:
+                async with publishing(client, settings, outbox, sink):
+                    await all_arrived(moved, first, [1, 2])
+                    await all_arrived(moved, second, [1, 2])
+        tell(outbox, first, 1, since=2)
+        enabled = await call_beside("events", "enable", DATABASE_URL=outbox_url)
+        assert enabled.stdout == "sent to again: 1\n"
+        await all_arrived(endpoint, first, [3])
+
+
+# --- What is refused
+
+
+async def test_a_refused_event_holds_up_its_own_device_and_no_other(
+    client: Client, settings: Settings, outbox: Engine, endpoint: Endpoint, webhook: EventSink
+) -> None:
+    """Others of its shard go on, its device's later ones wait, and in the end all arrive in order."""
+    held, other = device_of(3), device_of(3)
+    endpoint.answer = refusing(held, 2)
+    async with publishing(client, settings, outbox, webhook):
+        tell(outbox, held, 3)
+
+        async def refused() -> bool:
+            return rows_of(outbox, held)[1].first_refused_at is not None
+
+        await until(refused, "the event is refused")
+        tell(outbox, other, 3)
+        await all_arrived(endpoint, other, [1, 2, 3])
+        assert endpoint.arrived(held) == [1]
+        endpoint.answer = lambda _: Answer()
+        await all_arrived(endpoint, held, [1, 2, 3])
+    assert all(row.published_at and not row.parked_at for row in rows_of(outbox, held))
+
+
+async def test_an_event_refused_for_too_long_is_parked(
+    client: Client,
+    settings: Settings,
+    outbox: Engine,
+    outbox_url: str,
+    endpoint: Endpoint,
+    webhook: EventSink,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is tried again until then; its device's later events go on; a resend sends it again."""
+    device = uuid4()
+    endpoint.answer = refusing(device, 2)
+    async with publishing(client, settings, outbox, webhook, park_after=timedelta(seconds=1)):
+        tell(outbox, device, 3)
+        await all_arrived(endpoint, device, [1, 3])
+
+        # Committed only after those behind it have been sent.
+        async def is_parked() -> bool:
+            return rows_of(outbox, device)[1].parked_at is not None
+
+        await until(is_parked, "the event is parked")
+        (_, parked, _) = rows_of(outbox, device)
+        assert not parked.published_at
+        assert [request.status for request in endpoint.requests].count(422) >= 2
+        assert any(
+            each.levelno == logging.ERROR and "is parked, the sink refuses it" in each.getMessage()
+            for each in caplog.records
+        )
+        listed = await call_beside("events", "list", DATABASE_URL=outbox_url)
+        (line,) = (each for each in listed.stdout.splitlines() if each.startswith(str(parked.event_id)))
+        assert line.split()[1] == "parked"
+        assert line.endswith(f"{parked.type}: 127.0.0.1 answered 422 Unprocessable {line.split()[-1]}")
+        endpoint.answer = lambda _: Answer()
+        sent = await call_beside("events", "resend", str(parked.event_id), DATABASE_URL=outbox_url)
+        assert sent.stdout == "sent again: 1\n"
+        await all_arrived(endpoint, device, [1, 3, 2])
+    again = await call_beside("events", "resend", str(parked.event_id), DATABASE_URL=outbox_url)
+    assert (again.exit_code, "is refused: see `thingbridge events list`" in again.stderr) == (2, True)
+
+
+async def test_an_event_parked_while_it_is_to_be_sent_again_is_not_lost(
+    client: Client, settings: Settings, outbox: Engine, endpoint: Endpoint, webhook: EventSink
+) -> None:
+    """An operator asks for it just when the sink refuses it for the last time: it is parked, and listed."""
+    device, patience = uuid4(), timedelta(seconds=1)
+    resent: list[int] = []
+
+    def refuse(event: dict[str, Any]) -> Answer:
+        if event.get("subject") != str(device):
+            return Answer()
+        (row,) = rows_of(outbox, device)
+        if row.first_refused_at and datetime.now(UTC) >= row.first_refused_at + patience:
+            with Session(outbox) as session, session.begin():
+                resent.append(resend(session, row.event_id))
+        return Answer(422)
+
+    endpoint.answer = refuse
+    async with publishing(client, settings, outbox, webhook, park_after=patience):
+        tell(outbox, device, 1)
+
+        async def parked() -> bool:
+            return rows_of(outbox, device)[0].parked_at is not None
+
+        await until(parked, "the event is parked")
+    (row,) = rows_of(outbox, device)
+    with Session(outbox) as session:
+        listed = {each.event_id: each.refused_because for each in list_refused(session, 1000)}
+    assert resent == [1]
+    assert "answered 422" in (listed[row.event_id] or "")
+
+
+async def test_only_what_the_sink_refuses_is_ever_parked(
+    client: Client, settings: Settings, outbox: Engine, endpoint: Endpoint, webhook: EventSink
+) -> None:
+    """Without any patience a refused event is parked at once, and one that failed otherwise is kept."""
+    refused, kept = device_of(1), device_of(2)
+    endpoint.answer = lambda event: Answer(400 if event.get("subject") == str(refused) else 500)
+    async with publishing(client, settings, outbox, webhook, park_after=timedelta(0)) as publishers:
+        tell(outbox, kept, 2)
+        tell(outbox, refused, 2)
+        await publishers.fails(2, "answered 500")
+
+        async def parked() -> bool:
+            return all(row.parked_at for row in rows_of(outbox, refused))
+
+        await until(parked, "the refused events are parked")
+        assert not any(row.parked_at or row.first_refused_at for row in rows_of(outbox, kept))
+        endpoint.answer = lambda _: Answer()
+        await all_arrived(endpoint, kept, [1, 2])
+    assert endpoint.arrived(refused) == []
+
+
+@pytest.mark.parametrize("arguments", [("resend",), ("resend", str(uuid4()), "--all")])
+async def test_what_is_to_be_sent_again_must_be_said(outbox_url: str, arguments: tuple[str, ...]) -> None:
+    """One event or all of them, not both and not neither."""
+    said = await call_beside("events", *arguments, DATABASE_URL=outbox_url)
+    assert said.exit_code == 2
+    assert "--all" in said.stderr
+
+
+# --- What is kept
+
+
+async def test_what_was_sent_long_ago_is_deleted_and_nothing_else(
+    client: Client, settings: Settings, outbox: Engine, endpoint: Endpoint, webhook: EventSink
+) -> None:
+    """What waits or is parked stays however old, and the device's numbers go on."""
+    old, new, parked = uuid4(), uuid4(), uuid4()
+    for device in (old, new, parked):
+        tell(outbox, device, 2)
+    ages = "UPDATE iotaws_outbox SET occurred_at = now() - interval '40 days'"
+    with outbox.begin() as connection:
+        for change, device in (
+            (f"{ages}, published_at = now() - interval '31 days'", old),
+            (f"{ages}, published_at = now() - interval '29 days'", new),
+            (f"{ages}, first_refused_at = now(), parked_at = now() - interval '31 days'", parked),
+        ):
+            connection.execute(text(f"{change} WHERE device_id = :device"), {"device": device})
+    async with publishing(client, settings, outbox, webhook, retention=timedelta(days=30)):
+
+        async def deleted() -> bool:
+            return not rows_of(outbox, old)
+
+        await until(deleted, "the old events are deleted")
+        tell(outbox, old, 1, since=2)
+        await all_arrived(endpoint, old, [3])
+    assert [len(rows_of(outbox, device)) for device in (new, parked)] == [2, 2]
+
+
+# --- By EventBridge and SNS
+
+
+class Queue:
+    """An SQS queue, where it can be seen what arrived."""
+
+    def __init__(self, name: str, **attributes: str) -> None:
+        self._sqs = boto3.client("sqs")
+        self.url = self._sqs.create_queue(QueueName=name, Attributes=attributes)["QueueUrl"]
+        found = self._sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=["QueueArn"])
+        self.arn = found["Attributes"]["QueueArn"]
+
+    async def has(self, count: int) -> list[Any]:
+        """Wait for so many messages."""
+        got: list[Any] = []
+
+        async def arrived() -> bool:
+            answer = await asyncio.to_thread(
+                self._sqs.receive_message,
+                QueueUrl=self.url,
+                MaxNumberOfMessages=10,
+                AttributeNames=["All"],
+                MessageAttributeNames=["All"],
+            )
+            for message in answer.get("Messages", []):
+                got.append(message)
+                self._sqs.delete_message(QueueUrl=self.url, ReceiptHandle=message["ReceiptHandle"])
+            return len(got) >= count
+
+        await until(arrived, f"{count} messages arrive")
+        return got
+
+
+async def test_eventbridge_gets_the_cloud_event_as_detail(
+    client: Client, settings: Settings, outbox: Engine, stack: Addresses, aws: AwsClients
+) -> None:
+    """A rule finds it by source and type; what the bus refuses for its size is parked."""
+    name = f"bus-{uuid4()}"
+    queue, events = Queue(name), boto3.client("events")
+    events.create_event_bus(Name=name)
+    pattern = {"source": ["/thingbridge"], "detail-type": ["AwsThingProvisioningFailedEvent"]}
+    events.put_rule(Name=name, EventBusName=name, EventPattern=json.dumps(pattern))
+    events.put_targets(Rule=name, EventBusName=name, Targets=[{"Id": "1", "Arn": queue.arn}])
+    device, large = uuid4(), uuid4()
+    emulator = EmulatorControl(stack.aws_endpoint_url)
+    emulator.add_fault("events:PutEvents", resource=str(large), code="ValidationException")
+    chosen = Events(sink="eventbridge", event_bus_name=name)
+    try:
+        with open_sink(chosen, aws) as sink:
+            async with publishing(client, settings, outbox, sink, park_after=timedelta(0)):
+                tell(outbox, large, 1)
+                tell(outbox, device, 2)
+                messages = [json.loads(message["Body"]) for message in await queue.has(2)]
+
+                async def parked() -> bool:
+                    return rows_of(outbox, large)[0].parked_at is not None
+
+                await until(parked, "the refused event is parked")
+    finally:
+        emulator.clear_faults()
+    rows = rows_of(outbox, device)
+    messages.sort(key=lambda message: str(message["detail"]["sequence"]))
+    assert [message["detail"]["id"] for message in messages] == [str(row.event_id) for row in rows]
+    assert [message["detail"]["data"] for message in messages] == [row.data for row in rows]
+    assert {message["detail-type"] for message in messages} == {"AwsThingProvisioningFailedEvent"}
+
+
+@pytest.mark.parametrize(
+    ("code", "means"),
+    [
+        ("MalformedDetail", EventRejectedError),
+        ("InternalFailure", SinkUnavailableError),
+        ("AccessDeniedException", SinkUnavailableError),
+    ],
+)
+def test_an_entry_that_failed_is_no_success(
+    stack: Addresses,
+    endpoint: Endpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+    means: type[Exception],
+) -> None:
+    """EventBridge's call succeeds where its entry does not: the entry's code says whose fault it is."""
+    failure = {"FailedEntryCount": 1, "Entries": [{"ErrorCode": code, "ErrorMessage": "no"}]}
+    endpoint.answer = lambda _: Answer(200, body=json.dumps(failure).encode())
+    monkeypatch.setenv("AWS_ENDPOINT_URL_EVENTBRIDGE", f"http://127.0.0.1:{endpoint.port}")
+    with pytest.raises(means, match=f"^PutEvents: {code}: no$"):
+        EventBusSink(AwsClients(1), "bus").send(example())
+
+
+async def test_sns_gets_the_cloud_event_as_message(
+    client: Client, settings: Settings, outbox: Engine, aws: AwsClients
+) -> None:
+    """Type and tenant are its attributes; a message that SNS finds too long is parked, the next one goes."""
+    queue, sns = Queue(f"sns-{uuid4()}"), boto3.client("sns")
+    topic = sns.create_topic(Name=f"topic-{uuid4()}")["TopicArn"]
+    sns.subscribe(
+        TopicArn=topic, Protocol="sqs", Endpoint=queue.arn, Attributes={"RawMessageDelivery": "true"}
+    )
+    device, tenant = uuid4(), uuid4()
+    with Session(outbox) as session:
+        for version, delta in enumerate(("x" * 300_000, "on")):
+            event = DeviceDesiredStateChanged(
+                device_id=device,
+                tenant_id=tenant,
+                binding_id=uuid4(),
+                thing_name="t-1",
+                shadow_version=version,
+                delta={"led": delta},
+                correlation_id=uuid4(),
+                job_id="granit-1",
+            )
+            put(session, event, version)
+        session.commit()
+    with open_sink(Events(sink="sns", topic_arn=topic), aws) as sink:
+        async with publishing(client, settings, outbox, sink, park_after=timedelta(0)):
+            (message,) = await queue.has(1)
+    large, small = rows_of(outbox, device)
+    assert (json.loads(message["Body"])["id"], json.loads(message["Body"])["data"]) == (
+        str(small.event_id),
+        small.data,
+    )
+    attributes = {name: each["StringValue"] for name, each in message["MessageAttributes"].items()}
+    assert attributes == {"type": "DeviceDesiredStateChangedEvent", "tenantId": str(tenant)}
+    assert large.parked_at
+    assert "Publish: InvalidParameter" in (large.refused_because or "")
+
+
+async def test_a_fifo_topic_keeps_each_devices_order(
+    client: Client, settings: Settings, outbox: Engine, aws: AwsClients
+) -> None:
+    """The device is the message's group, and the event's id what a repeat is known by."""
+    name = f"fifo-{uuid4()}.fifo"
+    queue, sns = Queue(name, FifoQueue="true"), boto3.client("sns")
+    topic = sns.create_topic(Name=name, Attributes={"FifoTopic": "true"})["TopicArn"]
+    sns.subscribe(
+        TopicArn=topic, Protocol="sqs", Endpoint=queue.arn, Attributes={"RawMessageDelivery": "true"}
+    )
+    device = uuid4()
+    with open_sink(Events(sink="sns", topic_arn=topic), aws) as sink:
+        async with publishing(client, settings, outbox, sink):
+            tell(outbox, device, 3)
+            got = [message["Attributes"] for message in await queue.has(3)]
+    rows = rows_of(outbox, device)
+    assert {each["MessageGroupId"] for each in got} == {str(device)}
+    assert [each["MessageDeduplicationId"] for each in got] == [str(row.event_id) for row in rows]
+
+
+# --- A sink that is away
+
+
+async def test_a_sink_that_dies_holds_up_no_saga_and_gets_everything_in_order(
+    bridge: Bridge, settings: Settings, engine: Engine, endpoint: Endpoint, webhook: EventSink
+) -> None:
+    """Sagas end while nothing listens, and killed once more in the middle, it gets all of it all the same."""
+    devices = [Device(f"AWAY-{number}") for number in range(3)]
+    busy = [device_of(shard) for shard in range(4)]
+    publishing_engine = open_engine(settings.database_url.get_secret_value(), pool_size=10)
+    endpoint.down()
+    async with publishing(bridge.client, settings, publishing_engine, webhook) as publishers:
+        for device in busy:
+            tell(engine, device, 20)
+        await publishers.fails(0, "no answer from 127.0.0.1")
+        await asyncio.gather(*(bridge.send_and_wait(each, each.event("Provisioned")) for each in devices))
+        assert endpoint.requests == []
+        endpoint.up()
+
+        async def some_arrived() -> bool:
+            return any(len(endpoint.arrived(device)) > 5 for device in busy)
+
+        await until(some_arrived, "some events arrive")
+        endpoint.down()
+        for device in busy:
+            tell(engine, device, 10, since=20)
+        endpoint.up()
+        for device in busy:
+            await all_arrived(endpoint, device, list(range(1, 31)))
+        for each in devices:
+            await all_arrived(endpoint, each.device_id, [1])
+    publishing_engine.dispose()
+    assert all(bridge.published(each) == ["AwsThingProvisionedEvent"] for each in devices)

@@ -1,0 +1,336 @@
+"""What the processes say, measure and trace of devices' lives: all of it, as promised, and no secret."""
+
+import asyncio
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Never
+
+import psycopg
+import pytest
+import pytest_asyncio
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from sqlalchemy import create_engine
+
+from embedded.processes import choose_ports
+from events.sink import LogSink
+from observability import metrics
+from observability.gauges import measure_outbox, stop_measuring
+from observability.metrics import EVENTS_PARKED, Count, Duration, Gauge
+from observability.telemetry import serving_metrics
+from orchestration.tracing import RunTracingInterceptor
+from tests import ROOT
+from tests.harness.bridge import Bridge
+from tests.harness.command_line import run
+from tests.harness.enrolment import EnrolmentHarness
+from tests.harness.http_api import HttpApi
+from tests.harness.observed_life import Observed, observe, samples
+from tests.workflows.test_replay import RECORDED, recorded, replayer
+
+METRICS_FILE = ROOT / "docs" / "metrics.md"
+METRICS = METRICS_FILE.read_text()
+STEPS = ("ensure_thing", "issue_certificate", "attach_certificate", "activate_certificate")
+
+
+@pytest_asyncio.fixture(scope="module")
+async def observed(bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness) -> Observed:
+    """Lived once for all tests here."""
+    try:
+        return await observe(bridge, http_api, enrolment)
+    finally:
+        bridge.emulator.clear_faults()
+
+
+# --- Metrics
+
+
+def test_each_thing_that_happened_is_counted_once(observed: Observed) -> None:
+    """The counters say what came of the lives, under the device's tenant and the operation."""
+    tenant, other = observed.device.tenant_id, observed.failed.tenant_id
+    counted = {
+        ("provisioning_things_created", tenant, "ensure_thing"): 1,
+        ("provisioning_things_created", other, "ensure_thing"): 1,
+        ("provisioning_certificates_issued", tenant, "issue_certificate"): 1,
+        ("provisioning_certificates_issued", other, "issue_certificate"): 1,
+        ("provisioning_activated", tenant, "activate_certificate"): 1,
+        ("provisioning_activated", other, "activate_certificate"): 1,
+        ("provisioning_decommissioned", tenant, "close_binding"): 1,
+        ("provisioning_failed", tenant, "mark_failed"): 0,
+        ("provisioning_failed", other, "mark_failed"): 1,
+        ("shadow_reported_pushed", tenant, "report_status"): 2,
+        ("shadow_deltas_detected", tenant, "poll_delta_page"): 1,
+        ("shadow_poll_visited", tenant, "poll_delta_page"): 1,
+        ("shadow_poll_failed", tenant, "poll_delta_page"): 0,
+        ("jobs_completed", tenant, "publish_command_end"): 1,
+        ("fleet_provisioning_verify_allowed", tenant, "verify"): 1,
+        ("fleet_provisioning_verify_denied", tenant, "verify"): 1,
+        ("fleet_provisioning_register_completed", tenant, "registered"): 1,
+        ("fleet_provisioning_register_idempotent", tenant, "registered"): 1,
+        ("aws_throttles", other, "CreateThing"): 1,
+    }
+    found = {
+        (name, whose, operation): observed.count(f"thingbridge_{name}_total", whose, operation=operation)
+        for name, whose, operation in counted
+    }
+    assert found == counted
+    # The desired change became a command too, which may have met the decommission anywhere.
+    assert observed.count("thingbridge_jobs_dispatched_total", tenant, operation="create_job") >= 2
+    assert observed.count("thingbridge_jobs_failed_total", tenant, operation="publish_command_end") >= 1
+    assert observed.count("thingbridge_provisioning_failed_total", other, reason="AccessDenied") == 1
+
+
+def test_calls_to_aws_are_counted_by_result(observed: Observed) -> None:
+    """Each call is of the tenant it was made for, with what AWS answered and how long that took."""
+    calls, other = "thingbridge_aws_calls_total", observed.failed.tenant_id
+    assert observed.count(calls, other, service="iot", operation="CreateThing", result="throttled") == 1
+    assert observed.count(calls, other, service="iot", operation="CreateThing", result="ok") == 1
+    assert observed.count(calls, other, service="iot", operation="AttachPolicy", result="denied") == 1
+    assert observed.count(calls, other, service="secretsmanager", operation="CreateSecret", result="ok") == 1
+    took = "thingbridge_aws_call_duration_seconds_count"
+    assert observed.count(took, other, service="iot", operation="CreateThing") == 2
+
+
+def test_steps_and_events_are_measured(observed: Observed) -> None:
+    """How long each step of a saga took, what was sent, and that nothing waits in the outbox."""
+    for step in STEPS:
+        took = "thingbridge_provisioning_step_duration_seconds_count"
+        assert observed.count(took, observed.device.tenant_id, operation=step) == 1, step
+    sent = observed.count(
+        "thingbridge_events_sent_total",
+        observed.device.tenant_id,
+        sink="log",
+        type="AwsThingDecommissionedEvent",
+    )
+    assert sent == 1
+    oldest = "thingbridge_events_outbox_oldest_seconds"
+    assert {s.labels["shard"] for s in samples(observed.worker_metrics) if s.name == oldest} == set("0123")
+
+
+def test_the_sdks_own_metrics_are_on_the_same_page(observed: Observed) -> None:
+    """Under the names that Temporal documents, so that its public dashboards read them."""
+    of_worker = names_on(observed.worker_metrics)
+    assert of_worker >= {
+        "temporal_request",
+        "temporal_request_latency_bucket",
+        "temporal_workflow_completed",
+        "temporal_activity_schedule_to_start_latency_bucket",
+        "temporal_worker_task_slots_available",
+        "temporal_worker_task_slots_used",
+        "temporal_workflow_task_schedule_to_start_latency_bucket",
+    }
+    assert "temporal_request" in names_on(observed.api_metrics)
+
+
+def names_on(page: str) -> set[str]:
+    """As they stand there: a parser of the client library would add `_total` to a counter."""
+    return set(re.findall(r"^(\w+)\{", page, re.MULTILINE))
+
+
+def test_the_table_of_metrics_is_the_code(observed: Observed) -> None:
+    """`docs/metrics.md` lists every metric there is, and those exported carry just the labels it says."""
+    listed = {
+        name: set(re.findall(r"`(\w+)`", labels))
+        for name, labels in re.findall(r"^\| `(thingbridge_\w+)` \|(.*?)\|", METRICS, re.MULTILINE)
+    }
+    kinds = Count | Duration | Gauge
+    declared = {exported_name(each) for each in vars(metrics).values() if isinstance(each, kinds)}
+    assert set(listed) == declared
+    exported = {
+        re.sub(r"_(bucket|count|sum)$", "", sample.name): set(sample.labels) - {"le"}
+        for sample in samples(observed.worker_metrics + observed.api_metrics)
+        if sample.name.startswith("thingbridge_")
+    }
+    assert len(exported) > 20
+    assert {name: listed[name] | {"tenant_id", "operation"} for name in exported} == exported
+
+
+def exported_name(instrument: Count | Duration | Gauge) -> str:
+    name = instrument.name.replace(".", "_")
+    if isinstance(instrument, Count):
+        return f"{name}_total"
+    return f"{name}_{instrument.unit}" if instrument.unit else name
+
+
+def test_a_gauge_has_the_value_of_whoever_watches() -> None:
+    """The last one who can tell is asked, at the moment of looking."""
+    level = {"a": 1.0}
+    gauge = Gauge("test", "level", "A test's", label="tank")
+    gauge.watch(lambda: level)
+    level["a"] = 2.0
+    (only,) = gauge.observations()
+    assert only.value == 2.0
+    assert only.attributes == {"tenant_id": "global", "operation": "level", "tank": "a"}
+
+
+async def test_a_denied_call_is_told_apart_among_a_thousand_tenants() -> None:
+    """Each tenant has dozens of APIs and results, and an alert asks for one of these."""
+    script = """
+from observability import telemetry
+telemetry.configure("INFO", "text", measured=True)
+from tests import ROOT
+from observability import metrics
+from observability.metrics import AWS_CALL_DURATION, AWS_CALLS
+for number in range(1_000):
+    for api in range(20):
+        AWS_CALLS.add(f"tenant-{number}", f"Api{api}", service="iot", result="ok")
+AWS_CALLS.add("tenant-1", "CreateThing", service="iot", result="denied")
+AWS_CALL_DURATION.record("tenant-1", "CreateThing", 0.03, service="iot")
+print(telemetry.exposition().decode())
+"""
+    told = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, cwd=METRICS_FILE.parent.parent, stdout=asyncio.subprocess.PIPE
+    )
+    shown = (await told.communicate())[0].decode()
+    assert re.search(r'^thingbridge_aws_calls_total\{.*result="denied".*\} 1\.0$', shown, re.MULTILINE)
+    assert "otel_metric_overflow" not in shown
+    # The buckets stay those of the instrument.
+    assert re.search(
+        r'^thingbridge_aws_call_duration_seconds_bucket\{.*le="0\.05".*\} 1\.0$', shown, re.MULTILINE
+    )
+
+
+def test_a_database_that_hangs_hides_no_other_metric() -> None:
+    """What is looked up in it is left out meanwhile, however many ask."""
+    answers = threading.Event()
+
+    def connect() -> Never:
+        answers.wait()
+        raise psycopg.OperationalError("away")
+
+    engine = create_engine("postgresql+psycopg://", creator=connect)
+    measure_outbox(engine, LogSink().kind, LogSink().fingerprint)
+    try:
+        with ThreadPoolExecutor(2) as scrapes:
+            asked = [scrapes.submit(lambda: list(EVENTS_PARKED.observations())) for _ in range(2)]
+            try:
+                assert [scrape.result(60) for scrape in asked] == [[], []]
+            finally:
+                answers.set()
+    finally:
+        stop_measuring()
+
+
+async def test_a_taken_port_is_refused_by_name() -> None:
+    """A worker that could not be watched does not start, and says which setting to change."""
+    (port,) = choose_ports(0)
+    with serving_metrics("127.0.0.1", port):
+        said = await run("worker", IOT_AWS_TELEMETRY__METRICS_PORT=str(port))
+    assert said.exit_code == 2
+    assert f"IOT_AWS_TELEMETRY__METRICS_PORT: 127.0.0.1:{port} cannot be listened on" in said.stderr
+
+
+# --- Traces
+
+
+def test_one_trace_leads_from_the_call_to_aws(observed: Observed) -> None:
+    """HTTP, the signal, the workflow, its activities and their calls to AWS bear one trace id."""
+    first = min(
+        (span for span in observed.spans if span.name == "POST /api/iot/device-events"),
+        key=lambda span: span.start_time_unix_nano,
+    )
+    names = {span.name for span in observed.spans if span.trace_id == first.trace_id}
+    assert names >= {
+        "SignalWithStartWorkflow:DeviceLifecycle",
+        "RunWorkflow:DeviceLifecycle",
+        "RunActivity:apply_event",
+        *(f"RunActivity:{step}" for step in STEPS),
+        "iot.CreateThing",
+        "iot.CreateKeysAndCertificate",
+        "secretsmanager.CreateSecret",
+    }
+
+
+def test_a_call_to_aws_is_below_its_activity(observed: Observed) -> None:
+    """Each is where it was made, so that a slow step shows what it waited for."""
+    by_id = {span.span_id: span for span in observed.spans}
+    (made,) = of_workflow(observed, "iot.CreateThing", observed.device.workflow_id)
+    assert by_id[made.parent_span_id].name == "RunActivity:ensure_thing"
+
+
+def test_a_signal_without_a_trace_begins_one(observed: Observed) -> None:
+    """A client that knows nothing of traces is served as ever, and its device's run is one trace."""
+    runs = of_workflow(observed, "RunWorkflow:DeviceLifecycle", observed.failed.workflow_id)
+    (trace_id,) = {span.trace_id for span in runs}
+    names = {span.name for span in observed.spans if span.trace_id == trace_id}
+    assert names >= {"RunActivity:mark_failed", "RunActivity:resume_binding", "iot.CreateThing"}
+    throttled = [span for span in observed.spans if span.trace_id == trace_id and span.status.code]
+    assert {"iot.CreateThing", "iot.AttachPolicy"} <= {span.name for span in throttled}
+
+
+def of_workflow(observed: Observed, name: str, workflow_id: str) -> Iterator[Span]:
+    """The spans of that name in the traces of a workflow."""
+    traces = {
+        span.trace_id
+        for span in observed.spans
+        for attribute in span.attributes
+        if attribute.key == "temporalWorkflowID" and attribute.value.string_value == workflow_id
+    }
+    return (span for span in observed.spans if span.name == name and span.trace_id in traces)
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDED if name.endswith("-1")][:5])
+async def test_histories_replay_as_well_with_tracing_on(name: str) -> None:
+    """It adds no command to a run that began without it, and tells nothing twice."""
+    told = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(told))
+    tracing = RunTracingInterceptor(provider.get_tracer("test"), always_create_workflow_spans=True)
+    await replayer(tracing).replay_workflow(recorded(name))
+    provider.shutdown()
+    assert not [span.name for span in told.get_finished_spans() if span.name.startswith("StartActivity")]
+
+
+# --- Logs
+
+
+def test_every_line_of_a_device_names_it(observed: Observed) -> None:
+    """What an activity of the device's saga logs, or Temporal of it, has tenant, device, Thing and run."""
+    for device in (observed.device, observed.failed):
+        run = {"workflow_id": device.workflow_id}
+        ids = {
+            "tenant_id": str(device.tenant_id),
+            "device_id": str(device.device_id),
+            "thing_name": device.thing_name,
+        }
+        lines = [line for line in observed.log if run.items() <= line.get("temporal_activity", {}).items()]
+        # The SDK says this before it has read what the activity is about.
+        begun = [line for line in lines if line["message"].startswith("Starting activity")]
+        assert len(lines) > len(begun) > len(STEPS)
+        for line in lines:
+            wanted = run if line in begun else run | ids
+            assert wanted.items() <= line.items(), line
+            assert line["run_id"] == line["temporal_activity"]["workflow_run_id"]
+
+
+def test_a_failure_names_the_device(observed: Observed) -> None:
+    """The line an operator looks for leads to the device and to its run."""
+    (line,) = [
+        line for line in observed.log if line["level"] == "ERROR" and "AccessDenied" in line["message"]
+    ]
+    assert line["device_id"] == str(observed.failed.device_id)
+    assert line["tenant_id"] == str(observed.failed.tenant_id)
+    assert line["thing_name"] == observed.failed.thing_name
+    assert line["workflow_id"] == observed.failed.workflow_id
+
+
+def test_requests_are_logged_with_tenant_and_trace(observed: Observed) -> None:
+    """A call can be followed from the line of its answer."""
+    answered = [line for line in observed.log if line.get("path") == "/api/iot/device-events"]
+    assert len(answered) == 3
+    assert {line["tenant_id"] for line in answered} == {str(observed.device.tenant_id)}
+    traces = {span.trace_id.hex() for span in observed.spans}
+    assert {line["trace_id"] for line in answered} <= traces
+
+
+def test_no_secret_is_said_measured_or_traced(observed: Observed) -> None:
+    """No part of a private key, no caller's key and no credentials for AWS, at the most talkative."""
+    assert len(observed.secrets) > 40
+    for place, text in observed.texts.items():
+        assert len(text) > 10_000, place
+        assert "PRIVATE KEY" not in text, place
+        assert not [secret for secret in observed.secrets if secret in text], place

@@ -1,0 +1,468 @@
+"""With keys set, Temporal keeps what it cannot read; operators read it through the codec server."""
+
+import asyncio
+import base64
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+from uuid import uuid4
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import Engine
+from temporalio.api.common.v1 import Payload
+from temporalio.client import WorkflowHandle
+from temporalio.common import RawValue
+
+from api.codec import BODY_LIMIT, create_codec_app
+from api.server import serving_app
+from aws.clients import AwsClients
+from domain.command import Command, CommandTarget, TargetKind
+from domain.encryption import EncryptionKeys
+from domain.provisioning_status import ProvisioningStatus
+from embedded.processes import choose_ports
+from embedded.stack import Addresses
+from orchestration.client import connect
+from orchestration.codec import EncryptionCodec, UnreadablePayloadError
+from orchestration.requests import command_sent, send_command
+from settings import ClientSettings, CodecSettings, InvalidSettingsError, Settings
+from tests.harness.bridge import Bridge, Device, until, worker_on
+from tests.harness.command_line import call
+from tests.harness.http_api import HttpApi, problem
+from tests.workflows.test_no_key_material import decoded
+
+TEMPORAL_CLI = Path(sys.executable).parent / "temporal"
+# Of the longest id there may be: an encrypted summary has to fit all the same.
+OLD, NEW = "2026-11".ljust(32, "_"), "2026-12"
+KEYS = {OLD: bytes(range(32)), NEW: bytes(range(32, 64))}
+KEYS_SETTING, KEY_ID_SETTING = "IOT_AWS_ENCRYPTION__KEYS", "IOT_AWS_ENCRYPTION__KEY_ID"
+WRITTEN = json.dumps({key_id: base64.b64encode(key).decode() for key_id, key in KEYS.items()})
+UI = "http://localhost:8233"
+PLAIN = Payload(metadata={"encoding": b"json/plain"}, data=b'{"serialNumber":"SN-1"}')
+
+
+def keys(key_id: str | None, *also: str) -> EncryptionKeys:
+    """The key for what is new, and others that only read."""
+    known = {each: KEYS[each] for each in (key_id, *also) if each}
+    return EncryptionKeys(known, key_id)
+
+
+async def encrypted(by: str, payload: Payload = PLAIN) -> Payload:
+    (done,) = await EncryptionCodec(keys(by)).encode([payload])
+    return done
+
+
+# --- The codec
+
+
+@given(data=st.binary(max_size=200), encoding=st.binary(max_size=20))
+async def test_what_is_encrypted_reads_as_it_was(data: bytes, encoding: bytes) -> None:
+    """Any payload at all, its metadata too, and never twice as the same bytes."""
+    codec = EncryptionCodec(keys(OLD))
+    payload = Payload(metadata={"encoding": encoding, "messageType": b"x"}, data=data)
+    once, again = await codec.encode([payload, payload])
+    assert (dict(once.metadata), once.data != again.data) == (
+        {"encoding": b"binary/encrypted", "encryption-key-id": OLD.encode()},
+        True,
+    )
+    assert await codec.decode([once, again]) == [payload, payload]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [PLAIN, Payload(), Payload(metadata={"encoding": b"binary/encrypted"}, data=b"another codec's")],
+)
+async def test_what_this_codec_did_not_encrypt_is_left_alone(payload: Payload) -> None:
+    """Clients send plain JSON, and what another codec made is for its reader to refuse."""
+    assert await EncryptionCodec(keys(OLD)).decode([payload]) == [payload]
+
+
+async def test_keys_alone_read_and_do_not_write() -> None:
+    """So every process can have them before the first one encrypts."""
+    reading = EncryptionCodec(keys(None, OLD))
+    assert await reading.encode([PLAIN]) == [PLAIN]
+    assert await reading.decode([await encrypted(OLD)]) == [PLAIN]
+
+
+async def test_an_unknown_key_is_named_with_the_setting() -> None:
+    """An operator then knows which key is missing, and where; an id that is none cannot break a log line."""
+    with pytest.raises(UnreadablePayloadError, match=f"'{NEW}', which is not in {KEYS_SETTING}"):
+        await EncryptionCodec(keys(OLD)).decode([await encrypted(NEW)])
+    forged = Payload(metadata={"encoding": b"binary/encrypted", "encryption-key-id": b"a\nb\xff" * 99})
+    with pytest.raises(UnreadablePayloadError) as refused:
+        await EncryptionCodec(keys(OLD)).decode([forged])
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 300
+
+
+async def test_what_was_changed_is_refused() -> None:
+    """Each byte of the content counts, its end too, and the key's id with it."""
+    sealed = await encrypted(OLD)
+    codec = EncryptionCodec(EncryptionKeys({OLD: KEYS[OLD], NEW: KEYS[OLD]}, OLD))
+    contents = [
+        *(
+            sealed.data[:at] + bytes([sealed.data[at] ^ 1]) + sealed.data[at + 1 :]
+            for at in range(len(sealed.data))
+        ),
+        *(sealed.data[:size] for size in (0, 11, 12, 27, len(sealed.data) - 1)),
+    ]
+    changed = [Payload(metadata=sealed.metadata, data=data) for data in contents]
+    changed.append(Payload(metadata={**sealed.metadata, "encryption-key-id": NEW.encode()}, data=sealed.data))
+    for payload in changed:
+        with pytest.raises(UnreadablePayloadError, match="cannot be decrypted under the key"):
+            await codec.decode([payload])
+
+
+# --- Settings
+
+
+def loaded(**variables: str) -> ClientSettings:
+    with patch.dict(os.environ, variables, clear=True):
+        return ClientSettings.load()
+
+
+def test_keys_are_read_and_shown_nowhere() -> None:
+    """As the codec takes them; no representation holds one."""
+    settings = loaded(**{KEYS_SETTING: WRITTEN, KEY_ID_SETTING: NEW})
+    assert settings.encryption.in_use == EncryptionKeys(KEYS, NEW)
+    shown = f"{settings!r} {settings} {settings.encryption.in_use!r}"
+    assert not [key for key in KEYS.values() if str(key) in shown or base64.b64encode(key).decode() in shown]
+
+
+def test_keys_alone_are_taken_and_none_are_the_default() -> None:
+    """No keys: all is plain. No id: nothing new is encrypted."""
+    assert loaded().encryption.in_use is None
+    assert loaded(**{KEYS_SETTING: WRITTEN}).encryption.in_use == EncryptionKeys(KEYS, None)
+
+
+SECRET = base64.b64encode(KEYS[OLD]).decode()
+
+
+@pytest.mark.parametrize(
+    ("variables", "at_fault", "said"),
+    [
+        ({KEY_ID_SETTING: "k"}, KEY_ID_SETTING, "is one of IOT_AWS_ENCRYPTION__KEYS, which is not set"),
+        ({KEYS_SETTING: WRITTEN, KEY_ID_SETTING: "k"}, KEY_ID_SETTING, f"must be one of the ids .*: {OLD}, "),
+        ({KEYS_SETTING: SECRET}, KEYS_SETTING, "is no JSON"),
+        ({KEYS_SETTING: json.dumps([SECRET])}, KEYS_SETTING, "must be a JSON object"),
+        ({KEYS_SETTING: "{}"}, KEYS_SETTING, "at least one key"),
+        ({KEYS_SETTING: json.dumps({SECRET: "k"})}, KEYS_SETTING, "an id must be 1 to 32"),
+        ({KEYS_SETTING: json.dumps({"k" * 33: SECRET})}, KEYS_SETTING, "an id must be 1 to 32"),
+        ({KEYS_SETTING: json.dumps({"k": SECRET[4:]})}, KEYS_SETTING, "the key k must be 32 bytes in base64"),
+        ({KEYS_SETTING: json.dumps({"k": SECRET[:-1]})}, KEYS_SETTING, "the key k must be 32 bytes"),
+        ({KEYS_SETTING: json.dumps({"k": SECRET + "AAAA"})}, KEYS_SETTING, "the key k must be 32 bytes"),
+        ({KEYS_SETTING: json.dumps({"k": 7}), KEY_ID_SETTING: "k"}, KEYS_SETTING, "the key k must be 32"),
+    ],
+)
+def test_what_is_no_key_is_refused_by_name(variables: dict[str, str], at_fault: str, said: str) -> None:
+    """In one line, which repeats no key."""
+    with pytest.raises(InvalidSettingsError, match=f"^{at_fault}: .*{said}") as refused:
+        loaded(**variables)
+    assert len(str(refused.value).splitlines()) == 1
+    assert SECRET[4:-4] not in str(refused.value)
+
+
+# --- The saga
+
+
+@asynccontextmanager
+async def at_work(
+    bridge: Bridge, settings: Settings, aws: AwsClients, encryption: EncryptionKeys
+) -> AsyncIterator[Bridge]:
+    """The bridge with keys of its own, and a worker with them on the queue that is named for the test's."""
+    own = Bridge(
+        await connect(encryption),
+        bridge.engine,
+        bridge.aws_endpoint_url,
+        {"iot": bridge.iot, "iot-data": bridge.iot_data, "secretsmanager": bridge.secrets},
+    )
+    async with worker_on(queue_of(settings), settings, own, aws, bridge.engine):
+        yield own
+
+
+def queue_of(settings: Settings) -> str:
+    return settings.worker.task_queue
+
+
+@pytest.fixture
+def apart(settings: Settings) -> Settings:
+    """Settings with a queue that no other test's worker looks at."""
+    own = settings.worker.model_copy(update={"task_queue": f"encrypted-{uuid4()}"})
+    return settings.model_copy(update={"worker": own})
+
+
+async def kept(handle: WorkflowHandle[Any, Any]) -> str:
+    """All that Temporal itself can read of a run, but for its search attributes."""
+    events = [MessageToDict(event) async for event in handle.fetch_history_events()]
+    described = MessageToDict((await handle.describe()).raw_description)
+    readable = without_search_attributes([*events, described])
+    return "\n".join([json.dumps(readable), *decoded(readable)])
+
+
+def without_search_attributes(shown: Any) -> Any:
+    match shown:
+        case dict():
+            return {
+                name: without_search_attributes(each)
+                for name, each in shown.items()
+                if name != "searchAttributes"
+            }
+        case list():
+            return [without_search_attributes(each) for each in shown]
+        case _:
+            return shown
+
+
+async def test_a_saga_ends_active_and_temporal_can_read_none_of_it(
+    bridge: Bridge, apart: Settings, aws: AwsClients
+) -> None:
+    """Neither serial number nor Thing name nor ARN is in its history, though its names are of the longest."""
+    device = Device("UNREAD-" + 87 * "x")
+    async with at_work(bridge, apart, aws, keys(OLD)) as own:
+        await own.signal(device, device.event("Provisioned"), queue=queue_of(apart))
+        await own.signal(device, device.event("Suspended", 1), queue=queue_of(apart))
+        await own.wait_for_end(device)
+        status = await own.status(device)
+        plain = bridge.client.get_workflow_handle(device.workflow_id)
+        asked = await plain.query("status", result_type=RawValue)
+    assert bridge.require_binding(device).provisioning_status is ProvisioningStatus.ACTIVE
+    assert (status["thingName"], status["rejectedCount"]) == (device.thing_name, 0)
+    readable = await kept(plain)
+    for secret in (device.serial_number, device.thing_name, "arn:aws", "Suspended"):
+        assert secret not in readable, secret
+        assert secret not in str(asked.payload), secret
+    assert "UNREAD" in str([dict(run.search_attributes) async for run in bridge.runs(device.workflow_id)])
+
+
+async def test_a_failure_is_read_by_the_bridge_alone(
+    faulty_bridge: Bridge, apart: Settings, aws: AwsClients
+) -> None:
+    """The binding and `status` say what failed and why; Temporal has neither message nor stack trace."""
+    device = Device("UNREAD-FAILURE")
+    faulty_bridge.emulator.add_fault(
+        "iot:CreateThing", resource=device.thing_name, code="AccessDeniedException"
+    )
+    async with at_work(faulty_bridge, apart, aws, keys(OLD)) as own:
+        await own.signal(device, device.event("Provisioned"), queue=queue_of(apart))
+        failed = await own.wait_for_status(device, ProvisioningStatus.FAILED)
+        error = (await own.status(device))["lastError"]
+        readable = await kept(faulty_bridge.client.get_workflow_handle(device.workflow_id))
+        assert failed.failure_reason == f"{error['code']}: {error['reason']}"
+        assert error["code"] == "AccessDenied"
+        assert "Encoded failure" in readable
+        for secret in (device.thing_name, error["reason"][:30], "activities/", "Traceback"):
+            assert secret not in readable, secret
+        await own.signal(device, device.event("Decommissioned", 1), queue=queue_of(apart))
+        await own.wait_for_end(device)
+
+
+async def test_keys_are_rotated_under_a_saga_at_work(
+    faulty_bridge: Bridge, apart: Settings, aws: AwsClients
+) -> None:
+    """It goes on under the new key, reads what the old one wrote, and takes a plain client's signals."""
+    device = Device("ROTATED")
+    faulty_bridge.emulator.add_fault(
+        "iot:CreateThing", resource=device.thing_name, code="AccessDeniedException"
+    )
+    async with at_work(faulty_bridge, apart, aws, keys(OLD)) as own:
+        await own.signal(device, device.event("Provisioned"), queue=queue_of(apart))
+        await own.wait_for_status(device, ProvisioningStatus.FAILED)
+    faulty_bridge.emulator.clear_faults()
+    async with at_work(faulty_bridge, apart, aws, keys(NEW, OLD)) as own:
+        await faulty_bridge.signal(device, device.event("Suspended", 1), queue=queue_of(apart))
+        await faulty_bridge.signal(device, signal="retry", queue=queue_of(apart))
+        await own.wait_for_end(device)
+        assert (await own.status(device))["rejectedCount"] == 0
+    assert faulty_bridge.require_binding(device).last_shadow_reported_at is not None
+    readable = await kept(faulty_bridge.client.get_workflow_handle(device.workflow_id))
+    assert all(base64.b64encode(key_id.encode()).decode() in readable for key_id in (OLD, NEW))
+
+
+async def test_an_event_under_an_unknown_key_waits_for_it(
+    bridge: Bridge, apart: Settings, aws: AwsClients
+) -> None:
+    """A worker that cannot read it neither rejects nor loses it: its turn comes when a worker has the key."""
+    device = Device("WAITING")
+    sender = await connect(keys(NEW))
+    async with at_work(bridge, apart, aws, keys(OLD)):
+        handle = await sender.start_workflow(
+            "DeviceLifecycle",
+            id=device.workflow_id,
+            task_queue=queue_of(apart),
+            start_signal="device_event",
+            start_signal_args=[device.event("Provisioned")],
+            # The server tries again when this is over, and by default that is ten seconds.
+            task_timeout=timedelta(seconds=1),
+        )
+
+        async def failed() -> bool:
+            return any(
+                [
+                    event.HasField("workflow_task_failed_event_attributes")
+                    async for event in handle.fetch_history_events()
+                ]
+            )
+
+        await until(failed, "a workflow task has failed")
+    async with at_work(bridge, apart, aws, keys(OLD, NEW)) as own:
+        await own.wait_for_end(device)
+        assert (await own.status(device))["rejectedCount"] == 0
+    assert bridge.require_binding(device).provisioning_status is ProvisioningStatus.ACTIVE
+
+
+async def test_a_command_is_told_from_another_of_its_id(bridge: Bridge, apart: Settings) -> None:
+    """What was sent under an id is read back, though its summary is of the greatest length."""
+    client = await connect(keys(OLD))
+    query = "thingName:" + 500 * '"'
+    command = Command(
+        correlation_id=uuid4(),
+        target=CommandTarget(kind=TargetKind.QUERY, value=query),
+        operation="reboot",
+    )
+    sent = await send_command(client, command, queue_of(apart), "granit")
+    assert await command_sent(client, sent) == command
+    assert await command_sent(bridge.client, sent) is None
+    await client.get_workflow_handle(sent).terminate()
+
+
+# --- The codec server
+
+
+def codec_settings(encryption: EncryptionKeys | None) -> CodecSettings:
+    variables = {}
+    if encryption is not None:
+        written = {each: base64.b64encode(key).decode() for each, key in encryption.keys.items()}
+        variables = {KEYS_SETTING: json.dumps(written), KEY_ID_SETTING: encryption.key_id or ""}
+    with patch.dict(os.environ, variables):
+        return CodecSettings.load()
+
+
+@asynccontextmanager
+async def codec_server(engine: Engine, encryption: EncryptionKeys, ui: str = UI) -> AsyncIterator[HttpApi]:
+    app = create_codec_app(codec_settings(encryption), ui)
+    async with app.router.lifespan_context(app):
+        yield HttpApi(app, engine)
+
+
+def body_of(payloads: Sequence[Payload]) -> dict[str, Any]:
+    return {"payloads": [MessageToDict(payload) for payload in payloads]}
+
+
+async def test_an_operator_has_payloads_decoded_and_encoded(engine: Engine) -> None:
+    """As Temporal's UI and command line send them; what is plain stays so."""
+    async with codec_server(engine, keys(NEW, OLD)) as server, server.operator() as http:
+        asked = body_of([await encrypted(OLD), PLAIN])
+        answer = await http.post("/decode", json=asked)
+        assert (answer.status_code, answer.json()) == (200, body_of([PLAIN, PLAIN]))
+        sealed = (await http.post("/encode", json=body_of([PLAIN]))).json()
+        key_id = base64.b64decode(sealed["payloads"][0]["metadata"]["encryption-key-id"])
+        assert key_id == NEW.encode()
+        assert (await http.post("/decode", json=sealed)).json() == body_of([PLAIN])
+
+
+@pytest.mark.parametrize("path", ["/decode", "/encode"])
+async def test_nobody_else_is_answered(engine: Engine, path: str) -> None:
+    """Without a key 401, with a tenant's 403; health is for all."""
+    body = body_of([await encrypted(OLD)])
+    async with codec_server(engine, keys(OLD)) as server:
+        async with server.client() as http:
+            assert problem(await http.post(path, json=body))["status"] == 401
+            assert (await http.get("/healthz")).json() == {"status": "ok"}
+        async with server.tenant(uuid4()) as http:
+            assert problem(await http.post(path, json=body))["status"] == 403
+
+
+async def test_what_cannot_be_decoded_is_refused_with_the_reason(engine: Engine) -> None:
+    """An unknown key is named; no body that is none is answered, and none too large is read."""
+    async with codec_server(engine, keys(OLD)) as server, server.operator() as http:
+        unknown = problem(await http.post("/decode", json=body_of([await encrypted(NEW)])))
+        assert (unknown["status"], NEW in unknown["detail"]) == (422, True)
+        for body in (b"", b"{", b"\xff", b'{"payloads": 7}', b"[" * 99_999):
+            assert problem(await http.post("/decode", content=body))["status"] == 400, body[:40]
+        assert problem(await http.post("/decode", content=b" " * (BODY_LIMIT + 1)))["status"] == 413
+
+
+async def test_only_the_uis_pages_may_ask(engine: Engine) -> None:
+    """The exact origin, with credentials, and so that the page can read why it is refused."""
+    preflight = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,x-namespace",
+    }
+    allow = "Access-Control-Allow-Origin"
+    async with codec_server(engine, keys(OLD)) as server, server.client() as http:
+        asked = await http.options("/decode", headers={"Origin": UI, **preflight})
+        assert (asked.status_code, asked.headers[allow]) == (200, UI)
+        assert asked.headers["Access-Control-Allow-Credentials"] == "true"
+        refused = await http.post("/decode", headers={"Origin": UI}, json={})
+        assert (refused.status_code, refused.headers[allow]) == (401, UI)
+        for origin in ("http://localhost:8234", "https://localhost:8233", f"{UI}.example", "null"):
+            asked = await http.options("/decode", headers={"Origin": origin, **preflight})
+            assert (asked.status_code, asked.headers.get(allow)) == (400, None), origin
+
+
+async def test_a_browser_signs_in_once(engine: Engine) -> None:
+    """An operator's key is then in a cookie that no script and no other site's page has the use of."""
+    async with codec_server(engine, keys(OLD)) as server, server.client() as http:
+        assert "<form" in (await http.get("/signin")).text
+        for wrong in ("no key", server.key(uuid4())):
+            refused = await http.post("/signin", data={"key": wrong})
+            assert (refused.status_code in {401, 403}, "set-cookie" in refused.headers) == (True, False)
+        signed_in = await http.post("/signin", data={"key": server.key(None)})
+        assert signed_in.status_code == 200
+        assert {"HttpOnly", "SameSite=strict"} <= set(signed_in.headers["set-cookie"].split("; "))
+        answer = await http.post("/decode", json=body_of([await encrypted(OLD)]))
+        assert (answer.status_code, answer.json()) == (200, body_of([PLAIN]))
+
+
+async def test_the_key_of_a_browser_goes_by_tls_alone(engine: Engine) -> None:
+    """Also where a proxy ends TLS, and the call comes here without; on one's own machine there is none."""
+    for ui, secure in ((UI, False), ("https://temporal.example.com", True)):
+        async with codec_server(engine, keys(OLD), ui) as server, server.client() as http:
+            signed_in = await http.post("/signin", data={"key": server.key(None)})
+            assert ("Secure" in signed_in.headers["set-cookie"].split("; ")) == secure
+
+
+def test_a_codec_server_needs_keys_and_an_exact_origin(stack: Addresses) -> None:
+    """Without keys there is nothing to decode; a wildcard or a path would be no origin."""
+    said = call("codec")
+    assert (said.exit_code, KEYS_SETTING in said.stderr) == (2, True)
+    for origin in ("*", "localhost", f"{UI}/", "http://*.example"):
+        said = call("codec", "--ui-origin", origin, **{KEYS_SETTING: WRITTEN})
+        assert (said.exit_code, "must be an origin" in said.stderr) == (2, True), origin
+
+
+async def test_temporals_own_command_line_shows_the_history(
+    bridge: Bridge, http_api: HttpApi, apart: Settings, aws: AwsClients
+) -> None:
+    """`temporal workflow show` with the codec server shows what it does not show without."""
+    device = Device("SHOWN")
+    async with at_work(bridge, apart, aws, keys(OLD)) as own:
+        await own.signal(device, device.event("Provisioned"), queue=queue_of(apart))
+        await own.wait_for_end(device)
+    (port,) = choose_ports(0)
+    with serving_app(create_codec_app(codec_settings(keys(OLD)), UI), port) as address:
+        assert device.serial_number not in await shown(device)
+        readable = await shown(
+            device, "--codec-endpoint", address, "--codec-auth", f"Bearer {http_api.key(None)}"
+        )
+    assert f'"serialNumber":"{device.serial_number}"' in readable
+
+
+async def shown(device: Device, *options: str) -> str:
+    """The payloads of a run as the official command line has them, but for its search attributes."""
+    process = await asyncio.create_subprocess_exec(
+        *(TEMPORAL_CLI, "workflow", "show", "--output", "json", "--workflow-id", device.workflow_id),
+        *options,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    stdout, _ = await process.communicate()
+    assert process.returncode == 0
+    return "\n".join(decoded(without_search_attributes(json.loads(stdout))))

@@ -1,0 +1,111 @@
+"""What runs by the clock: made when a worker starts, kept as the settings say, and an operator's to pause."""
+
+import asyncio
+from contextlib import suppress
+from datetime import timedelta
+
+import pytest
+import pytest_asyncio
+from temporalio.client import Client, ScheduleDescription, ScheduleOverlapPolicy
+from temporalio.service import RPCError
+
+from domain.names import SHADOW_DELTA_POLL_SCHEDULE
+from orchestration.client import connect
+from orchestration.schedules import schedules, upsert_schedules
+from orchestration.search_attributes import register_search_attributes
+from settings import Settings
+from tests.harness.bridge import until
+from tests.harness.command_line import empty_namespace
+from worker import run_worker
+
+QUEUE = "scheduled"
+
+
+@pytest_asyncio.fixture
+async def own(client: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
+    """A client of a namespace without a schedule."""
+    monkeypatch.setenv("TEMPORAL_NAMESPACE", await empty_namespace(client))
+    return await connect(None)
+
+
+async def poll_schedule(client: Client) -> ScheduleDescription:
+    return await client.get_schedule_handle(SHADOW_DELTA_POLL_SCHEDULE).describe()
+
+
+def interval(described: ScheduleDescription) -> timedelta:
+    (only,) = described.schedule.spec.intervals
+    return only.every
+
+
+async def started(settings: Settings, client: Client, seconds: int) -> None:
+    """Start a worker, wait until the poll's schedule has its interval, and stop it."""
+    shadow = settings.shadow.model_copy(update={"poll_interval_seconds": seconds})
+    stop = asyncio.Event()
+    working = asyncio.create_task(run_worker(settings.model_copy(update={"shadow": shadow}), client, stop))
+
+    async def as_set() -> bool:
+        with suppress(RPCError):
+            return working.done() or interval(await poll_schedule(client)) == timedelta(seconds=seconds)
+        return False
+
+    await until(as_set, f"the poll is due every {seconds} s")
+    stop.set()
+    await working
+
+
+async def test_a_schedule_is_made_where_there_is_none(own: Client) -> None:
+    """The poll is due every interval, never twice at once, and what was missed is not made up for."""
+    await upsert_schedules(own, schedules(QUEUE, poll_interval_seconds=30, claim_check_interval_hours=24))
+    described = await poll_schedule(own)
+    assert interval(described) == timedelta(seconds=30)
+    policy, state = described.schedule.policy, described.schedule.state
+    assert policy.overlap is ScheduleOverlapPolicy.SKIP
+    assert policy.catchup_window == timedelta(seconds=30)
+    assert not policy.pause_on_failure
+    assert not state.paused
+    action = described.raw_description.schedule.action.start_workflow
+    assert (action.workflow_type.name, action.task_queue.name) == ("ShadowDeltaPoll", QUEUE)
+
+
+async def test_the_shortest_interval_still_has_a_catch_up_window(own: Client) -> None:
+    """Temporal takes none below 10 s."""
+    await upsert_schedules(own, schedules(QUEUE, poll_interval_seconds=5, claim_check_interval_hours=24))
+    described = await poll_schedule(own)
+    assert interval(described) == timedelta(seconds=5)
+    assert described.schedule.policy.catchup_window == timedelta(seconds=10)
+
+
+@pytest.mark.usefixtures("engine")
+async def test_what_an_operator_paused_stays_paused_over_restarts_of_the_worker(
+    own: Client, settings: Settings
+) -> None:
+    """Pause and note are kept, also where the restarted worker has another interval to set."""
+    await register_search_attributes(own)
+    await started(settings, own, 600)
+    handle = own.get_schedule_handle(SHADOW_DELTA_POLL_SCHEDULE)
+    await handle.pause(note="the quota is being raised")
+    for seconds in (600, 500):
+        await started(settings, own, seconds)
+        state = (await handle.describe()).schedule.state
+        assert (state.paused, state.note) == (True, "the quota is being raised")
+
+
+async def test_a_schedule_that_is_as_it_must_be_is_not_written(own: Client) -> None:
+    """Only a difference is: of interval, of queue."""
+    await upsert_schedules(own, schedules(QUEUE, poll_interval_seconds=30, claim_check_interval_hours=24))
+    await upsert_schedules(own, schedules(QUEUE, poll_interval_seconds=30, claim_check_interval_hours=24))
+    assert (await poll_schedule(own)).info.last_updated_at is None
+    await upsert_schedules(own, schedules("another", poll_interval_seconds=30, claim_check_interval_hours=24))
+    assert (await poll_schedule(own)).info.last_updated_at is not None
+
+
+async def test_workers_that_start_at_once_make_one_schedule(own: Client) -> None:
+    """Whoever comes second finds it made."""
+    wanted = schedules(QUEUE, poll_interval_seconds=30, claim_check_interval_hours=24)
+    await asyncio.gather(*(upsert_schedules(own, wanted) for _ in range(4)))
+
+    async def listed() -> bool:
+        found = [schedule.id async for schedule in await own.list_schedules()]
+        return sorted(found) == sorted(wanted)
+
+    await until(listed, "each schedule is listed, once")

@@ -1,0 +1,169 @@
+"""Delivered twice, late or out of order, the result is the same."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from itertools import permutations
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import Engine
+
+from aws.clients import AwsClients
+from domain.device_state import DesiredStatus, DeviceState
+from domain.lifecycle_event import LifecycleEvent, LifecycleEventType
+from domain.provisioning_status import ProvisioningStatus
+from settings import Settings
+from tests.harness.bridge import Bridge, Device, worker_on
+
+DEVICE_ID = UUID(int=1)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[LifecycleEvent]:
+    """Some events of one device, with times that may be equal."""
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    return [
+        LifecycleEvent(
+            event_id=UUID(int=draw(st.integers(0, 5))),
+            type=draw(st.sampled_from(list(LifecycleEventType))),
+            device_id=DEVICE_ID,
+            tenant_id=None,
+            serial_number="SN-1",
+            occurred_at=start + timedelta(minutes=draw(st.integers(0, 3))),
+        )
+        for _ in range(draw(st.integers(1, 6)))
+    ]
+
+
+def folded(events: list[LifecycleEvent]) -> DeviceState:
+    state = DeviceState.before_first_event(events[0])
+    for event in events:
+        state = state.fold(event)
+    return state
+
+
+@given(histories(), st.randoms(use_true_random=False))
+def test_any_order_and_any_repeats_fold_to_one_wish(events: list[LifecycleEvent], random: object) -> None:
+    """Whatever the order, and however often an event is repeated, the same status is wanted."""
+    shuffled = [*events, *events[:2]]
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert folded(events) == folded(shuffled)
+
+
+@given(histories())
+def test_nothing_brings_a_decommissioned_device_back(events: list[LifecycleEvent]) -> None:
+    """One decommission among the events decides, whatever its time."""
+    decommissioned = any(event.is_decommission for event in events)
+    assert folded(events).decommissioned is decommissioned
+
+
+def test_equal_times_are_decided_by_the_greater_event_id() -> None:
+    """Of two events of one instant the greater event id wins, in either order."""
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def event(number: int, kind: LifecycleEventType) -> LifecycleEvent:
+        return LifecycleEvent(
+            event_id=UUID(int=number), type=kind, device_id=DEVICE_ID, tenant_id=None, occurred_at=at
+        )
+
+    pair = [event(1, LifecycleEventType.ACTIVATED), event(2, LifecycleEventType.SUSPENDED)]
+    for order in permutations(pair):
+        desired = folded(list(order)).desired
+        assert desired is not None
+        assert desired.status is DesiredStatus.SUSPENDED
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (1, 0, 2)])
+async def test_the_shadow_reports_the_newest_status_in_any_order(
+    bridge: Bridge, order: tuple[int, ...]
+) -> None:
+    """Activated, suspended and reactivated end in the status of the newest, however they come in."""
+    device = Device(f"ORDER-{''.join(map(str, order))}")
+    await bridge.send_and_wait(device, device.event("Provisioned"))
+    events = [
+        device.event("Activated", 1),
+        device.event("Reactivated", 2),
+        device.event("Suspended", 3),
+    ]
+    for place in order:
+        await bridge.send_and_wait(device, events[place])
+    assert reported(bridge, device)["status"] == "Suspended"
+    assert reported(bridge, device)["updatedAt"] == "2026-11-23T12:03:00Z"
+    assert bridge.require_binding(device).last_shadow_reported_at is not None
+
+
+async def test_a_status_told_before_provisioning_is_applied_after_it(bridge: Bridge) -> None:
+    """An event that comes before the binding is Active is applied once it is, in a later run too."""
+    device = Device("EARLY-1")
+    await bridge.send_and_wait(device, device.event("Suspended", 5))
+    await bridge.send_and_wait(device, device.event("Activated", 4))
+    assert bridge.binding(device) is None
+    await bridge.send_and_wait(device, device.event("Provisioned", 9))
+    assert reported(bridge, device)["status"] == "Suspended"
+
+
+async def test_a_repeated_event_changes_nothing(bridge: Bridge) -> None:
+    """The same events again make no second Thing, certificate, push or outgoing event."""
+    device = Device("TWICE-1")
+    events = [device.event("Provisioned"), device.event("Activated", 1)]
+    await bridge.send_and_wait(device, *events)
+    before, traces = bridge.require_binding(device), bridge.traces(device)
+    bridge.emulator.forget_calls()
+    await bridge.send_and_wait(device, *events, *events)
+    assert bridge.require_binding(device) == before
+    assert bridge.traces(device) == traces
+    assert bridge.published(device) == ["AwsThingProvisionedEvent"]
+
+
+async def test_a_decommission_before_any_provisioning_stands(bridge: Bridge) -> None:
+    """A device decommissioned before it was provisioned never gets anything, and its serial is denied."""
+    device = Device("NEVER-1")
+    await bridge.send_and_wait(device, device.event("Decommissioned", 5))
+    await bridge.send_and_wait(device, device.event("Provisioned", 9))
+    binding = bridge.require_binding(device)
+    assert binding.provisioning_status is ProvisioningStatus.DECOMMISSIONED
+    assert binding.deleted_at is not None
+    assert bridge.traces(device).thing is None
+    assert bridge.traces(device).secret_arn is None
+
+
+async def test_a_decommission_without_a_serial_stands_once_the_serial_is_told(bridge: Bridge) -> None:
+    """A decommission that names no serial is remembered, and holds against the provisioning that names it."""
+    device = Device("NEVER-2")
+    await bridge.send_and_wait(device, device.event("Decommissioned", 5, serialNumber=None))
+    assert bridge.binding(device) is None
+    await bridge.send_and_wait(device, device.event("Provisioned", 1))
+    assert bridge.require_binding(device).provisioning_status is ProvisioningStatus.DECOMMISSIONED
+
+
+async def test_a_late_tombstone_does_not_deny_a_serial_that_lives_again(bridge: Bridge) -> None:
+    """A decommission of a device that never was leaves the serial to the device that now holds it."""
+    tenant = uuid4()
+    living, gone = Device("SHARED-SERIAL-1", tenant), Device("SHARED-SERIAL-1", tenant)
+    await bridge.send_and_wait(living, living.event("Provisioned"))
+    await bridge.send_and_wait(gone, gone.event("Decommissioned", 5))
+    assert bridge.binding(gone) is None
+    assert bridge.require_binding(living).provisioning_status is ProvisioningStatus.ACTIVE
+
+
+async def test_the_push_can_be_switched_off(
+    bridge: Bridge, settings: Settings, aws: AwsClients, engine: Engine
+) -> None:
+    """With AUTO_PUSH_LIFECYCLE_STATUS off the status is remembered and no shadow written."""
+    off = settings.shadow.model_copy(update={"auto_push_lifecycle_status": False})
+    device = Device("QUIET-1")
+    async with worker_on("quiet", settings.model_copy(update={"shadow": off}), bridge, aws, engine):
+        for event in (device.event("Provisioned"), device.event("Suspended", 1)):
+            await bridge.signal(device, event, queue="quiet")
+        await bridge.wait_for_end(device)
+    assert bridge.require_binding(device).provisioning_status is ProvisioningStatus.ACTIVE
+    assert bridge.require_binding(device).last_shadow_reported_at is None
+    assert bridge.shadow_names(device) == []
+
+
+def reported(bridge: Bridge, device: Device) -> dict[str, str]:
+    shadow = json.load(bridge.iot_data.get_thing_shadow(thingName=device.thing_name)["payload"])
+    status: dict[str, str] = shadow["state"]["reported"]
+    return status

@@ -1,0 +1,158 @@
+"""A crash before or after any AWS call or commit heals by itself."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from sqlalchemy import Engine
+from temporalio import activity
+
+from aws.clients import AwsClients
+from domain.provisioning_status import ProvisioningStatus
+from settings import Settings
+from tests.harness.bridge import POLICY, Bridge, Device, worker_on
+from tests.workflows.test_device_lifecycle import fits
+
+ORPHANING = {"after CreateKeysAndCertificate 1", "before commit 3"}
+"""Here AWS has issued a certificate of which no row tells: only a sweep of the account could find it."""
+
+
+class Crash(BaseException):
+    """The process is gone: no handler of the code under test may catch it."""
+
+
+class CrashPoints:
+    """Sees every AWS call and commit of every workflow, and crashes a workflow once, at its point."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[str]] = defaultdict(list)
+        self.due: dict[str, str] = {}
+        self._counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+
+    def before(self, what: str) -> None:
+        if (workflow_id := self._workflow()) is not None:
+            self._counts[workflow_id][what] += 1
+            self._pass(workflow_id, f"before {what} {self._counts[workflow_id][what]}")
+
+    def after(self, what: str) -> None:
+        if (workflow_id := self._workflow()) is not None:
+            self._pass(workflow_id, f"after {what} {self._counts[workflow_id][what]}")
+
+    def _pass(self, workflow_id: str, point: str) -> None:
+        self.seen[workflow_id].append(point)
+        if self.due.get(workflow_id) == point:
+            del self.due[workflow_id]
+            raise Crash(point)
+
+    @staticmethod
+    def _workflow() -> str | None:
+        return activity.info().workflow_id if activity.in_activity() else None
+
+
+@pytest.fixture(scope="module")
+def crashes(aws: AwsClients, engine: Engine) -> Iterator[CrashPoints]:
+    """Hooks in botocore and in the database driver of the worker under test."""
+    points = CrashPoints()
+
+    def before_call(model: Any, **_: Any) -> None:
+        points.before(model.name)
+
+    def after_call(model: Any, **_: Any) -> None:
+        points.after(model.name)
+
+    commit = engine.dialect.do_commit
+
+    def do_commit(connection: Any) -> None:
+        points.before("commit")
+        commit(connection)
+        points.after("commit")
+
+    clients = (aws.iot, aws.iot_data, aws.secrets)
+    for client in clients:
+        client.meta.events.register("before-call", before_call)
+        client.meta.events.register("after-call", after_call)
+    engine.dialect.do_commit = do_commit  # type: ignore[assignment,method-assign]
+    yield points
+    engine.dialect.do_commit = commit  # type: ignore[method-assign]
+    for client in clients:
+        client.meta.events.unregister("before-call", before_call)
+        client.meta.events.unregister("after-call", after_call)
+
+
+QUEUE = "crashing"
+
+
+@pytest_asyncio.fixture(scope="module")
+async def crashing(
+    bridge: Bridge, aws: AwsClients, engine: Engine, settings: Settings, crashes: CrashPoints
+) -> AsyncIterator[Bridge]:
+    """A worker that crashes, on a queue of its own."""
+    async with worker_on(QUEUE, settings, bridge, aws, engine):
+        yield bridge
+
+
+async def test_provisioning_heals_from_a_crash_at_any_point(crashing: Bridge, crashes: CrashPoints) -> None:
+    """Each crash is followed by one Thing, one active certificate with one policy, its key in one secret."""
+    probe = Device("CRASH-PROBE-1")
+    await handled(crashing, probe, "Provisioned")
+    points = crashes.seen[probe.workflow_id]
+    assert len(points) >= 2 * (7 + 5)
+    certificates_before = set(crashing.inventory().certificates)
+    devices = {point: Device(f"CRASH-{number}") for number, point in enumerate(points)}
+    crashes.due |= {device.workflow_id: point for point, device in devices.items()}
+    await asyncio.gather(*(handled(crashing, device, "Provisioned") for device in devices.values()))
+    assert not crashes.due
+    for point, device in devices.items():
+        binding, traces = crashing.require_binding(device), crashing.traces(device)
+        assert binding.provisioning_status is ProvisioningStatus.ACTIVE, point
+        assert traces.thing is not None, point
+        (certificate,) = traces.certificates
+        assert (certificate.status, certificate.policies) == ("ACTIVE", (POLICY,)), point
+        assert traces.secret_arn == binding.certificate_secret_arn, point
+        assert fits(traces.key, crashing.certificate_pem(certificate.arn)), point
+    inventory = crashing.inventory()
+    attached = {arn for arns in inventory.attachments.values() for arn in arns}
+    left_over = set(inventory.certificates) - certificates_before - attached
+    assert len(left_over) == len(ORPHANING & devices.keys()) == len(ORPHANING)
+    assert {inventory.certificates[arn].status for arn in left_over} == {"INACTIVE"}
+
+
+async def test_decommissioning_heals_from_a_crash_at_any_point(
+    crashing: Bridge, crashes: CrashPoints
+) -> None:
+    """Each crash in a teardown is followed by nothing of the device in AWS, told once."""
+    # Waiting for detaches to settle would make the points of one device differ from another's.
+    crashing.emulator.settings(detach_settles_seconds=0)
+    probe = Device("CRASH-END-PROBE")
+    await handled(crashing, probe, "Provisioned")
+    already = len(crashes.seen[probe.workflow_id])
+    await handled(crashing, probe, "Decommissioned")
+    points = crashes.seen[probe.workflow_id][already:]
+    assert len(points) > 25
+    devices = {point: Device(f"CRASH-END-{number}") for number, point in enumerate(points)}
+    await asyncio.gather(*(handled(crashing, device, "Provisioned") for device in devices.values()))
+    certificates = {
+        device: crashing.require_binding(device).certificate_arn or "" for device in devices.values()
+    }
+    crashes.due |= {device.workflow_id: point for point, device in devices.items()}
+    await asyncio.gather(*(handled(crashing, device, "Decommissioned") for device in devices.values()))
+    crashing.emulator.settings(detach_settles_seconds=2)
+    assert not crashes.due
+    for point, device in devices.items():
+        assert crashing.require_binding(device).provisioning_status is ProvisioningStatus.DECOMMISSIONED, (
+            point
+        )
+        traces = crashing.traces(device, certificates[device])
+        assert (traces.thing, traces.certificates, traces.secret_arn) == (None, [], None), point
+        assert crashing.shadow_names(device) == [], point
+        assert crashing.published(device) == ["AwsThingProvisionedEvent", "AwsThingDecommissionedEvent"], (
+            point
+        )
+
+
+async def handled(bridge: Bridge, device: Device, kind: str) -> None:
+    await bridge.signal(device, device.event(kind), queue=QUEUE)
+    await bridge.wait_for_end(device, 90)

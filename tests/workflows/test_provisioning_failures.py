@@ -1,0 +1,350 @@
+"""What no retry can mend ends in Failed, with a reason an operator can act on; the rest is retried."""
+
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import pytest
+import pytest_asyncio
+from sqlalchemy import Engine
+
+from aws.clients import AwsClients
+from domain.failure import FailureCode
+from domain.provisioning_status import ProvisioningStatus
+from settings import Settings
+from tests.harness.bridge import Bridge, Device, until, worker_on
+
+FAILED, ACTIVE = ProvisioningStatus.FAILED, ProvisioningStatus.ACTIVE
+
+
+async def test_a_missing_policy_fails_and_a_retry_ends_active(bridge: Bridge, missing_policy: str) -> None:
+    """PolicyNotFound names the policy and the remedy; once it is made, retry goes on from where it failed."""
+    device = Device("NO-POLICY-1")
+    await bridge.signal(device, device.event("Provisioned"), queue=f"queue-{missing_policy}")
+    failed = await bridge.wait_for_status(device, FAILED)
+    assert failed.failure_reason is not None
+    assert failed.failure_reason.startswith("PolicyNotFound: ")
+    assert missing_policy in failed.failure_reason
+    assert FailureCode.POLICY_NOT_FOUND.remedy in failed.failure_reason
+    assert bridge.published(device) == ["AwsThingProvisioningFailedEvent"]
+    certificate = failed.certificate_arn
+    bridge.iot.create_policy(policyName=missing_policy, policyDocument="{}")
+    await bridge.signal(device, signal="retry")
+    await bridge.wait_for_end(device)
+    active = bridge.require_binding(device)
+    assert (active.provisioning_status, active.failure_reason) == (ACTIVE, None)
+    assert active.certificate_arn == certificate
+    assert bridge.transitions(device)[-3:] == ["Failed", "SecretStored", "Active"]
+
+
+async def test_a_failed_device_is_listed_and_holds_later_events(bridge: Bridge, missing_policy: str) -> None:
+    """A failed run stays open, found by its search attributes, and holds what comes later for the retry."""
+    device = Device("HELD-1")
+    await bridge.signal(device, device.event("Provisioned"), queue=f"queue-{missing_policy}")
+    await bridge.wait_for_status(device, FAILED)
+    await bridge.signal(device, device.event("Suspended", 7))
+    status = await bridge.status(device)
+    assert [event["type"] for event in status["queued"]] == ["DeviceSuspendedEvent"]
+    assert status["lastError"]["code"] == "PolicyNotFound"
+    query = f'ProvisioningStatus="Failed" AND ExecutionStatus="Running" AND ThingName="{device.thing_name}"'
+    assert await listed(bridge, query) == [device.workflow_id]
+    bridge.iot.create_policy(policyName=missing_policy, policyDocument="{}")
+    await bridge.signal(device, signal="retry")
+    await bridge.wait_for_end(device)
+    assert bridge.require_binding(device).last_shadow_reported_at is not None
+
+
+async def test_failing_again_after_a_retry_is_told_again(bridge: Bridge, missing_policy: str) -> None:
+    """A retry that mends nothing fails anew, with an event of its own id."""
+    device = Device("AGAIN-1")
+    await bridge.signal(device, device.event("Provisioned"), queue=f"queue-{missing_policy}")
+    await bridge.wait_for_status(device, FAILED)
+    await bridge.signal(device, signal="retry")
+
+    async def told_twice() -> bool:
+        return len(bridge.outbox(device)) == 2
+
+    await until(told_twice, "two failures are told")
+    first, second = bridge.outbox(device)
+    assert first.event_id != second.event_id
+    assert (first.sequence, second.sequence) == (1, 2)
+    await bridge.send_and_wait(device, device.event("Decommissioned"))
+
+
+async def test_a_retry_resumes_what_was_terminated(bridge: Bridge, missing_policy: str) -> None:
+    """An operator who terminated the run gets the device on by retry alone: its memory is in the database."""
+    device = Device("TERMINATED-1")
+    await bridge.signal(device, device.event("Provisioned"), queue=f"queue-{missing_policy}")
+    await bridge.wait_for_status(device, FAILED)
+    await bridge.client.get_workflow_handle(device.workflow_id).terminate("by hand")
+    bridge.iot.create_policy(policyName=missing_policy, policyDocument="{}")
+    await bridge.signal(device, signal="retry", queue=f"queue-{missing_policy}")
+    await bridge.wait_for_end(device)
+    assert bridge.require_binding(device).provisioning_status is ACTIVE
+
+
+async def test_access_denied_fails_at_once_and_names_the_action(faulty_bridge: Bridge) -> None:
+    """A denied call is not retried: the reason says which one."""
+    device = Device("DENIED-1")
+    faulty_bridge.emulator.add_fault(
+        "iot:CreateThing", resource=device.thing_name, code="AccessDeniedException", status=403
+    )
+    await faulty_bridge.signal(device, device.event("Provisioned"))
+    failed = await faulty_bridge.wait_for_status(device, FAILED)
+    assert failed.failure_reason is not None
+    assert failed.failure_reason.startswith("AccessDenied: CreateThing")
+    faulty_bridge.emulator.clear_faults()
+    await faulty_bridge.signal(device, signal="retry")
+    await faulty_bridge.wait_for_end(device)
+    assert faulty_bridge.require_binding(device).provisioning_status is ACTIVE
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("ThrottlingException", 429), ("InternalFailureException", 500), ("ExpiredTokenException", 403)],
+)
+async def test_what_time_mends_is_retried(faulty_bridge: Bridge, code: str, status: int) -> None:
+    """Throttling, AWS's own errors and credentials being rotated are waited out."""
+    device = Device(f"RETRIED-{status}-{code[:3]}")
+    faulty_bridge.emulator.add_fault(
+        "iot:CreateThing", resource=device.thing_name, code=code, status=status, times=1
+    )
+    await faulty_bridge.send_and_wait(device, device.event("Provisioned"))
+    assert faulty_bridge.require_binding(device).provisioning_status is ACTIVE
+    assert "Failed" not in faulty_bridge.transitions(device)
+
+
+async def test_retries_end_as_exhausted_with_the_last_error(bridge: Bridge, impatient: str) -> None:
+    """After the limit that is set, the device is Failed as RetriesExhausted, with the last error."""
+    device = Device("EXHAUSTED-1")
+    bridge.emulator.add_fault(
+        "iot:CreateThing", resource=device.thing_name, code="ThrottlingException", status=429
+    )
+    await bridge.signal(device, device.event("Provisioned"), queue=impatient)
+    failed = await bridge.wait_for_status(device, FAILED)
+    assert failed.failure_reason is not None
+    assert failed.failure_reason.startswith("RetriesExhausted: ")
+    assert "ThrottlingException" in failed.failure_reason
+    bridge.emulator.clear_faults()
+    await bridge.send_and_wait(device, device.event("Decommissioned"))
+
+
+async def test_another_devices_thing_is_left_as_it_is(bridge: Bridge) -> None:
+    """A Thing that bears another device's id fails this device, and its teardown leaves that Thing alone."""
+    device, stranger = Device("FOREIGN-1"), str(uuid4())
+    bridge.iot.create_thing(
+        thingName=device.thing_name, attributePayload={"attributes": {"deviceId": stranger}}
+    )
+    await bridge.signal(device, device.event("Provisioned"))
+    failed = await bridge.wait_for_status(device, FAILED)
+    assert (failed.failure_reason or "").startswith("ThingOfAnotherDevice: ")
+    await bridge.send_and_wait(device, device.event("Decommissioned"))
+    assert bridge.traces(device).thing == {"deviceId": stranger}
+
+
+async def test_a_thing_with_an_unknown_certificate_is_left_as_it_is(bridge: Bridge) -> None:
+    """A Thing that carries a certificate no row knows is never adopted, nor its certificate deleted."""
+    device = Device("FOREIGN-2")
+    bridge.iot.create_thing(thingName=device.thing_name)
+    certificate = bridge.iot.create_keys_and_certificate(setAsActive=True)["certificateArn"]
+    bridge.iot.attach_thing_principal(thingName=device.thing_name, principal=certificate)
+    await bridge.signal(device, device.event("Provisioned"))
+    failed = await bridge.wait_for_status(device, FAILED)
+    assert (failed.failure_reason or "").startswith("UnknownCertificate: ")
+    await bridge.send_and_wait(device, device.event("Decommissioned"))
+    traces = bridge.traces(device, certificate)
+    assert traces.thing == {}
+    assert [found.status for found in traces.certificates] == ["ACTIVE"]
+
+
+async def test_a_thing_of_the_earlier_implementation_is_stamped_and_adopted(bridge: Bridge) -> None:
+    """A Thing that bears neither attribute, but one of its own, is taken over and keeps what it has."""
+    device = Device("LEGACY-1")
+    bridge.iot.create_thing(thingName=device.thing_name, attributePayload={"attributes": {"model": "MX-3"}})
+    await bridge.send_and_wait(device, device.event("Provisioned"))
+    assert bridge.traces(device).thing == {
+        "model": "MX-3",
+        "deviceId": str(device.device_id),
+        "tenantId": str(device.tenant_id),
+    }
+
+
+async def test_a_thing_without_room_for_our_attributes_fails(bridge: Bridge) -> None:
+    """AWS allows three attributes: a Thing with two of its own is not stamped, and the reason says why."""
+    device = Device("FULL-1")
+    own = {"model": "MX-3", "site": "north"}
+    bridge.iot.create_thing(thingName=device.thing_name, attributePayload={"attributes": own})
+    await bridge.signal(device, device.event("Provisioned"))
+    failed = await bridge.wait_for_status(device, FAILED)
+    assert (failed.failure_reason or "").startswith("NoRoomForAttributes: ")
+    assert bridge.traces(device).thing == own
+    await bridge.send_and_wait(device, device.event("Decommissioned"))
+
+
+async def test_a_name_taken_in_between_is_looked_at_again(faulty_bridge: Bridge) -> None:
+    """A CreateThing refused since the name is taken goes back to the describe, and never overwrites."""
+    device = Device("RACED-1")
+    faulty_bridge.emulator.add_fault(
+        "iot:CreateThing",
+        resource=device.thing_name,
+        code="ResourceAlreadyExistsException",
+        status=409,
+        times=1,
+    )
+    await faulty_bridge.send_and_wait(device, device.event("Provisioned"))
+    assert faulty_bridge.require_binding(device).provisioning_status is ACTIVE
+
+
+async def test_a_thing_deleted_in_between_is_made_anew(faulty_bridge: Bridge) -> None:
+    """A Thing to be adopted that is deleted before it is stamped is looked at again, not a failure."""
+    device = Device("DELETED-BETWEEN-1")
+    faulty_bridge.iot.create_thing(thingName=device.thing_name)
+    faulty_bridge.emulator.add_fault(
+        "iot:UpdateThing",
+        resource=device.thing_name,
+        code="ResourceNotFoundException",
+        status=404,
+        times=1,
+    )
+    await faulty_bridge.send_and_wait(device, device.event("Provisioned"))
+    assert "Failed" not in faulty_bridge.transitions(device)
+
+
+async def test_a_secret_deleted_in_between_is_stored_anew(faulty_bridge: Bridge) -> None:
+    """A secret that AWS names as there, and then as gone, is one it is deleting: that is waited for."""
+    device = Device("DELETED-BETWEEN-2")
+    faulty_bridge.secrets.create_secret(Name=f"iot/devices/{device.thing_name}/key", SecretString="older")
+    faulty_bridge.emulator.add_fault(
+        "secretsmanager:PutSecretValue",
+        resource=device.thing_name,
+        code="ResourceNotFoundException",
+        times=1,
+    )
+    await faulty_bridge.send_and_wait(device, device.event("Provisioned"))
+    assert "Failed" not in faulty_bridge.transitions(device)
+
+
+async def test_an_answer_that_no_step_awaits_names_a_remedy(faulty_bridge: Bridge) -> None:
+    """Whatever AWS answers, the reason begins with a code of ours and ends with what to do about it."""
+    device = Device("NOT-AWAITED-1")
+    faulty_bridge.emulator.add_fault(
+        "secretsmanager:CreateSecret",
+        resource=device.thing_name,
+        code="ResourceNotFoundException",
+        times=1,
+    )
+    await faulty_bridge.signal(device, device.event("Provisioned"))
+    reason = (await faulty_bridge.wait_for_status(device, FAILED)).failure_reason or ""
+    assert reason.startswith("RefusedByAws: CreateSecret: ResourceNotFoundException")
+    assert reason.endswith(FailureCode.REFUSED_BY_AWS.remedy)
+    await faulty_bridge.signal(device, signal="retry")
+    await faulty_bridge.wait_for_end(device)
+
+
+async def test_a_serial_bound_to_another_device_fails_until_it_is_free(bridge: Bridge) -> None:
+    """Two devices of a tenant cannot hold one serial: the second fails until the first is gone."""
+    tenant = uuid4()
+    first, second = Device("ONE-SERIAL-1", tenant), Device("ONE-SERIAL-1", tenant)
+    await bridge.send_and_wait(first, first.event("Provisioned"))
+    await bridge.signal(second, second.event("Provisioned"))
+    failed = await bridge.wait_for_status(second, FAILED)
+    assert (failed.failure_reason or "").startswith("SerialBoundToAnotherDevice: ")
+    await bridge.send_and_wait(first, first.event("Decommissioned"))
+    await bridge.signal(second, signal="retry")
+    await bridge.wait_for_end(second)
+    assert bridge.require_binding(second).provisioning_status is ACTIVE
+    assert bridge.traces(second).thing == {
+        "deviceId": str(second.device_id),
+        "tenantId": str(second.tenant_id),
+    }
+
+
+async def test_a_serial_being_released_is_waited_for(bridge: Bridge) -> None:
+    """A device provisioned under a serial that is just being decommissioned waits instead of failing."""
+    tenant = uuid4()
+    first, second = Device("REUSED-1", tenant), Device("REUSED-1", tenant)
+    await bridge.send_and_wait(first, first.event("Provisioned"))
+    await bridge.signal(first, first.event("Decommissioned"))
+    await bridge.wait_for_activity(first, "erase_thing")
+    await bridge.send_and_wait(second, second.event("Provisioned"))
+    assert bridge.require_binding(first).provisioning_status is ProvisioningStatus.DECOMMISSIONED
+    assert bridge.transitions(second)[-1] == "Active"
+    assert "Failed" not in bridge.transitions(second)
+
+
+async def test_the_same_serial_of_another_tenant_is_no_hindrance(bridge: Bridge) -> None:
+    """Serials are unique per tenant only."""
+    first, second = Device("TWIN-1"), Device("TWIN-1")
+    await bridge.send_and_wait(first, first.event("Provisioned"))
+    await bridge.send_and_wait(second, second.event("Provisioned"))
+    assert bridge.require_binding(first).thing_name != bridge.require_binding(second).thing_name
+    assert bridge.require_binding(second).provisioning_status is ACTIVE
+
+
+async def test_an_active_devices_error_is_noted_and_does_not_fail_it(faulty_bridge: Bridge) -> None:
+    """An Active device stays Active though its shadow is refused; the row has the reason until it works."""
+    device = Device("SHADOW-DENIED-1")
+    await faulty_bridge.send_and_wait(device, device.event("Provisioned"))
+    faulty_bridge.emulator.add_fault(
+        "iot-data:UpdateThingShadow", resource=device.thing_name, code="ForbiddenException", status=403
+    )
+    await faulty_bridge.send_and_wait(device, device.event("Activated", 1))
+    noted = faulty_bridge.require_binding(device)
+    assert noted.provisioning_status is ACTIVE
+    assert (noted.failure_reason or "").startswith("AccessDenied: UpdateThingShadow")
+    faulty_bridge.emulator.clear_faults()
+    await faulty_bridge.send_and_wait(device, device.event("Suspended", 2))
+    assert faulty_bridge.require_binding(device).failure_reason is None
+
+
+async def test_a_retry_sent_while_another_is_at_work_is_heeded(faulty_bridge: Bridge) -> None:
+    """An operator who mends the cause while a retry is still failing, and retries again, is not ignored."""
+    device = Device("RETRIED-TWICE-1")
+    await faulty_bridge.send_and_wait(device, device.event("Provisioned"))
+    denied = {"resource": device.thing_name, "code": "ForbiddenException", "status": 403, "times": 1}
+    faulty_bridge.emulator.add_fault("iot-data:UpdateThingShadow", **denied)  # type: ignore[arg-type]
+    await faulty_bridge.send_and_wait(device, device.event("Activated", 1))
+    at_work = faulty_bridge.emulator.add_fault("iot-data:UpdateThingShadow", **denied, delay_seconds=2)  # type: ignore[arg-type]
+    await faulty_bridge.signal(device, signal="retry")
+    await faulty_bridge.wait_for_fault(at_work)
+    await faulty_bridge.signal(device, signal="retry")
+    await faulty_bridge.wait_for_end(device)
+    assert faulty_bridge.require_binding(device).last_shadow_reported_at is not None
+    assert faulty_bridge.require_binding(device).failure_reason is None
+
+
+@pytest_asyncio.fixture
+async def missing_policy(
+    bridge: Bridge, aws: AwsClients, engine: Engine, settings: Settings
+) -> AsyncIterator[str]:
+    """A worker on a queue of its own whose IoT policy does not exist; the policy's name."""
+    name = f"later-{uuid4().hex[:8]}"
+    changed = settings.model_copy(
+        update={"provisioning": settings.provisioning.model_copy(update={"device_policy_name": name})}
+    )
+    async with worker_on(f"queue-{name}", changed, bridge, aws, engine):
+        yield name
+
+
+@pytest_asyncio.fixture
+async def impatient(
+    bridge: Bridge, aws: AwsClients, engine: Engine, settings: Settings
+) -> AsyncIterator[str]:
+    """A worker on a queue of its own that gives a step up after three seconds; the queue."""
+    queue = f"queue-{uuid4().hex[:8]}"
+    changed = settings.model_copy(
+        update={"provisioning": settings.provisioning.model_copy(update={"step_retry_seconds": 3.0})}
+    )
+    async with worker_on(queue, changed, bridge, aws, engine):
+        yield queue
+
+
+async def listed(bridge: Bridge, query: str) -> list[str]:
+    """What a visibility query finds, once it finds something: visibility lags a little."""
+    found: list[str] = []
+
+    async def some() -> bool:
+        found.extend([run.id async for run in bridge.client.list_workflows(query)])
+        return bool(found)
+
+    await until(some, query)
+    return found
