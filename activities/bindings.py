@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final, Unpack
 from uuid import UUID
 
 from sqlalchemy import Engine
@@ -10,7 +10,9 @@ from sqlmodel import Session
 from temporalio import activity
 
 from db.bindings import (
+    NO_FAILURE,
     Actor,
+    BindingColumns,
     IllegalTransitionError,
     advance,
     event_subject,
@@ -79,7 +81,7 @@ class BindingActivities:
         to: ProvisioningStatus,
         *,
         reason: str | None = None,
-        **changes: Any,
+        **changes: Unpack[BindingColumns],
     ) -> AwsThingBinding:
         """Commit the binding's next status, guarded by the version it was read at, and count it."""
         with transaction(self._engine) as session:
@@ -90,7 +92,7 @@ class BindingActivities:
             counted.add(changed.tenant_id, activity.info().activity_type)
         return changed
 
-    def update_binding(self, binding: AwsThingBinding, **changes: Any) -> AwsThingBinding:
+    def update_binding(self, binding: AwsThingBinding, **changes: Unpack[BindingColumns]) -> AwsThingBinding:
         """Commit something about the binding that is no change of status."""
         with transaction(self._engine) as session:
             return update_binding(session, binding, actor(), **changes)
@@ -139,14 +141,13 @@ class BindingActivities:
                     failed_at(session, binding),
                     actor(),
                     reason="retry",
-                    failure_reason=None,
+                    **NO_FAILURE,
                 )
             return StepResult(status=binding.provisioning_status)
 
     @activity.defn(name="mark_failed", no_thread_cancel_exception=True)
     def mark_failed(self, report: FailureReport) -> StepResult:
         """Record that provisioning stopped, and tell the world."""
-        reason = f"{report.code}: {report.reason}"
         with transaction(self._engine) as session:
             binding = _required(newest_binding(session, report.device.device_id))
             origin = binding.provisioning_status
@@ -157,8 +158,9 @@ class BindingActivities:
                     binding,
                     ProvisioningStatus.FAILED,
                     actor(),
-                    reason=reason,
-                    failure_reason=reason,
+                    reason=f"{report.code}: {report.reason}",
+                    failure_code=report.code,
+                    failure_reason=report.reason,
                 )
                 event = AwsThingProvisioningFailed(
                     **event_subject(binding), failed_at=origin, code=report.code, reason=report.reason
@@ -174,9 +176,10 @@ class BindingActivities:
         """Note what went wrong on a binding that does not become Failed for it."""
         with transaction(self._engine) as session:
             binding = _required(newest_binding(session, report.device.device_id))
-            reason = f"{report.code}: {report.reason}"
-            if binding.failure_reason != reason:
-                binding = update_binding(session, binding, actor(), failure_reason=reason)
+            if (binding.failure_code, binding.failure_reason) != (report.code, report.reason):
+                binding = update_binding(
+                    session, binding, actor(), failure_code=report.code, failure_reason=report.reason
+                )
             return StepResult(status=binding.provisioning_status)
 
     @activity.defn(name="close_binding", no_thread_cancel_exception=True)
@@ -194,7 +197,7 @@ class BindingActivities:
                     ProvisioningStatus.DECOMMISSIONED,
                     actor(),
                     reason=reason,
-                    failure_reason=None,
+                    **NO_FAILURE,
                 )
                 put(session, AwsThingDecommissioned(**event_subject(binding), kept=kept), binding.id)
             complete_all_retirements(session, binding.device_id, plan.kept)

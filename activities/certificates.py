@@ -12,6 +12,7 @@ from activities.secrets import SecretActivities
 from aws.attachments import certificates_of, things_of
 from aws.clients import AwsClients
 from aws.errors import NotFoundError
+from db.bindings import NO_FAILURE
 from db.models import AwsThingBinding, RetiredCertificate
 from domain.failure import FailureCode, PermanentError, StepError
 from domain.names import id_of_certificate
@@ -102,7 +103,7 @@ class CertificateActivities:
                 )
             except NotFoundError as error:
                 raise PermanentError(FailureCode.CERTIFICATE_GONE, error.what) from None
-            binding = self._bindings.checkpoint(binding, ProvisioningStatus.ACTIVE, failure_reason=None)
+            binding = self._bindings.checkpoint(binding, ProvisioningStatus.ACTIVE, **NO_FAILURE)
         return StepResult(status=binding.provisioning_status, arn=binding.certificate_arn)
 
     @activity.defn(name="revoke_certificates", no_thread_cancel_exception=True)
@@ -153,8 +154,8 @@ class CertificateActivities:
                 raise
             SWEEPS_DONE.add(device.tenant_id, _SWEEP)
         binding = self._bindings.read(device.device_id)
-        if binding.failure_reason is not None:
-            self._bindings.update_binding(binding, failure_reason=None)
+        if binding.failure_code is not None:
+            self._bindings.update_binding(binding, **NO_FAILURE)
 
     def _erase_retired(self, device: Device, retired: RetiredCertificate) -> None:
         thing_name, arn = device.thing_name or "", retired.certificate_arn

@@ -92,6 +92,7 @@ class DeviceStateActivities:
             ),
             serial_number=state.serial_number,
             status=binding.provisioning_status if binding else None,
+            failure_code=binding.failure_code if binding else None,
             failure_reason=binding.failure_reason if binding else None,
             decommissioned=state.decommissioned,
             status_to_report=report,

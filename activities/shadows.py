@@ -12,7 +12,7 @@ from temporalio import activity
 from activities.bindings import actor, transaction
 from aws.clients import AwsClients
 from aws.errors import AwsError, NotFoundError
-from db.bindings import newest_binding, update_binding
+from db.bindings import NO_FAILURE, newest_binding, update_binding
 from db.device_states import lock_state, state_of
 from domain.provisioning_status import ProvisioningStatus
 from domain.saga import Device
@@ -48,9 +48,7 @@ class ShadowActivities:
             UPDATE_FAILURES.add(device.tenant_id, "report_status")
             raise
         with transaction(self._engine) as session:
-            update_binding(
-                session, binding, actor(), last_shadow_reported_at=datetime.now(UTC), failure_reason=None
-            )
+            update_binding(session, binding, actor(), last_shadow_reported_at=datetime.now(UTC), **NO_FAILURE)
             if reported := lock_state(session, device.device_id):
                 reported.reported_event_id = desired.event_id
         REPORTED_PUSHED.add(device.tenant_id, "report_status")

@@ -23,6 +23,7 @@ from cli import commands as commanding
 from cli import events, keys, operate
 from cli.output import standard_output
 from cli.send import send_files
+from db.bindings import BindingFilter
 from db.erasure import NotErasableError
 from domain.provisioning_status import ProvisioningStatus
 from embedded.processes import ServerError  # the standard library alone: there without the embedded servers
@@ -316,7 +317,8 @@ def bindings(
     operate.list_bindings(
         settings.DatabaseSettings.load(),
         standard_output(),
-        operate.Filter(status=status, device_id=device, tenant_id=tenant, serial_number=serial, limit=limit),
+        BindingFilter(status=status, device_id=device, tenant_id=tenant, serial_number=serial),
+        limit=limit,
     )
 
 

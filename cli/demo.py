@@ -189,8 +189,9 @@ class _Demo:
             bindings = await self._until(
                 lambda bindings: self._status(bindings, first.device_id) is ProvisioningStatus.FAILED
             )
-            reason = (bindings[first.device_id].failure_reason if first.device_id in bindings else None) or ""
-            failed_first = reason.startswith(FailureCode.POLICY_NOT_FOUND)
+            failed = bindings.get(first.device_id)
+            reason = f"{failed.failure_code}: {failed.failure_reason}" if failed else ""
+            failed_first = failed is not None and failed.failure_code == FailureCode.POLICY_NOT_FOUND
             what = "failed as it must" if failed_first else "[red]must fail for want of a policy[/red]"
             progress.console.print(f"{what}: {escape(reason)}", soft_wrap=True)
 

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import Final
 from uuid import UUID
@@ -15,13 +14,12 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from cli.database import open_database
 from cli.output import shown_time
-from db.bindings import Actor, newest_binding
+from db.bindings import Actor, BindingFilter, newest_binding
 from db.engine import open_engine
 from db.erasure import count_unerased, erase_device, erase_some, require_hash_key
 from db.migrate import upgrade
-from db.models import AwsThingBinding, BindingTransition, serial_number_of_thing
+from db.models import AwsThingBinding, BindingTransition
 from domain.erasure import SerialHashing
-from domain.provisioning_status import ProvisioningStatus
 from orchestration.client import connect
 from orchestration.requests import send_retry
 from orchestration.search_attributes import register_search_attributes
@@ -33,22 +31,6 @@ _ERASED_AT_ONCE: Final = 100
 
 class UnknownDeviceError(LookupError):
     """The bridge has no binding for the device."""
-
-
-@dataclass(frozen=True)
-class Filter:
-    """Which bindings to list."""
-
-    status: ProvisioningStatus | None
-    device_id: UUID | None
-    tenant_id: UUID | None
-    serial_number: str | None
-    limit: int
-
-    @property
-    def narrows(self) -> bool:
-        """Whether it leaves any binding out."""
-        return any((self.status, self.device_id, self.tenant_id, self.serial_number))
 
 
 async def migrate(settings: DatabaseSettings, console: Console) -> None:
@@ -81,28 +63,28 @@ async def retry(settings: DatabaseSettings, console: Console, device_id: UUID) -
     console.print(f"retry sent to {workflow_id}, whose binding is {binding.provisioning_status}")
 
 
-def list_bindings(settings: DatabaseSettings, console: Console, wanted: Filter) -> None:
+def list_bindings(settings: DatabaseSettings, console: Console, wanted: BindingFilter, *, limit: int) -> None:
     """Print the bindings, the newest first; a single device's with its ARNs and transitions.
 
     A line for each, which a terminal may break where it likes: an id that is cut cannot be copied.
     """
     with _reading(settings) as session:
-        found = session.exec(_query(wanted)).all()
+        found = session.exec(_query(wanted, limit)).all()
         transitions = session.exec(
             select(BindingTransition)
             .where(BindingTransition.device_id == wanted.device_id)
             .order_by(col(BindingTransition.id))
         ).all()
     if not found:
-        lines = iter(["no binding matches" if wanted.narrows else "there is no binding yet"])
+        lines = iter(["no binding matches" if wanted.conditions else "there is no binding yet"])
     elif wanted.device_id:
         lines = chain(_listed(found), _resources(found), _told(transitions))
     else:
-        lines = _listed(found[: wanted.limit])
+        lines = _listed(found[:limit])
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)
-    if len(found) > wanted.limit:
-        console.print(f"the newest {wanted.limit} of more: see --limit")
+    if len(found) > limit:
+        console.print(f"the newest {limit} of more: see --limit")
 
 
 def erase(settings: DatabaseSettings, console: Console, device_id: UUID) -> None:
@@ -155,17 +137,9 @@ def _reading(settings: DatabaseSettings) -> Iterator[Session]:
         yield session
 
 
-def _query(wanted: Filter) -> SelectOfScalar[AwsThingBinding]:
-    query = select(AwsThingBinding).order_by(col(AwsThingBinding.created_at).desc()).limit(wanted.limit + 1)
-    if wanted.status:
-        query = query.where(AwsThingBinding.provisioning_status == wanted.status)
-    if wanted.device_id:
-        query = query.where(AwsThingBinding.device_id == wanted.device_id)
-    if wanted.tenant_id:
-        query = query.where(AwsThingBinding.tenant_id == wanted.tenant_id)
-    if wanted.serial_number:
-        query = query.where(serial_number_of_thing == wanted.serial_number)
-    return query
+def _query(wanted: BindingFilter, limit: int) -> SelectOfScalar[AwsThingBinding]:
+    query = select(AwsThingBinding).order_by(col(AwsThingBinding.created_at).desc()).limit(limit + 1)
+    return query.where(*wanted.conditions)
 
 
 def _listed(bindings: Sequence[AwsThingBinding]) -> Iterator[str]:
@@ -174,7 +148,7 @@ def _listed(bindings: Sequence[AwsThingBinding]) -> Iterator[str]:
     for binding in bindings:
         since = shown_time(binding.modified_at or binding.created_at)
         thing = f"{binding.thing_name or '':{things}}"
-        failure = binding.failure_reason or ""
+        failure = f"{binding.failure_code}: {binding.failure_reason}" if binding.failure_code else ""
         yield f"{binding.device_id}  {binding.provisioning_status:14}  {since}  {thing}  {failure}".rstrip()
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypedDict, Unpack
 from uuid import UUID
 
-from sqlalchemy import String, bindparam, or_, update
+from sqlalchemy import ColumnElement, String, bindparam, or_, update
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
@@ -14,6 +14,58 @@ from db.models import AwsThingBinding, BindingTransition, serial_number_of_thing
 from domain.erasure import SerialHashing
 from domain.outgoing_event import AwsThingProvisioned
 from domain.provisioning_status import ProvisioningStatus
+
+
+class AwsColumns(TypedDict, total=False):
+    """The columns of a binding that name its AWS resources and where they come from."""
+
+    thing_arn: str | None
+    certificate_arn: str | None
+    certificate_secret_arn: str | None
+    claim_certificate_expires_at: datetime | None
+    provisioned_via_jitp: bool
+
+
+class FailureColumns(TypedDict):
+    """The columns of a binding that hold its last error."""
+
+    failure_code: str | None
+    failure_reason: str | None
+
+
+class BindingColumns(AwsColumns, total=False):
+    """The columns of a binding that a change may set beside its status."""
+
+    thing_name: str | None
+    serial_hash: str | None
+    failure_code: str | None
+    failure_reason: str | None
+    last_shadow_reported_at: datetime | None
+
+
+NO_FAILURE: Final[FailureColumns] = {"failure_code": None, "failure_reason": None}
+"""Clears the last error of a binding."""
+
+
+@dataclass(frozen=True)
+class BindingFilter:
+    """Which bindings to list; None lets all pass."""
+
+    status: ProvisioningStatus | None = None
+    device_id: UUID | None = None
+    tenant_id: UUID | None = None
+    serial_number: str | None = None
+
+    @property
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """The conditions of the query, one for each filter that is set."""
+        wanted = (
+            (col(AwsThingBinding.provisioning_status), self.status),
+            (col(AwsThingBinding.device_id), self.device_id),
+            (col(AwsThingBinding.tenant_id), self.tenant_id),
+            (serial_number_of_thing, self.serial_number),
+        )
+        return [column == value for column, value in wanted if value is not None]
 
 
 class IllegalTransitionError(RuntimeError):
@@ -80,21 +132,10 @@ def live_binding_of_thing(session: Session, thing_name: str) -> AwsThingBinding 
 
 
 def bindings_query(
-    *,
-    status: ProvisioningStatus | None,
-    tenant_id: UUID | None,
-    serial_number: str | None,
-    after: UUID | None,
-    limit: int,
+    wanted: BindingFilter, *, after: UUID | None, limit: int
 ) -> SelectOfScalar[AwsThingBinding]:
-    """Bindings in the order of their ids, those `after` one; a filter that is None lets all pass."""
-    query = select(AwsThingBinding).order_by(col(AwsThingBinding.id)).limit(limit)
-    if status is not None:
-        query = query.where(AwsThingBinding.provisioning_status == status)
-    if tenant_id is not None:
-        query = query.where(AwsThingBinding.tenant_id == tenant_id)
-    if serial_number is not None:
-        query = query.where(serial_number_of_thing == serial_number)
+    """Return the query for a page of bindings, in the order of their ids, that begins after one of them."""
+    query = select(AwsThingBinding).where(*wanted.conditions).order_by(col(AwsThingBinding.id)).limit(limit)
     if after is not None:
         query = query.where(col(AwsThingBinding.id) > after)
     return query
@@ -118,7 +159,7 @@ def open_binding(
     actor: Actor,
     status: ProvisioningStatus = ProvisioningStatus.PENDING,
     reason: str | None = None,
-    **columns: Any,
+    **columns: Unpack[AwsColumns],
 ) -> AwsThingBinding:
     """Make a device's binding.
 
@@ -142,25 +183,14 @@ def open_binding(
 
 
 def update_binding(
-    session: Session, binding: AwsThingBinding, actor: Actor, **changes: Any
+    session: Session, binding: AwsThingBinding, actor: Actor, **changes: Unpack[BindingColumns]
 ) -> AwsThingBinding:
-    """Change columns of a binding but not its status.
+    """Change columns of a binding, not its status.
 
     Raises:
         StaleBindingError: the binding was changed since it was read.
     """
-    changed: AwsThingBinding | None = session.exec(
-        update(AwsThingBinding)
-        .where(col(AwsThingBinding.id) == binding.id, col(AwsThingBinding.version) == binding.version)
-        .values(**changes, version=binding.version + 1, modified_at=datetime.now(UTC), modified_by=actor.name)
-        .returning(AwsThingBinding)
-        .execution_options(populate_existing=True)
-    ).scalar_one_or_none()
-    if changed is None:
-        raise StaleBindingError(
-            f"binding {binding.id} was changed by another since version {binding.version}"
-        )
-    return changed
+    return _update(session, binding, actor, dict(changes))
 
 
 def advance(
@@ -170,7 +200,7 @@ def advance(
     actor: Actor,
     *,
     reason: str | None = None,
-    **changes: Any,
+    **changes: Unpack[BindingColumns],
 ) -> AwsThingBinding:
     """Give a binding its next status, with its audit row.
 
@@ -181,9 +211,10 @@ def advance(
     origin = binding.provisioning_status
     if not origin.may_become(to):
         raise IllegalTransitionError(f"binding {binding.id} is {origin} and cannot become {to}")
+    columns: dict[str, object] = {**changes, "provisioning_status": to}
     if to is ProvisioningStatus.DECOMMISSIONED:
-        changes |= {"deleted_at": datetime.now(UTC), "deleted_by": actor.name}
-    changed = update_binding(session, binding, actor, provisioning_status=to, **changes)
+        columns |= {"deleted_at": datetime.now(UTC), "deleted_by": actor.name}
+    changed = _update(session, binding, actor, columns)
     session.add(_transition(changed, origin, actor, reason))
     return changed
 
@@ -243,3 +274,20 @@ def _transition(
         run_id=actor.run_id,
         reason=reason,
     )
+
+
+def _update(
+    session: Session, binding: AwsThingBinding, actor: Actor, columns: dict[str, object]
+) -> AwsThingBinding:
+    changed: AwsThingBinding | None = session.exec(
+        update(AwsThingBinding)
+        .where(col(AwsThingBinding.id) == binding.id, col(AwsThingBinding.version) == binding.version)
+        .values(**columns, version=binding.version + 1, modified_at=datetime.now(UTC), modified_by=actor.name)
+        .returning(AwsThingBinding)
+        .execution_options(populate_existing=True)
+    ).scalar_one_or_none()
+    if changed is None:
+        raise StaleBindingError(
+            f"binding {binding.id} was changed by another since version {binding.version}"
+        )
+    return changed

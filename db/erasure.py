@@ -158,6 +158,7 @@ def _erase(session: Session, states: Sequence[DeviceStateRow], hashing: SerialHa
             thing_arn=None,
             certificate_arn=None,
             certificate_secret_arn=None,
+            failure_code=None,
             failure_reason=None,
         )
     for statement in (

@@ -138,6 +138,8 @@ class AwsThingBinding(Table, table=True):
         sa_column_kwargs={"server_default": ProvisioningStatus.PENDING.value},
     )
     serial_hash: str | None = Field(default=None, sa_type=String(80))
+    # The last error: what stopped provisioning, or the last that an Active device or a teardown met.
+    failure_code: str | None = Field(default=None, sa_type=String(64))
     failure_reason: str | None = Field(default=None, sa_type=Text)
     last_shadow_reported_at: datetime | None = _time(default=None)
     claim_certificate_expires_at: datetime | None = _time(default=None)

@@ -31,6 +31,7 @@ class DeviceSnapshot(Message):
     serial_number: str | None = None
     rejection: Fault | None = None
     status: ProvisioningStatus | None = None
+    failure_code: str | None = None
     failure_reason: str | None = None
     decommissioned: bool = False
     status_to_report: DesiredStatus | None = None

@@ -77,12 +77,11 @@ class LastError(_Public):
     reason: str
 
     @classmethod
-    def in_binding(cls, failure_reason: str | None) -> Self | None:
-        """Read what a binding says of its last error."""
-        if failure_reason is None:
+    def of(cls, snapshot: DeviceSnapshot) -> Self | None:
+        """Return the last error that the binding records, if any."""
+        if snapshot.failure_code is None:
             return None
-        code, _, reason = failure_reason.partition(": ")
-        return cls(code=code, reason=reason)
+        return cls(code=snapshot.failure_code, reason=snapshot.failure_reason or "")
 
 
 class DeviceLifecycleStatus(_Public):
@@ -263,7 +262,7 @@ class DeviceLifecycle:
                 self._reject(DEVICE_EVENT_SIGNAL, standing.rejection)
             else:
                 self._standing = standing
-                self._last_error = LastError.in_binding(standing.failure_reason)
+                self._last_error = LastError.of(standing)
                 self._arrive_at(standing.status)
             await self._settle()
             came_meanwhile = self._retry and self._retries > retries

@@ -15,7 +15,7 @@ from api.database import Database
 from api.endpoints import Answer, Call, Door, Promise, Wire
 from api.errors import RULE, not_found
 from api.fields import HyphenatedUuid, SerialNumber, TenantId, WholeNumber
-from db.bindings import bindings_query, newest_binding, transitions_of
+from db.bindings import BindingFilter, bindings_query, newest_binding, transitions_of
 from db.models import AwsThingBinding, BindingTransition
 from domain.names import device_workflow_id
 from domain.provisioning_status import ProvisioningStatus
@@ -64,6 +64,7 @@ class Binding(Wire):
     certificate_arn: str | None
     certificate_secret_arn: str | None
     provisioning_status: ProvisioningStatus
+    failure_code: str | None
     failure_reason: str | None
     last_shadow_reported_at: datetime | None
     claim_certificate_expires_at: datetime | None
@@ -108,9 +109,7 @@ def binding_doors(database: Database, temporal_ui_url: str | None) -> Sequence[D
         wanted = call.input
         tenant_id = call.caller.tenant_for(wanted.tenant_id)
         query = bindings_query(
-            status=wanted.status,
-            tenant_id=tenant_id,
-            serial_number=wanted.serial,
+            BindingFilter(status=wanted.status, tenant_id=tenant_id, serial_number=wanted.serial),
             after=wanted.cursor,
             # One more tells whether there is a next page.
             limit=wanted.limit + 1,

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, text
 from sqlmodel import Session
 
 from api.app import create_app
-from db.bindings import Actor, advance, bindings_query, open_binding
+from db.bindings import Actor, BindingFilter, advance, bindings_query, open_binding
 from db.models import AwsThingBinding
 from domain.names import thing_name
 from domain.provisioning_status import ProvisioningStatus
@@ -37,9 +37,7 @@ def bindings_of(
                 actor=ACTOR,
             )
             if failed:
-                advance(
-                    session, binding, ProvisioningStatus.FAILED, ACTOR, reason="why", failure_reason="why"
-                )
+                advance(session, binding, ProvisioningStatus.FAILED, ACTOR, reason="why", failure_code="Why")
             made.append(binding)
         return made
 
@@ -170,8 +168,7 @@ def test_a_page_costs_the_same_in_a_fleet_of_any_size(
     engine: Engine, filtered: dict[str, Any], condition: str
 ) -> None:
     """It is read in order from an index of its filter, from where the page before ended."""
-    everything: dict[str, Any] = {"status": None, "tenant_id": None, "serial_number": None}
-    asked = bindings_query(**(everything | filtered), after=UUID(int=1), limit=10)
+    asked = bindings_query(BindingFilter(**filtered), after=UUID(int=1), limit=10)
     query = asked.compile(engine, compile_kwargs={"literal_binds": True})
     fleet = """
         CREATE TEMPORARY TABLE iotaws_thing_bindings

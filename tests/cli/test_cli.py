@@ -15,6 +15,7 @@ from rich.console import Console
 from temporalio.service import RPCError
 
 from cli import app, operate
+from db.bindings import BindingFilter
 from domain.provisioning_status import ProvisioningStatus
 from settings import DatabaseSettings
 from tests.harness.bridge import Bridge, Device
@@ -251,8 +252,8 @@ async def test_ids_are_whole_on_a_narrow_terminal_too(bridge: Bridge) -> None:
     await bridge.send_and_wait(device, device.event("Provisioned"))
     terminal = Console(width=80, force_terminal=True, color_system=None, emoji=False)
     with terminal.capture() as captured:
-        alone = operate.Filter(None, device.device_id, None, None, 50)
-        operate.list_bindings(DatabaseSettings.load(), terminal, alone)
+        alone = BindingFilter(device_id=device.device_id)
+        operate.list_bindings(DatabaseSettings.load(), terminal, alone, limit=50)
     shown = captured.get().splitlines()
     assert any(str(device.device_id) in line and device.thing_name in line for line in shown)
     assert bridge.require_binding(device).certificate_arn in shown

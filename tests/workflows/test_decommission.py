@@ -156,9 +156,9 @@ async def test_a_refused_teardown_is_noted_and_goes_on_at_a_retry(faulty_bridge:
     await faulty_bridge.signal(device, device.event("Decommissioned"))
 
     async def noted() -> bool:
-        return (faulty_bridge.require_binding(device).failure_reason or "").startswith(
-            "AccessDenied: DeleteSecret"
-        )
+        binding = faulty_bridge.require_binding(device)
+        denied = binding.failure_code == "AccessDenied"
+        return denied and (binding.failure_reason or "").startswith("DeleteSecret")
 
     await until(noted, "the denial is noted")
     assert faulty_bridge.require_binding(device).provisioning_status is ProvisioningStatus.ACTIVE

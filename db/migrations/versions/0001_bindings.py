@@ -109,6 +109,7 @@ def upgrade() -> None:
         sa.Column("certificate_arn", sa.Text(), nullable=True),
         sa.Column("certificate_secret_arn", sa.Text(), nullable=True),
         sa.Column("provisioning_status", sa.String(length=32), server_default="Pending", nullable=False),
+        sa.Column("failure_code", sa.String(length=64), nullable=True),
         sa.Column("failure_reason", sa.Text(), nullable=True),
         sa.Column("last_shadow_reported_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("claim_certificate_expires_at", sa.DateTime(timezone=True), nullable=True),
