@@ -1,4 +1,4 @@
-"""One stack and one worker for all tests: the real engine, the real database, AWS's emulator over HTTP."""
+"""Fixtures of all tests: one stack and one worker on the real engine, database and AWS emulator."""
 
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -33,12 +33,12 @@ from worker import compose_worker
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
-    """The embedded servers, migrated; this process's environment points at them."""
+    """The embedded servers; this process's environment points at them."""
     before = dict(os.environ)
     unlike_production: dict[str, int | str] = {
-        # History is long here at a twentieth of the server's own measure, so that bursts can be small.
+        # Continue-as-new is suggested at a twentieth of the default length, so that bursts can be small.
         "limit.historyCount.suggestContinueAsNew": 200,
-        # A retry is due to the twentieth of a second; else the server looks at its timers once a second.
+        # Retries are due within 50 ms; by default the server checks its timers once a second.
         "history.timerProcessorMaxTimeShift": "50ms",
     }
     folder = tmp_path_factory.mktemp("stack")
@@ -47,9 +47,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
     ) as addresses:
         isolate(os.environ, addresses)
         os.environ["IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME"] = POLICY
-        # One for all: a serial number erased in the one database must stay denied.
+        # One key for all tests: a serial number erased in the shared database must stay denied.
         os.environ["IOT_AWS_ERASURE__HASH_KEY"] = HASH_KEY
-        # Retries of a throttled fleet are to be seen in seconds here.
+        # A throttled fleet must finish its retries within seconds.
         os.environ["IOT_AWS_WORKER__MAX_ACTIVITIES_PER_SECOND"] = "500"
         yield addresses
     os.environ.clear()
@@ -68,12 +68,12 @@ def engine(stack: Addresses) -> Iterator[Engine]:
 async def client(stack: Addresses) -> Client:
     connected = await connect(None)
     await register_search_attributes(connected)
-    # As an operator would: workers that the tests start leave them so, and no poll gets between a test and
-    # the calls it counts.
+    # Paused as an operator would pause them: workers keep the pause, and no poll adds to the calls that a
+    # test counts.
     wanted = schedules(TASK_QUEUE, poll_interval_seconds=30, claim_check_interval_hours=24)
     await upsert_schedules(connected, wanted)
     for schedule_id in wanted:
-        await connected.get_schedule_handle(schedule_id).pause(note="tests poll when they want it")
+        await connected.get_schedule_handle(schedule_id).pause(note="tests trigger polls themselves")
     return connected
 
 
@@ -84,7 +84,7 @@ def settings(stack: Addresses) -> Settings:
 
 @pytest.fixture(scope="session")
 def aws(stack: Addresses, settings: Settings) -> AwsClients:
-    """The clients of the worker under test; tests that crash it hook into them."""
+    """The AWS clients of the worker under test; tests that crash it add hooks to them."""
     return AwsClients(settings.worker.max_concurrent_activities)
 
 
@@ -92,7 +92,7 @@ def aws(stack: Addresses, settings: Settings) -> AwsClients:
 async def bridge(
     stack: Addresses, engine: Engine, client: Client, settings: Settings, aws: AwsClients
 ) -> AsyncIterator[Bridge]:
-    """The bridge at work."""
+    """The bridge with a running worker."""
     create_device_policy(stack.aws_endpoint_url, POLICY)
     clients = observers()
     worker_engine = open_engine(stack.database_url, pool_size=settings.worker.max_concurrent_activities)
@@ -103,14 +103,14 @@ async def bridge(
 
 @pytest_asyncio.fixture(scope="session")
 async def http_api(engine: Engine, client: Client) -> AsyncIterator[HttpApi]:
-    """The HTTP doors; a worker behind them only where `bridge` is asked for too."""
+    """The HTTP API; a worker runs behind it only where a test also uses `bridge`."""
     async with open_http_api(engine) as opened:
         yield opened
 
 
 @pytest.fixture(scope="session")
 def enrolment(engine: Engine, aws: AwsClients) -> EnrolmentHarness:
-    """Devices that enrol themselves where AWS says that the worker is, as a worker has found out."""
+    """Devices that enrol themselves in the AWS location that a worker has stored."""
     place = aws.find_location(None)
     with Session(engine) as session, session.begin():
         save_location(session, place)
@@ -129,7 +129,7 @@ async def _command_workers(
 
 @pytest.fixture
 def commands(_command_workers: None, bridge: Bridge) -> Iterator[Commands]:
-    """The bridge at commands, with an emulator that is afterwards as it was."""
+    """The bridge with workers for commands; the emulator is reset afterwards."""
     bridge.emulator.settings(detach_settles_seconds=0)
     yield Commands(bridge)
     bridge.emulator.clear_faults()
@@ -138,12 +138,12 @@ def commands(_command_workers: None, bridge: Bridge) -> Iterator[Commands]:
 
 @pytest.fixture
 def faulty_bridge(bridge: Bridge) -> Iterator[Bridge]:
-    """The bridge, with an emulator that fails nobody afterwards."""
+    """The bridge, for tests that add faults to the emulator; they are cleared afterwards."""
     yield bridge
     bridge.emulator.clear_faults()
 
 
 def observers() -> dict[str, Any]:
-    """AWS clients of the tests' own, which wait out the faults meant for the bridge."""
+    """Return the AWS clients of the tests, which do not trigger the faults meant for the bridge."""
     config = Config(retries={"total_max_attempts": 1}, max_pool_connections=32)
     return {name: boto3.client(name, config=config) for name in ("iot", "iot-data", "secretsmanager")}

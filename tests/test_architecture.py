@@ -1,4 +1,4 @@
-"""The house rules of CONTRIBUTING.md, held over the source itself: nothing is imported, it is only read."""
+"""The import rules of CONTRIBUTING.md, checked on the source as text: nothing is imported."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path, PurePosixPath
 
 import pytest
 
 from tests import ROOT
 
-# A room is a top-level folder or module. Imports point down only, and `settings` is for composition roots:
-# below them, constructors take values.
+# A room is a top-level package or module. Imports point down only. `settings` is for composition roots: below
+# them, constructors take values.
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "domain": frozenset(),
     "db": frozenset({"domain"}),
@@ -36,7 +37,7 @@ BESIDE_THE_PRODUCT = frozenset({"tests", "benchmarks", "examples", "scripts"})
 
 AWS_ROOM = "aws"
 AWS_SDK = frozenset({"boto3", "botocore", "s3transfer", "aioboto3", "aiobotocore"})
-# In Lambda there are the functions' own modules, the standard library, and the runtime's boto3.
+# Lambda has the modules of the functions, the standard library, and the runtime's boto3.
 LAMBDA = PurePosixPath("deploy/lambda")
 LAMBDA_MAY_USE = frozenset({"boto3", "botocore", "thingbridge_api"}) | sys.stdlib_module_names
 AWS_STUBS = re.compile(r"(types|mypy)_(boto3|aiobotocore)")
@@ -45,9 +46,9 @@ WITHOUT_TEMPORAL = frozenset({"domain", "db", "aws", "events"})
 DOMAIN_MAY_USE = frozenset({"pydantic", "pydantic_core"}) | sys.stdlib_module_names
 
 RUNS_AN_ACTIVITY = re.compile(r"(execute|start)_(local_)?activity(_method|_class)?")
-SAYS_NOTHING = frozenset({"util", "utils", "helper", "helpers", "common", "manager", "managers"})
+MEANINGLESS = frozenset({"util", "utils", "helper", "helpers", "common", "manager", "managers"})
 
-# In pieces, so that this file passes its own test.
+# In parts, so that this file passes its own test.
 REGISTRIES = tuple(
     ".".join(parts)
     for parts in (
@@ -63,12 +64,12 @@ REGISTRIES = tuple(
 
 
 def room_of(path: PurePosixPath) -> str:
-    """The room that a file stands in."""
+    """Return the room of a file."""
     return path.parts[0].removesuffix(".py")
 
 
 def imports(path: PurePosixPath, tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Every module imported, wherever in the file, with its line: also for types only, also by name."""
+    """Yield each imported module with its line: anywhere in the file, also for types only, also by name."""
     for node in ast.walk(tree):
         match node:
             case ast.Import():
@@ -86,8 +87,8 @@ def imports(path: PurePosixPath, tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield node.lineno, module
 
 
-def import_rule_broken(path: PurePosixPath, module: str) -> str | None:
-    """The rule that this file breaks by importing that module."""
+def broken_import_rule(path: PurePosixPath, module: str) -> str | None:
+    """Return the rule that this file breaks by importing the module, if any."""
     room, imported = room_of(path), module.split(".")[0]
     if path.is_relative_to(LAMBDA):
         if imported in LAMBDA_MAY_USE or AWS_STUBS.match(imported):
@@ -98,7 +99,7 @@ def import_rule_broken(path: PurePosixPath, module: str) -> str | None:
             return "embedded is imported by cli, tests and benchmarks alone"
         return None
     if room not in MAY_IMPORT:
-        return f"no rule says what {room} may import: give it its place in MAY_IMPORT"
+        return f"no rule says what {room} may import: add it to MAY_IMPORT"
     if imported in MAY_IMPORT:
         if imported != room and imported not in MAY_IMPORT[room]:
             allowed = ", ".join(sorted(MAY_IMPORT[room])) or "nothing of ours"
@@ -120,7 +121,7 @@ def import_rule_broken(path: PurePosixPath, module: str) -> str | None:
 
 
 def activities_named_by_text(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Every call that runs an activity and does not pass the function itself."""
+    """Yield each call that runs an activity and does not pass the function itself."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
@@ -134,17 +135,17 @@ def activities_named_by_text(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield node.lineno, called
 
 
-def rules_broken(path: PurePosixPath, source: str) -> list[str]:
-    """What is wrong with a Python file of the repository, each with file, line and rule."""
+def broken_rules(path: PurePosixPath, source: str) -> list[str]:
+    """Return the rules that a Python file breaks, each with file and line."""
     broken = [
-        f"{path}:1: a module named {word} says nothing: name it for the concept it holds"
+        f"{path}:1: a module named {word} is meaningless: name it after its concept"
         for part in path.parts
         for word in part.removesuffix(".py").split("_")
-        if word in SAYS_NOTHING
+        if word in MEANINGLESS
     ]
     tree = ast.parse(source, filename=str(path))
     for line, module in imports(path, tree):
-        if rule := import_rule_broken(path, module):
+        if rule := broken_import_rule(path, module):
             broken.append(f"{path}:{line}: imports {module}: {rule}")
     if room_of(path) == "workflows":
         broken += [
@@ -154,9 +155,9 @@ def rules_broken(path: PurePosixPath, source: str) -> list[str]:
     return broken
 
 
-def places_named(text: str, machine: tuple[Path, ...]) -> Iterator[tuple[int, str]]:
-    """Each line that names a package registry or a folder of the machine the tests run on."""
-    # A folder at the root (/app, /root) is anyone's, and tells of no machine.
+def locations_named(text: str, machine: tuple[Path, ...]) -> Iterator[tuple[int, str]]:
+    """Yield each line that names a package registry or a folder of the machine that runs the tests."""
+    # A folder at the root (/app, /root) is common, and identifies no machine.
     folders = [re.escape(str(folder)) + r"(?![\w-])" for folder in machine if len(folder.parts) > 2]
     hosts = [r"(?<![\w-])" + re.escape(host) + r"(?![\w-])" for host in REGISTRIES]
     pattern = re.compile("|".join(hosts + folders), re.IGNORECASE)
@@ -166,7 +167,7 @@ def places_named(text: str, machine: tuple[Path, ...]) -> Iterator[tuple[int, st
 
 
 def repository_files() -> list[PurePosixPath]:
-    """What is in git or about to be: all but what is ignored."""
+    """Return the files in git or about to be added: all that are not ignored."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:  # no checkout but an unpacked archive
@@ -186,19 +187,19 @@ FILES = repository_files()
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.suffix == ".py"], ids=str)
-def test_every_file_keeps_the_house_rules(path: PurePosixPath) -> None:
-    """Imports point down only, the AWS SDK has one seam, activities are named by reference."""
-    broken = rules_broken(path, (ROOT / path).read_text())
+def test_every_file_follows_the_import_rules(path: PurePosixPath) -> None:
+    """Imports point down only, one room imports the AWS SDK, activities are named by reference."""
+    broken = broken_rules(path, (ROOT / path).read_text())
     assert not broken, "\n".join(broken)
 
 
 def test_no_file_names_a_registry_or_this_machine() -> None:
-    """Where packages come from and where the checkout lies is the machine's business."""
+    """No file depends on the registry or the folder of one machine."""
     machine = (ROOT, Path.home())
     broken = [
-        f"{path}:{line}: names {place}"
+        f"{path}:{line}: names {location}"
         for path in FILES
-        for line, place in places_named((ROOT / path).read_text(errors="ignore"), machine)
+        for line, location in locations_named((ROOT / path).read_text(errors="ignore"), machine)
     ]
     assert not broken, "\n".join(broken)
 
@@ -254,16 +255,16 @@ PLANTED = [
     ("cli/fleet.py", "import tests.fleet", "the product imports nothing from tests"),
     ("deploy/lambda/hook.py", "import requests", "the standard library and boto3"),
     ("deploy/lambda/hook.py", "from domain.names import thing_name", "the standard library and boto3"),
-    ("shadows/poll.py", "import json", "give it its place"),
-    ("activities/aws_utils.py", "", "named utils says nothing"),
-    ("db/helpers/rows.py", "", "named helpers says nothing"),
+    ("shadows/poll.py", "import json", "add it to MAY_IMPORT"),
+    ("activities/aws_utils.py", "", "named utils is meaningless"),
+    ("db/helpers/rows.py", "", "named helpers is meaningless"),
 ]
 
 
 @pytest.mark.parametrize(("path", "source", "rule"), PLANTED)
-def test_a_planted_violation_is_caught(path: str, source: str, rule: str) -> None:
-    """Each rule names the file and line that breaks it: a rule that cannot fail holds nothing."""
-    (broken, *others) = rules_broken(PurePosixPath(path), source)
+def test_a_planted_violation_is_found(path: str, source: str, rule: str) -> None:
+    """Each rule reports the file and line that breaks it: a rule that cannot fail is useless."""
+    (broken, *others) = broken_rules(PurePosixPath(path), source)
     assert rule in broken
     assert re.match(rf"{re.escape(path)}:[12]: ", broken)
     assert not others
@@ -286,13 +287,13 @@ def test_a_planted_violation_is_caught(path: str, source: str, rule: str) -> Non
         ("benchmarks/fleet.py", "import worker, embedded"),
     ],
 )
-def test_what_is_allowed_passes(path: str, source: str) -> None:
-    """The rules forbid no more than they say."""
-    assert rules_broken(PurePosixPath(path), source) == []
+def test_an_allowed_import_passes(path: str, source: str) -> None:
+    """The rules forbid nothing else."""
+    assert broken_rules(PurePosixPath(path), source) == []
 
 
-def test_a_planted_place_is_caught() -> None:
-    """A registry's host or the checkout's own path is found, with its line; a like name is not."""
+def test_a_planted_registry_or_path_is_found() -> None:
+    """A registry's host or the path of the checkout is found with its line; a similar name is not."""
     text = "\n".join(
         [
             "nothing here",
@@ -303,4 +304,10 @@ def test_a_planted_place_is_caught() -> None:
         ]
     )
     machine = (Path("/srv/build/thingbridge"), Path("/root"))
-    assert [line for line, _ in places_named(text + "\n/root/x", machine)] == [2, 3, 4]
+    assert [line for line, _ in locations_named(text + "\n/root/x", machine)] == [2, 3, 4]
+
+
+def test_the_rooms_have_no_import_circle() -> None:
+    """A room never imports another that imports it, directly or through others."""
+    order = list(TopologicalSorter(MAY_IMPORT).static_order())
+    assert set(order) == set(MAY_IMPORT)
