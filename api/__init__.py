@@ -1,1 +1,1 @@
-"""The bridge's HTTP doors."""
+"""The HTTP API: an ASGI application of endpoints, behind middleware with one job each."""

@@ -1,4 +1,4 @@
-"""Whether the bridge has keys for AWS, as its workers have written it down: the doors never call AWS."""
+"""The readiness of the bridge's AWS credentials, as its workers record it: the HTTP API never calls AWS."""
 
 from datetime import UTC, datetime
 
@@ -8,24 +8,24 @@ from db.aws_credentials import fetched_at
 
 
 class AwsCredentials:
-    """The workers' keys for AWS.
+    """The workers' AWS credentials.
 
     Args:
-        database: where the workers write down how reading them went.
-        secret_arn: the secret they read; None where boto3's default chain has them, which is always ready.
+        database: holds the workers' record of reading the credentials.
+        secret_arn: the secret that they read; None for boto3's default chain, which is always ready.
     """
 
     def __init__(self, database: Database, secret_arn: str | None) -> None:
         self._database = database
         self._secret_arn = secret_arn
-        # Once read they are kept for good, so this never becomes untrue again.
+        # A worker keeps credentials that it has read once, so this never becomes False again.
         self._ready = secret_arn is None
 
     async def require(self) -> None:
-        """Let pass what needs keys for AWS.
+        """Check that a worker has credentials.
 
         Raises:
-            Refused: 503, no worker has read any yet.
+            ApiError: 503, no worker has read any yet.
         """
         if not self._ready:
             self._ready = await self._fetched_at() is not None
@@ -33,10 +33,10 @@ class AwsCredentials:
             raise unavailable("the AWS credentials are not ready: no worker has read their secret yet")
 
     async def age(self) -> str:
-        """How long ago a worker last read them, in words; nothing where they are not read from a secret.
+        """Return how long ago a worker last read the secret, in words; empty without a secret.
 
         Raises:
-            LookupError: no worker ever did.
+            LookupError: no worker has read it yet.
         """
         if self._secret_arn is None:
             return ""

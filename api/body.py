@@ -1,4 +1,4 @@
-"""A request's body as JSON: bounded, and read in one way only."""
+"""Request bodies: limited in size, and JSON that every parser reads alike."""
 
 import json
 import math
@@ -8,42 +8,46 @@ from typing import Any, Final
 
 from starlette.requests import Request
 
-from api.errors import Refused
+from api.errors import ApiError
 
 BODY_LIMIT: Final = 256 * 1024
 """Bytes."""
 DEPTH_LIMIT: Final = 32
-"""Objects and arrays within each other."""
+"""The number of objects and arrays nested in each other."""
 
 _JSON_TYPE: Final = re.compile(r"application/(?:[\w.-]+\+)?json\s*(?:;.*)?", re.IGNORECASE | re.ASCII)
-# Half of a pair, which no UTF-8 can write.
+# One half of a surrogate pair, which cannot be encoded in UTF-8.
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 async def read_json(request: Request) -> bytes:
-    """The body, once it is known to be JSON that every reader takes alike.
+    """Return the body of a request, once it is known to be unambiguous JSON.
 
     Raises:
-        Refused: it is too large, or not such JSON.
+        ApiError: the body is too large, or is not such JSON.
     """
     if not _JSON_TYPE.fullmatch(request.headers.get("content-type", "")):
-        raise Refused(
+        raise ApiError(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             "the body must be JSON, and its Content-Type application/json",
             headers={"Accept": "application/json"},
         )
-    body = await read_bounded(request, BODY_LIMIT)
+    body = await read_limited(request, BODY_LIMIT)
     if not body.strip():
         raise _malformed("is missing")
-    require_plain_json(body)
+    require_unambiguous_json(body)
     return body
 
 
-async def read_bounded(request: Request, limit: int) -> bytes:
-    """The body, of so many bytes at most.
+async def read_limited(request: Request, limit: int) -> bytes:
+    """Return the body of a request.
+
+    Args:
+        request: the request; its body is read no further than the limit.
+        limit: the largest size, in bytes.
 
     Raises:
-        Refused: it is larger.
+        ApiError: 413, the body is larger.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
@@ -57,21 +61,21 @@ async def read_bounded(request: Request, limit: int) -> bytes:
     return b"".join(parts)
 
 
-def require_plain_json(body: bytes) -> None:
-    """Refuse what is no JSON, and what two readers may take for different things.
+def require_unambiguous_json(body: bytes) -> None:
+    """Refuse a body that is not JSON, or that two parsers may read differently.
 
     Raises:
-        Refused: with the reason.
+        ApiError: 400, with the reason.
     """
     try:
-        value = json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_no_constant)
-    except Refused:
+        value = json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
+    except ApiError:
         raise
     except RecursionError:
         raise _too_deep() from None
     except ValueError:
         raise _malformed("is not JSON in UTF-8") from None
-    _look_through(value, 1)
+    _check_values(value, 1)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -81,37 +85,37 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _no_constant(_: str) -> None:
-    raise _malformed("holds NaN or Infinity, which is no JSON")
+def _refuse_constant(_: str) -> None:
+    raise _malformed("contains NaN or Infinity, which is not JSON")
 
 
-def _look_through(value: Any, depth: int) -> None:
+def _check_values(value: Any, depth: int) -> None:
     match value:
         case dict() | list():
             if depth > DEPTH_LIMIT:
                 raise _too_deep()
-            # Names and values alike.
+            # The keys of an object, or the elements of an array.
             for each in value:
-                _look_through(each, depth + 1)
+                _check_values(each, depth + 1)
             if isinstance(value, dict):
                 for each in value.values():
-                    _look_through(each, depth + 1)
+                    _check_values(each, depth + 1)
         case str() if _SURROGATE.search(value):
-            raise _malformed("holds half of a surrogate pair")
+            raise _malformed("contains half of a surrogate pair")
         case float() if not math.isfinite(value):
-            raise _malformed("holds a number beyond all range")
+            raise _malformed("contains a number that is out of range")
 
 
-def _malformed(what: str) -> Refused:
-    return Refused(HTTPStatus.BAD_REQUEST, f"the body {what}")
+def _malformed(reason: str) -> ApiError:
+    return ApiError(HTTPStatus.BAD_REQUEST, f"the body {reason}")
 
 
-def _too_deep() -> Refused:
+def _too_deep() -> ApiError:
     return _malformed(f"nests deeper than {DEPTH_LIMIT} objects and arrays")
 
 
-def _too_large(limit: int) -> Refused:
-    return Refused(
+def _too_large(limit: int) -> ApiError:
+    return ApiError(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         f"the body is larger than {limit} bytes",
         headers={"Connection": "close"},

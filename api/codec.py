@@ -1,4 +1,4 @@
-"""The codec server: by it Temporal's UI and command line show operators what is encrypted."""
+"""The codec server: Temporal's UI and command line decode encrypted payloads with it, for operators."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -14,23 +14,24 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request, cookie_parser
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from temporalio.api.common.v1 import Payload, Payloads
 
-from api.auth import Keys
-from api.body import read_bounded
+from api.auth import CALLER, Authenticator
+from api.body import read_limited
 from api.database import Database
-from api.endpoints import CALLER, in_time
-from api.errors import Refused, http_problem
-from api.middleware import Edge
+from api.errors import ApiError, http_problem
+from api.middleware import middleware_stack
+from api.routes.health import liveness_route
+from api.timeouts import within
 from db.engine import open_engine
 from orchestration.codec import EncryptionCodec, UnreadablePayloadError
 from settings import PREFIX, CodecSettings, InvalidSettingsError
 
 BODY_LIMIT: Final = 8 * 1024 * 1024
-"""Bytes: what Temporal sends in one message, 4 MiB, and base64's third."""
+"""Bytes: Temporal's limit for one message, 4 MiB, plus a third for base64."""
 
 _DECODE, _ENCODE, _SIGN_IN = "/decode", "/encode", "/signin"
 _COOKIE: Final = "thingbridge_key"
@@ -42,112 +43,116 @@ _PAGE: Final = (
     "<button>Sign in</button></form></html>"
 )
 
-_Work = Callable[[Sequence[Payload]], Awaitable[list[Payload]]]
+_Conversion = Callable[[Sequence[Payload]], Awaitable[list[Payload]]]
 
 
-class Codec:
-    """Encodes and decodes payloads for operators.
+class CodecServer:
+    """The handlers that encode and decode payloads for operators.
 
     Args:
-        codec: with the keys of the payloads.
-        keys: the operators'.
-        timeout_seconds: how long a request's body may take.
-        over_tls: whether browsers come by https alone, wherever TLS ends.
+        codec: encrypts and decrypts payloads.
+        authenticator: identifies operators by their keys.
+        timeout_seconds: the time limit for receiving a body.
+        over_tls: whether browsers reach the server by https only, even if a proxy terminates TLS.
     """
 
-    def __init__(self, codec: EncryptionCodec, keys: Keys, timeout_seconds: float, *, over_tls: bool) -> None:
+    def __init__(
+        self, codec: EncryptionCodec, authenticator: Authenticator, timeout_seconds: float, *, over_tls: bool
+    ) -> None:
         self._codec = codec
         self._over_tls = over_tls
-        self._keys = keys
+        self._authenticator = authenticator
         self._timeout_seconds = timeout_seconds
 
     async def decode(self, request: Request) -> Response:
-        """`POST /decode`: payloads as they are read."""
-        return await self._answer(request, self._codec.decode)
+        """Decrypt payloads: `POST /decode`."""
+        return await self._convert(request, self._codec.decode)
 
     async def encode(self, request: Request) -> Response:
-        """`POST /encode`: what the UI or the command line is about to send."""
-        return await self._answer(request, self._codec.encode)
+        """Encrypt payloads that the UI or the command line is about to send: `POST /encode`."""
+        return await self._convert(request, self._codec.encode)
 
     async def sign_in_page(self, _: Request) -> Response:
-        """`GET /signin`: where an operator gives the key once, for the UI has no place for it."""
-        return HTMLResponse(_PAGE.format("Temporal's UI then shows this browser what is encrypted."))
+        """Return the page on which an operator enters a key: `GET /signin`. The UI has no field for one."""
+        return HTMLResponse(_PAGE.format("Temporal's UI then decodes payloads in this browser."))
 
     async def sign_in(self, request: Request) -> Response:
-        """`POST /signin`: keep the key in a cookie that no script reads and no other site's page sends."""
+        """Store the key in a cookie that no script can read and no other site can send: `POST /signin`."""
         body = await self._body(request, _SIGN_IN_LIMIT)
         key = parse_qs(body.decode("ascii", "replace")).get("key", [""])[0].strip()
         try:
-            caller = await in_time(self._keys.caller(f"Bearer {key}"), self._timeout_seconds)
-            caller.require_operator("payloads are read")
-        except Refused as refused:
-            if refused.status not in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            caller = await within(self._timeout_seconds, self._authenticator.authenticate(f"Bearer {key}"))
+            caller.require_operator("signing in")
+        except ApiError as error:
+            if error.status not in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
                 raise
-            return HTMLResponse(_PAGE.format("This is no operator's key."), refused.status)
-        answer = HTMLResponse(_PAGE.format("You are signed in, until the browser is closed."))
+            return HTMLResponse(_PAGE.format("This is not an operator's key."), error.status)
+        response = HTMLResponse(_PAGE.format("You are signed in until you close the browser."))
         secure = self._over_tls or request.url.scheme == "https"
-        answer.set_cookie(_COOKIE, key, httponly=True, samesite="strict", secure=secure)
-        return answer
+        response.set_cookie(_COOKIE, key, httponly=True, samesite="strict", secure=secure)
+        return response
 
-    async def _answer(self, request: Request, work: _Work) -> Response:
-        request.scope[CALLER].require_operator("payloads are read and written")
+    async def _convert(self, request: Request, convert: _Conversion) -> Response:
+        request.scope[CALLER].require_operator("reading and writing payloads")
         body = await self._body(request, BODY_LIMIT)
         try:
-            given = Parse(body, Payloads())
+            payloads = Parse(body, Payloads()).payloads
         except (ParseError, ValueError):
-            # What it says may quote the body.
-            raise Refused(HTTPStatus.BAD_REQUEST, "the body is no JSON of Temporal's Payloads") from None
+            # The parser's own message may quote the body.
+            raise ApiError(
+                HTTPStatus.BAD_REQUEST, "the body is not the JSON form of Temporal's Payloads"
+            ) from None
         try:
-            done = Payloads(payloads=await work(given.payloads))
+            converted = Payloads(payloads=await convert(payloads))
         except UnreadablePayloadError as error:
-            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
-        return Response(MessageToJson(done, indent=None), media_type="application/json")
+            raise ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
+        return Response(MessageToJson(converted, indent=None), media_type="application/json")
 
     async def _body(self, request: Request, limit: int) -> bytes:
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                return await read_bounded(request, limit)
+                return await read_limited(request, limit)
         except TimeoutError:
-            raise Refused(HTTPStatus.REQUEST_TIMEOUT, "the body did not come in time") from None
+            raise ApiError(HTTPStatus.REQUEST_TIMEOUT, "the body was not received in time") from None
 
 
-class KeyInCookie:
-    """Takes the key of who has signed in for one that was sent."""
+class KeyFromCookie:
+    """ASGI middleware that passes the key in an operator's cookie on as the `Authorization` header."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            given = Headers(scope=scope)
-            key = cookie_parser(given.get("Cookie", "")).get(_COOKIE)
-            if key and "Authorization" not in given:
+            headers = Headers(scope=scope)
+            key = cookie_parser(headers.get("Cookie", "")).get(_COOKIE)
+            if key and "Authorization" not in headers:
                 scope = {**scope, "headers": list(scope["headers"])}
                 MutableHeaders(scope=scope)["Authorization"] = f"Bearer {key}"
         await self._app(scope, receive, send)
 
 
 def create_codec_app(settings: CodecSettings, ui_origin: str | None) -> Starlette:
-    """The codec server.
+    """Create the codec server.
 
     Args:
-        settings: with keys, else there is nothing to decode.
-        ui_origin: where Temporal's UI is, as `https://HOST`, the one origin whose pages may read answers.
+        settings: the settings, with encryption keys.
+        ui_origin: the origin of Temporal's UI, as `https://HOST`. Only its pages may read responses.
 
     Raises:
-        InvalidSettingsError: there are no keys.
+        InvalidSettingsError: there are no encryption keys.
     """
     encryption, own = settings.encryption.in_use, settings.api
     if encryption is None:
-        raise InvalidSettingsError(f"{PREFIX}ENCRYPTION__KEYS: is required, else there is nothing to decode")
+        raise InvalidSettingsError(f"{PREFIX}ENCRYPTION__KEYS: is required by the codec server")
     threads = own.max_concurrent_requests
     database = Database(open_engine(settings.database_url.get_secret_value(), pool_size=threads), threads)
-    keys = Keys(database, own.key_cache_seconds)
-    codec = Codec(
+    authenticator = Authenticator(database, own.key_cache_seconds)
+    server = CodecServer(
         EncryptionCodec(encryption),
-        keys,
+        authenticator,
         own.request_timeout_seconds,
-        # No browser lets a page that came by https ask a server that does not.
+        # A page that was loaded by https can call this server by https only, so it is behind TLS as well.
         over_tls=ui_origin is not None and ui_origin.startswith("https://"),
     )
 
@@ -158,30 +163,27 @@ def create_codec_app(settings: CodecSettings, ui_origin: str | None) -> Starlett
 
     return Starlette(
         routes=[
-            Route("/healthz", _alive),
-            Route(_DECODE, codec.decode, methods=["POST"]),
-            Route(_ENCODE, codec.encode, methods=["POST"]),
-            Route(_SIGN_IN, codec.sign_in_page, methods=["GET"]),
-            Route(_SIGN_IN, codec.sign_in, methods=["POST"]),
+            liveness_route(),
+            Route(_DECODE, server.decode, methods=["POST"]),
+            Route(_ENCODE, server.encode, methods=["POST"]),
+            Route(_SIGN_IN, server.sign_in_page, methods=["GET"]),
+            Route(_SIGN_IN, server.sign_in, methods=["POST"]),
         ],
         middleware=[
-            # Outermost: a browser asks it before it sends a key, and reads a refusal by its leave alone.
+            # The outermost: a browser's preflight request has no key, and a page can read an error response
+            # only if it has CORS headers too.
             Middleware(
                 CORSMiddleware,
                 allow_origins=[ui_origin] if ui_origin else [],
                 allow_methods=["POST"],
                 allow_headers=["Authorization", "X-Namespace"],
                 allow_credentials=True,
-                # A UI in the open may ask one that is not.
+                # A UI on a public address may call a server on a private one.
                 allow_private_network=True,
             ),
-            Middleware(KeyInCookie),
-            Middleware(Edge, keys, own.request_timeout_seconds, guarded=(_DECODE, _ENCODE)),
+            Middleware(KeyFromCookie),
+            *middleware_stack(authenticator, own.request_timeout_seconds, (_DECODE, _ENCODE)),
         ],
         exception_handlers={HTTPException: http_problem},
         lifespan=lifespan,
     )
-
-
-async def _alive(_: Request) -> JSONResponse:
-    return JSONResponse({"status": "ok"})

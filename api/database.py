@@ -1,4 +1,4 @@
-"""The database, as the doors use it: one short transaction in a thread."""
+"""The HTTP API's access to the database: one short transaction per call, in a thread."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,46 +12,46 @@ from sqlmodel import Session
 T = TypeVar("T")
 
 
-class _GivenUpError(RuntimeError):
-    """Nobody waits for what a transaction does."""
+class _AbandonedError(RuntimeError):
+    """A transaction is rolled back because its request was already answered."""
 
 
 class Database:
-    """As many threads as there are connections, so that no thread waits for one."""
+    """Runs database work in as many threads as there are connections, so that no thread waits for one."""
 
     def __init__(self, engine: Engine, threads: int) -> None:
         self.engine = engine
-        self._reading = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._threads = ThreadPoolExecutor(threads, "database")
 
     async def __call__(self, work: Callable[[Session], T]) -> T:
-        """Do some work in one transaction, committed where it ends well; its rows may be read afterwards."""
-        given_up = Event()
+        """Run some work in one transaction, committed unless the work raises. Its rows stay readable."""
+        abandoned = Event()
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._transaction, work, given_up
+                self._threads, self._transaction, work, abandoned
             )
         except asyncio.CancelledError:
-            # Who asked is told that there was no answer in time: what is not committed by now must not be.
-            given_up.set()
+            # The caller receives a timeout as its response, so nothing may be committed after it.
+            abandoned.set()
             raise
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """Do one read, in no transaction: to begin and end one would cost as much as the read itself."""
+        """Run one query without a transaction: beginning and ending one would double its duration."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, work)
 
     def _read(self, work: Callable[[Connection], T]) -> T:
-        with self._reading.connect() as connection:
+        with self._autocommit.connect() as connection:
             return work(connection)
 
-    def _transaction(self, work: Callable[[Session], T], given_up: Event) -> T:
+    def _transaction(self, work: Callable[[Session], T], abandoned: Event) -> T:
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
-            done = work(session)
-            if given_up.is_set():
-                raise _GivenUpError
-            return done
+            result = work(session)
+            if abandoned.is_set():
+                raise _AbandonedError
+            return result
 
     def close(self) -> None:
-        """Let what is at work end, and close the connections."""
+        """Wait for the work in progress, and close the connections."""
         self._threads.shutdown(cancel_futures=True)
         self.engine.dispose()

@@ -1,4 +1,4 @@
-"""The OpenAPI document as a page to read: plain HTML, which runs nothing and fetches nothing."""
+"""The OpenAPI document as an HTML page, without scripts and without requests to other servers."""
 
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
@@ -22,19 +22,19 @@ DOCS_POLICY: Final = (
     f"default-src 'none'; style-src 'sha256-{b64encode(sha256(_STYLE.encode()).digest()).decode()}'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""The page's Content-Security-Policy: its own style, and nothing else."""
+"""The Content-Security-Policy of the page: only its own style is allowed."""
 
 _Schema = Mapping[str, Any]
 
 
 def docs_page(document: _Schema) -> str:
-    """The page that shows an OpenAPI document as `api.openapi` makes it."""
+    """Return the page for an OpenAPI document that `api.openapi` has made."""
     info = document["info"]
     at = "".join(server["url"] for server in document.get("servers", ()))
     body = [
         f"<h1>{escape(info['title'])} <small>{escape(info['version'])}</small></h1>",
         f"<p>{escape(info['description'])}</p>",
-        '<p>For tools: <a href="openapi.json">openapi.json</a>, OpenAPI 3.1. Try a call: '
+        '<p>The document itself: <a href="openapi.json">openapi.json</a>, OpenAPI 3.1. Example: '
         f"<code>curl -H 'Authorization: Bearer KEY' …{escape(at)}/api/iot/bindings</code></p>",
         "<ul>",
     ]
@@ -68,10 +68,10 @@ def _operation(method: str, path: str, operation: _Schema) -> Iterator[str]:
         f"<p>{escape(operation['summary'])}.</p>"
     )
     if body := operation.get("requestBody"):
-        yield f"<p>Takes {_media(body['content'])}.</p>"
+        yield f"<p>Request body: {_media(body['content'])}.</p>"
     if parameters := operation.get("parameters"):
         yield from _table(
-            ("Parameter", "In", "Type", "About"),
+            ("Parameter", "In", "Type", "Description"),
             (
                 (
                     _code(each["name"]),
@@ -83,7 +83,7 @@ def _operation(method: str, path: str, operation: _Schema) -> Iterator[str]:
             ),
         )
     yield from _table(
-        ("Status", "Meaning", "Holds"),
+        ("Status", "Meaning", "Content"),
         (
             (_code(status), escape(response["description"]), _media(response.get("content", {})))
             for status, response in operation["responses"].items()
@@ -97,7 +97,7 @@ def _schema(name: str, schema: _Schema) -> Iterator[str]:
     required = schema.get("required", ())
     if fields := schema.get("properties"):
         yield from _table(
-            ("Field", "Type", "About"),
+            ("Field", "Type", "Description"),
             (
                 (
                     _code(field) + ("" if field in required else ", optional"),
@@ -123,22 +123,22 @@ def _media(content: _Schema) -> str:
 
 
 def _type(schema: _Schema) -> str:
-    """A schema in a few words."""
+    """Return a short description of a schema."""
     if reference := schema.get("$ref"):
         name = escape(reference.rpartition("/")[2])
         return f'<a href="#{name}"><code>{name}</code></a>'
     if alternatives := schema.get("anyOf") or schema.get("oneOf"):
         return " or ".join(map(_type, alternatives))
     if "enum" in schema:
-        return "one of " + ", ".join(_code(word) for word in schema["enum"])
+        return "one of " + ", ".join(_code(value) for value in schema["enum"])
     if "const" in schema:
         return _code(schema["const"])
     kind = str(schema.get("format") or schema.get("type", "any"))
     if kind == "array":
         return f"list of {_type(schema.get('items', {}))}"
     limits = [
-        f"{word} {_code(schema[name])}"
-        for name, word in (
+        f"{label} {_code(schema[name])}"
+        for name, label in (
             ("minimum", "from"),
             ("maximum", "to"),
             ("default", "default"),

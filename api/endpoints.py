@@ -1,177 +1,146 @@
-"""How a door is declared: what it takes, what it answers; its route and its OpenAPI entry come of that."""
+"""Declarations of endpoints with their request and response models, and the routes made from them."""
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic.alias_generators import to_camel
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
-from temporalio.service import RPCError
 
-from api.auth import Caller
+from api.auth import CALLER, Caller
 from api.body import read_json
-from api.errors import Refused, not_valid, refusal_of, unavailable
+from api.errors import ApiError, not_valid, validation_problem
+from api.timeouts import within
 from domain.fault import Fault
-from orchestration.client import TemporalUnreachableError
-
-logger = logging.getLogger("thingbridge.api")
+from domain.model import CamelModel
 
 
-class Wire(BaseModel):
-    """What goes over the wire: camelCase, each value of its own JSON type, nothing unknown."""
+class ApiModel(CamelModel):
+    """A request or response model: camelCase JSON, strict types, no unknown fields."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        strict=True,
-        extra="forbid",
-        alias_generator=to_camel,
-        validate_by_name=True,
-        validate_by_alias=True,
-        serialize_by_alias=True,
-    )
+    model_config = ConfigDict(strict=True, extra="forbid", validate_by_alias=True, serialize_by_alias=True)
 
 
-CALLER: Final = "thingbridge.caller"
-"""Where a request's scope holds its caller: the application's own name, for a host has a state of its own."""
-
-I = TypeVar("I", bound=BaseModel)  # noqa: E741
-T = TypeVar("T")
+Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class Call(Generic[I]):
-    """One call of a door, by someone who is known, with a body or with parameters that are valid."""
+class ApiRequest(Generic[Model]):
+    """An authenticated request, with its body or its parameters validated."""
 
-    input: I
+    input: Model
     caller: Caller
     headers: Headers
 
 
-class Answer(NamedTuple):
-    """What a door answers, in its own words; its problems are raised (see `api.errors`)."""
+class ApiResponse(NamedTuple):
+    """The successful response of an endpoint. Problems are raised as `ApiError` instead."""
 
     content: BaseModel | None
     status: int = 200
     headers: Mapping[str, str] | None = None
 
-    def response(self) -> Response:
-        """The answer as it is sent."""
+    def encode(self) -> Response:
+        """Return the response in its JSON form."""
         if self.content is None:
             return Response(status_code=self.status, headers=self.headers)
         content = self.content.__pydantic_serializer__.to_json(self.content, by_alias=True)
         return Response(content, self.status, self.headers, "application/json")
 
 
-class Promise(NamedTuple):
-    """What an answer of some status means, and what it holds."""
+class ResponseSpec(NamedTuple):
+    """The meaning of a response status, and the model of its content."""
 
     description: str
     model: type[BaseModel] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Door(Generic[I]):
-    """One call of the HTTP surface."""
+class Endpoint(Generic[Model]):
+    """One method of one path of the HTTP API."""
 
     method: Literal["GET", "POST", "DELETE"]
     path: str
     summary: str
     tag: str
-    takes: type[I]
-    """POST: the body. Else the parameters: those of the path by their names, the others of the query."""
-    answers: Mapping[int, Promise]
-    refuses: Mapping[int, str] = field(default_factory=dict)
-    """Problems beyond those of every door: see `api.openapi`."""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    """The request's own headers that it heeds."""
-    handle: Callable[[Call[I]], Awaitable[Answer]]
+    request_model: type[Model]
+    """The body of a POST; otherwise the parameters: of the path by their names, the others of the query."""
+    responses: Mapping[int, ResponseSpec]
+    problems: Mapping[int, str] = field(default_factory=dict)
+    """The problem responses beyond those that every endpoint has: see `api.openapi`."""
+    request_headers: Mapping[str, str] = field(default_factory=dict)
+    """The request headers that the endpoint reads, with their descriptions."""
+    handle: Callable[[ApiRequest[Model]], Awaitable[ApiResponse]]
 
-    async def input_of(self, request: Request) -> I:
-        """What the request gives, as the door takes it.
+    async def parse(self, request: Request) -> Model:
+        """Return the body or the parameters of a request as the request model.
 
         Raises:
-            Refused: it is not that.
+            ApiError: they are missing or not valid.
         """
         try:
             if self.method == "POST":
+                # pydantic's strict mode accepts a UUID, a time or an enum as a string only when it parses
+                # the JSON itself, so it gets the checked bytes and not the decoded value.
                 body = await read_json(request)
-                return self.takes.model_validate_json(body, by_alias=True, by_name=False)
-            return self.takes.model_validate_strings(_parameters(request), by_alias=True, by_name=False)
+                return self.request_model.model_validate_json(body, by_alias=True, by_name=False)
+            return self.request_model.model_validate_strings(
+                _parameters(request), by_alias=True, by_name=False
+            )
         except ValidationError as error:
-            # Neither input nor link: the value must not travel any further.
-            raise refusal_of(error.errors(include_url=False, include_input=False)) from None
+            # The input is left out: the rejected value must not leave this process.
+            raise validation_problem(error.errors(include_url=False, include_input=False)) from None
 
 
 def _parameters(request: Request) -> dict[str, str]:
-    given = request.query_params.multi_items()
-    names = [name for name, _ in given]
+    query = request.query_params.multi_items()
+    names = [name for name, _ in query]
     repeated = sorted({name for name in names if names.count(name) > 1 or name in request.path_params})
     if repeated:
         raise not_valid(Fault(field=name, reason="is given more than once") for name in repeated)
-    if any("\0" in text for pair in given for text in pair):
-        raise not_valid([Fault(field="query", reason="holds U+0000")])
-    return {**dict(given), **request.path_params}
+    if any("\0" in text for pair in query for text in pair):
+        raise not_valid([Fault(field="query", reason="contains U+0000")])
+    return {**dict(query), **request.path_params}
 
 
-class Place:
-    """One path, and the doors behind it by method."""
+class MethodDispatcher:
+    """The ASGI application of one path, which calls the endpoint of the request's method."""
 
-    def __init__(self, doors: Sequence[Door[Any]], timeout_seconds: float) -> None:
-        self._doors = {door.method: door for door in doors}
+    def __init__(self, endpoints: Sequence[Endpoint[Any]], timeout_seconds: float) -> None:
+        self._endpoints = {endpoint.method: endpoint for endpoint in endpoints}
         self._timeout_seconds = timeout_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        door = self._doors.get(scope["method"])
-        if door is None:
-            allowed = ", ".join(sorted(self._doors))
-            raise Refused(
-                HTTPStatus.METHOD_NOT_ALLOWED, f"allowed here: {allowed}", headers={"Allow": allowed}
+        endpoint = self._endpoints.get(scope["method"])
+        if endpoint is None:
+            allowed = ", ".join(sorted(self._endpoints))
+            raise ApiError(
+                HTTPStatus.METHOD_NOT_ALLOWED,
+                f"this path supports the methods: {allowed}",
+                headers={"Allow": allowed},
             )
-        answer = await self._answer(door, Request(scope, receive))
-        await answer.response()(scope, receive, send)
+        response = await self._call(endpoint, Request(scope, receive))
+        await response.encode()(scope, receive, send)
 
-    async def _answer(self, door: Door[Any], request: Request) -> Answer:
+    async def _call(self, endpoint: Endpoint[Any], request: Request) -> ApiResponse:
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                given = await door.input_of(request)
+                parsed = await endpoint.parse(request)
         except TimeoutError:
-            raise Refused(HTTPStatus.REQUEST_TIMEOUT, "the body did not come in time") from None
-        call = Call(given, request.scope[CALLER], request.headers)
-        return await in_time(door.handle(call), self._timeout_seconds)
+            raise ApiError(HTTPStatus.REQUEST_TIMEOUT, "the body was not received in time") from None
+        api_request = ApiRequest(parsed, request.scope[CALLER], request.headers)
+        return await within(self._timeout_seconds, endpoint.handle(api_request))
 
 
-async def in_time(work: Awaitable[T], seconds: float) -> T:
-    """What some work gives, unless it takes too long or what it needs is away.
-
-    Raises:
-        Refused: 503.
-    """
-    try:
-        async with asyncio.timeout(seconds):
-            return await work
-    except (TimeoutError, PoolTimeoutError):
-        raise unavailable("no answer could be had in time") from None
-    except (OperationalError, InterfaceError) as error:
-        logger.warning("the database refuses or does not answer", exc_info=error)
-        raise unavailable("the database is away") from None
-    except (TemporalUnreachableError, RPCError) as error:
-        logger.warning("Temporal refuses or does not answer: %s", error)
-        raise unavailable("Temporal does not take it now") from None
-
-
-def routes(doors: Sequence[Door[Any]], timeout_seconds: float) -> list[Route]:
-    """A route for each path."""
-    by_path: dict[str, list[Door[Any]]] = {}
-    for door in doors:
-        by_path.setdefault(door.path, []).append(door)
-    return [Route(path, Place(behind, timeout_seconds)) for path, behind in by_path.items()]
+def endpoint_routes(endpoints: Sequence[Endpoint[Any]], timeout_seconds: float) -> list[Route]:
+    """Return one route for each path of the endpoints."""
+    by_path: dict[str, list[Endpoint[Any]]] = {}
+    for endpoint in endpoints:
+        by_path.setdefault(endpoint.path, []).append(endpoint)
+    return [Route(path, MethodDispatcher(methods, timeout_seconds)) for path, methods in by_path.items()]

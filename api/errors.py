@@ -1,4 +1,8 @@
-"""Errors as RFC 9457 writes them: one form for all, which never repeats what was sent."""
+"""Errors of the HTTP API as RFC 9457 problem responses, which never repeat a value of the request.
+
+ApiError             raised by middleware and endpoints, answered as a problem
+HTTPException        raised by Starlette's router, answered as a problem by `http_problem`
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,22 +16,31 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from domain.fault import Fault
+from domain.fields import RULE
+from domain.lifecycle_event import SERIAL_NUMBER_MISSING
 
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
 
 
 class Problem(BaseModel):
-    """An error, as RFC 9457 writes it."""
+    """The body of an error response, as RFC 9457 defines it."""
 
-    type: str = Field("about:blank", description="No more is to be known of it than its status says.")
+    type: str = Field("about:blank", description="Always about:blank: the status is the type.")
     title: str = Field(description="The status in words.")
     status: int
-    detail: str = Field(description="What was wrong, and what to do.")
-    errors: list[Fault] | None = Field(None, description="Each fault by its field.")
+    detail: str = Field(description="What is wrong, and what to do.")
+    errors: list[Fault] | None = Field(None, description="The faults of the request, each with its field.")
 
 
-class Refused(Exception):  # noqa: N818  # an answer, not an accident
-    """A request that is answered with a problem."""
+class ApiError(Exception):
+    """A request that is answered with a problem response.
+
+    Args:
+        status: the status of the response.
+        detail: what is wrong and what to do, for the caller.
+        faults: the fields at fault.
+        headers: further headers of the response.
+    """
 
     def __init__(
         self,
@@ -43,7 +56,7 @@ class Refused(Exception):  # noqa: N818  # an answer, not an accident
         self.headers = dict(headers or {})
 
     def response(self) -> Response:
-        """The problem as it is answered."""
+        """Return the problem response."""
         problem = Problem(
             title=self.status.phrase,
             status=self.status,
@@ -59,60 +72,61 @@ class Refused(Exception):  # noqa: N818  # an answer, not an accident
 
 
 async def http_problem(_: Request, error: Exception) -> Response:
-    """What the router itself refuses, as a problem."""
-    assert isinstance(error, HTTPException)  # noqa: S101  # it is registered for these alone
-    detail = {404: "there is nothing at this path", 405: "this path does not take this method"}
+    """Return the problem response for an error of Starlette's router."""
+    assert isinstance(error, HTTPException)  # noqa: S101  # registered for this type only
+    detail = {404: "there is nothing at this path", 405: "this path does not support this method"}
     status = HTTPStatus(error.status_code)
-    return Refused(status, detail.get(status, error.detail), headers=error.headers).response()
+    return ApiError(status, detail.get(status, error.detail), headers=error.headers).response()
 
 
-def unauthenticated(detail: str) -> Refused:
-    """401: no key, or none that counts."""
-    return Refused(HTTPStatus.UNAUTHORIZED, detail, headers={"WWW-Authenticate": "Bearer"})
+def unauthenticated(detail: str) -> ApiError:
+    """Return a 401: the key is missing or not valid."""
+    return ApiError(HTTPStatus.UNAUTHORIZED, detail, headers={"WWW-Authenticate": "Bearer"})
 
 
-def not_found(what: str) -> Refused:
-    """404: it is not there, or not for this caller, who is not told which."""
-    return Refused(HTTPStatus.NOT_FOUND, f"there is no such {what}")
+def not_found(kind: str) -> ApiError:
+    """Return a 404. It is the same for what does not exist and for what another tenant owns."""
+    return ApiError(HTTPStatus.NOT_FOUND, f"there is no such {kind}")
 
 
-def unavailable(detail: str, retry_after_seconds: int = 5) -> Refused:
-    """503: what the answer needs is away for a while."""
-    return Refused(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": str(retry_after_seconds)})
+def unavailable(detail: str, retry_after_seconds: int = 5) -> ApiError:
+    """Return a 503: a dependency is temporarily unavailable."""
+    return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": str(retry_after_seconds)})
 
 
-def not_valid(faults: Iterable[Fault]) -> Refused:
-    """422: well-formed, but not what it should be."""
-    return Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "the request is not valid: see errors", list(faults))
+def not_valid(faults: Iterable[Fault]) -> ApiError:
+    """Return a 422: the request is well-formed, but its values are not valid."""
+    return ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "the request is not valid: see errors", list(faults))
 
 
-def refusal_of(errors: Sequence[ErrorDetails]) -> Refused:
-    """pydantic's findings as an answer: 400 where something is missing, else 422."""
+def validation_problem(errors: Sequence[ErrorDetails]) -> ApiError:
+    """Return the error for pydantic's findings: 400 where a field is missing, otherwise 422."""
     faults = [Fault(field=_field(error), reason=_reason(error)) for error in errors]
     if any(error["type"] in _MISSING for error in errors):
-        return Refused(HTTPStatus.BAD_REQUEST, "something is missing from the request: see errors", faults)
+        return ApiError(
+            HTTPStatus.BAD_REQUEST, "a required field is missing from the request: see errors", faults
+        )
     return not_valid(faults)
 
 
-# A rule of ours over a whole model names its field by the error's type; see `domain.lifecycle_event`.
-_FIELD_OF: Final[Mapping[str, str]] = {"serial_needed": "serialNumber"}
-# Of several objects it may be any, for the field that tells which is not there.
-_NO_TAG: Final = "union_tag_not_found"
-_MISSING: Final = frozenset({"missing", _NO_TAG, *_FIELD_OF})
+# The field that selects one of several models is missing; pydantic reports the object that lacks it.
+_NO_DISCRIMINATOR: Final = "union_tag_not_found"
+_MISSING: Final = frozenset({"missing", _NO_DISCRIMINATOR, SERIAL_NUMBER_MISSING})
 
 
 def _field(error: ErrorDetails) -> str:
-    tag = [error["ctx"]["discriminator"].strip("'")] if error["type"] == _NO_TAG else []
-    return _FIELD_OF.get(error["type"]) or ".".join(map(str, [*error["loc"], *tag])) or "body"
+    if error["type"] == SERIAL_NUMBER_MISSING:
+        return "serialNumber"
+    path: list[int | str] = [*error["loc"]]
+    if error["type"] == _NO_DISCRIMINATOR:
+        path.append(error["ctx"]["discriminator"].strip("'"))
+    return ".".join(map(str, path)) or "body"
 
 
-RULE: Final = "rule"
-"""The type of a `PydanticCustomError` of ours, whose words are answered as they are."""
-
-# What pydantic says of other types of error may quote the value.
+# The messages of pydantic's other error types may quote the value.
 _SAFE: Final = frozenset(
     {
-        RULE, "serial_number", "zero_tenant", "timestamp", "timestamp_range", "serial_needed",
+        RULE, SERIAL_NUMBER_MISSING,
         "bool_type", "bool_parsing", "int_type", "int_parsing", "float_type", "string_type", "list_type",
         "dict_type", "enum", "literal_error", "greater_than", "greater_than_equal", "less_than",
         "less_than_equal", "string_too_short", "string_too_long", "string_pattern_mismatch", "too_long",
@@ -122,8 +136,8 @@ _SAFE: Final = frozenset(
 _SUBJECT: Final = re.compile(r"^\w+ should ")
 _REASONS: Final[Mapping[str, str]] = {
     "missing": "is missing",
-    _NO_TAG: "is missing",
-    "extra_forbidden": "is no field of this request",
+    _NO_DISCRIMINATOR: "is missing",
+    "extra_forbidden": "is not a field of this request",
     "model_type": "must be a JSON object",
     "model_attributes_type": "must be a JSON object",
 }

@@ -1,25 +1,35 @@
-"""What every request passes on its way in and out: its id, key, log line, and its answer's headers."""
+"""ASGI middleware, each class with one job, and the order in which a request passes through them.
+
+RequestId         give the request an id, and return it in the response
+SecurityHeaders   add headers that keep browsers from caching, framing and sniffing
+AccessLog         write one log line per request
+ErrorResponses    answer errors and unexpected exceptions with RFC 9457 problems
+Authentication    identify the caller by an API key
+"""
 
 import logging
 import re
 import time
+from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.auth import Keys
-from api.endpoints import CALLER, in_time
-from api.errors import Refused
+from api.auth import CALLER, Authenticator, Caller
+from api.errors import ApiError
+from api.timeouts import within
 
 logger = logging.getLogger("thingbridge.api")
 
-REQUEST_ID: Final = "X-Request-Id"
-_SANE_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
-_LONGEST_PATH_LOGGED: Final = 256
+REQUEST_ID_HEADER: Final = "X-Request-Id"
+_REQUEST_ID: Final = "thingbridge.request_id"
+_SAFE_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
+_LOGGED_PATH_LIMIT: Final = 256
 
 SECURITY_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
@@ -27,79 +37,181 @@ SECURITY_HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
 }
-"""Of every answer that does not say otherwise."""
+"""Added to every response that does not set them itself."""
 
 
-def path_within(scope: Scope) -> str:
-    """The path as the application's own routes know it: without that at which a host has mounted it."""
-    path, root = str(scope["path"]), str(scope.get("root_path", ""))
-    within = path.removeprefix(root)
-    return within if within.startswith("/") else path
+def middleware_stack(
+    authenticator: Authenticator, timeout_seconds: float, protected: tuple[str, ...]
+) -> Sequence[Middleware]:
+    """Return the middleware of an application, the outermost first.
+
+    Responses to errors pass through the id, header and log middleware too, which are therefore outside the
+    error responses. Authentication is the innermost, but still before any route is matched.
+
+    Args:
+        authenticator: identifies callers.
+        timeout_seconds: the time limit of the authentication.
+        protected: the beginnings of the paths that require an API key.
+    """
+    return [
+        Middleware(RequestId),
+        Middleware(SecurityHeaders),
+        Middleware(AccessLog),
+        Middleware(ErrorResponses),
+        Middleware(Authentication, authenticator, timeout_seconds, protected),
+    ]
 
 
-class Edge:
-    """The outermost layer of the application."""
+class RequestId:
+    """Gives every request an id, the caller's own if it is safe to log, and returns it in the response."""
 
-    def __init__(
-        self, app: ASGIApp, keys: Keys, timeout_seconds: float, guarded: tuple[str, ...] = ("/api/",)
-    ) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._keys = keys
-        self._timeout_seconds = timeout_seconds
-        self._guarded = guarded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on a request that may go in, and see to it that each is answered and logged."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        if not _SAFE_ID.fullmatch(request_id):
+            request_id = str(uuid4())
+        scope[_REQUEST_ID] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class SecurityHeaders:
+    """Adds the security headers to every response that does not set them itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+class AccessLog:
+    """Writes one log line per request, with the caller, the status and the duration."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        given = Headers(scope=scope)
-        request_id = given.get(REQUEST_ID, "")
-        if not _SANE_ID.fullmatch(request_id):
-            request_id = str(uuid4())
-        told = {
-            "method": scope["method"],
-            # As it was sent, so that no line break in it is written into the log; the query may name devices.
-            "path": (scope.get("raw_path") or scope["path"].encode()).decode("ascii", "replace")[
-                :_LONGEST_PATH_LOGGED
-            ],
-            "request_id": request_id,
-        }
         status: int | None = None
 
-        async def answer(message: Message) -> None:
+        async def send_and_note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                for name, value in SECURITY_HEADERS.items():
-                    headers.setdefault(name, value)
-                headers[REQUEST_ID] = request_id
             await send(message)
 
         try:
-            # Before any route is looked for: who has no key learns nothing, not even what there is.
-            if path_within(scope).startswith(self._guarded):
-                caller = await in_time(self._keys.caller(given.get("Authorization")), self._timeout_seconds)
-                scope[CALLER] = caller
-                told["key"] = caller.key_id
-                if caller.tenant_id is not None:
-                    told["tenant_id"] = str(caller.tenant_id)
-            await self._app(scope, receive, answer)
-        except Refused as refused:
-            await refused.response()(scope, receive, answer)
+            await self._app(scope, receive, send_and_note_status)
+        finally:
+            milliseconds = round((time.perf_counter() - began) * 1000, 1)
+            logger.info(
+                "request completed",
+                extra={**_log_fields(scope), "status": status, "milliseconds": milliseconds},
+            )
+
+
+class ErrorResponses:
+    """Answers an ApiError with its problem response, and any other exception with a 500 without details."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def send_and_note_start(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note_start)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
         except ClientDisconnect:
-            # Nobody is left to be answered, and nothing is amiss here.
+            # The client has closed the connection: there is no one to answer, and this is not an error.
             pass
         except Exception:
-            logger.exception("a request failed", extra=told)
-            if status is not None:
+            logger.exception("request failed", extra=_log_fields(scope))
+            if started:
                 raise
-            failed = Refused(
-                HTTPStatus.INTERNAL_SERVER_ERROR, f"a fault of the bridge: see its log for {request_id}"
+            internal = ApiError(
+                HTTPStatus.INTERNAL_SERVER_ERROR,
+                f"an internal error: see the bridge's log for request {scope[_REQUEST_ID]}",
             )
-            await failed.response()(scope, receive, answer)
-        finally:
-            took = round((time.perf_counter() - began) * 1000, 1)
-            logger.info("answered", extra={**told, "status": status, "milliseconds": took})
+            await internal.response()(scope, receive, send)
+
+
+class Authentication:
+    """Requires an API key on protected paths, before any route is matched.
+
+    An unauthenticated caller therefore cannot find out which paths exist.
+    """
+
+    def __init__(
+        self, app: ASGIApp, authenticator: Authenticator, timeout_seconds: float, protected: tuple[str, ...]
+    ) -> None:
+        self._app = app
+        self._authenticator = authenticator
+        self._timeout_seconds = timeout_seconds
+        self._protected = protected
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and path_within(scope).startswith(self._protected):
+            authorization = Headers(scope=scope).get("Authorization")
+            scope[CALLER] = await within(
+                self._timeout_seconds, self._authenticator.authenticate(authorization)
+            )
+        await self._app(scope, receive, send)
+
+
+def path_within(scope: Scope) -> str:
+    """Return the path without the prefix under which a host has mounted the application."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    within_root = path.removeprefix(root)
+    return within_root if within_root.startswith("/") else path
+
+
+def _log_fields(scope: Scope) -> dict[str, Any]:
+    # The path as it was sent, so that it cannot write a line break into the log. The query is left out, since
+    # it may name devices.
+    path = (scope.get("raw_path") or scope["path"].encode()).decode("ascii", "replace")
+    fields = {
+        "method": scope["method"],
+        "path": path[:_LOGGED_PATH_LIMIT],
+        "request_id": scope[_REQUEST_ID],
+    }
+    caller: Caller | None = scope.get(CALLER)
+    if caller is not None:
+        fields["key"] = caller.key_id
+        if caller.tenant_id is not None:
+            fields["tenant_id"] = str(caller.tenant_id)
+    return fields

@@ -1,4 +1,4 @@
-"""The OpenAPI document, made from the doors as they are declared and the models they take and answer."""
+"""The OpenAPI document, made from the declared endpoints and their models."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,74 +9,74 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from api.body import BODY_LIMIT, DEPTH_LIMIT
-from api.endpoints import Door
+from api.endpoints import Endpoint
 from api.errors import PROBLEM_MEDIA_TYPE, Problem
 
 _SCHEMAS: Final = "#/components/schemas/{model}"
-_EVERY_DOOR_REFUSES: Final[Mapping[int, str]] = {
-    401: "No key, or one that does not count.",
-    422: "Well-formed, but not valid.",
-    500: "A fault of the bridge.",
-    503: "What the answer needs is away for a while.",
+_PROBLEMS_OF_EVERY_ENDPOINT: Final[Mapping[int, str]] = {
+    401: "The key is missing or not valid.",
+    422: "The request is well-formed, but not valid.",
+    500: "An internal error of the bridge.",
+    503: "A dependency is temporarily unavailable.",
 }
-_A_BODY_IS_REFUSED: Final[Mapping[int, str]] = {
-    400: f"The body is no JSON, nests deeper than {DEPTH_LIMIT}, or something is missing from it.",
-    408: "The body did not come in time.",
+_PROBLEMS_OF_A_BODY: Final[Mapping[int, str]] = {
+    400: f"The body is not JSON, nests deeper than {DEPTH_LIMIT}, or lacks a required field.",
+    408: "The body was not received in time.",
     413: f"The body is larger than {BODY_LIMIT} bytes.",
-    415: "The body is of another type than application/json.",
+    415: "The body has another type than application/json.",
 }
 _HEADERS: Final[Mapping[int, Mapping[str, str]]] = {
     401: {"WWW-Authenticate": "Bearer"},
-    503: {"Retry-After": "Seconds until it is worth another try."},
+    503: {"Retry-After": "Seconds to wait before a retry."},
 }
 
 _References = Mapping[Any, Mapping[str, Any]]
 
 
-def served_at(document: Mapping[str, Any], root_path: str) -> Mapping[str, Any]:
-    """The document where the application is mounted at a path of a host, or stands behind a proxy's."""
+def with_server(document: Mapping[str, Any], root_path: str) -> Mapping[str, Any]:
+    """Return the document with the path under which a host or a proxy has mounted the application."""
     return {**document, "servers": [{"url": root_path}]} if root_path else document
 
 
-def openapi_document(doors: Sequence[Door[Any]], version: str) -> dict[str, Any]:
-    """The whole surface behind the key."""
+def openapi_document(endpoints: Sequence[Endpoint[Any]], version: str) -> dict[str, Any]:
+    """Return the document that describes the endpoints."""
     models: dict[tuple[type[BaseModel], JsonSchemaMode], None] = {(Problem, "serialization"): None}
-    for door in doors:
-        models[door.takes, "validation"] = None
-        for promise in door.answers.values():
-            if promise.model:
-                models[promise.model, "serialization"] = None
+    for endpoint in endpoints:
+        models[endpoint.request_model, "validation"] = None
+        for spec in endpoint.responses.values():
+            if spec.model:
+                models[spec.model, "serialization"] = None
     references, definitions = models_json_schema(list(models), by_alias=True, ref_template=_SCHEMAS)
     schemas: dict[str, Any] = definitions["$defs"]
-    # What is no body stands in the operations themselves.
+    # Parameters are described in their operations, not as schemas.
     parameters = {
         model: schemas.pop(references[model, "validation"]["$ref"].rpartition("/")[2])
-        for model in {door.takes for door in doors if door.method != "POST"}
+        for model in {endpoint.request_model for endpoint in endpoints if endpoint.method != "POST"}
     }
     paths: dict[str, dict[str, Any]] = {}
-    for door in doors:
+    for endpoint in endpoints:
         operation: dict[str, Any] = {
-            "operationId": _operation_id(door),
-            "summary": door.summary,
-            "tags": [door.tag],
+            "operationId": _operation_id(endpoint),
+            "summary": endpoint.summary,
+            "tags": [endpoint.tag],
         }
-        if door.method == "POST":
-            schema = references[door.takes, "validation"]
+        if endpoint.method == "POST":
+            schema = references[endpoint.request_model, "validation"]
             operation["requestBody"] = {
                 "required": True,
                 "content": {"application/json": {"schema": schema}},
             }
-        elif listed := [*_parameters(door, parameters[door.takes]), *_headers(door)]:
+        elif listed := [*_parameters(endpoint, parameters[endpoint.request_model]), *_headers(endpoint)]:
             operation["parameters"] = listed
-        operation["responses"] = _responses(door, references)
-        paths.setdefault(door.path, {})[door.method.lower()] = operation
+        operation["responses"] = _responses(endpoint, references)
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = operation
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "thingbridge",
             "version": version,
-            "description": "The AWS IoT Core companion of a device platform. Every call carries a key, a "
-            "tenant's or an operator's; a tenant's key fixes the tenant.",
+            "description": "The AWS IoT Core companion of a device platform. Every call requires an "
+            "API key, a tenant's or an operator's; a tenant's key determines the tenant.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "security": [{"key": []}],
@@ -86,7 +86,7 @@ def openapi_document(doors: Sequence[Door[Any]], version: str) -> dict[str, Any]
                 "key": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "A key as `thingbridge keys create` prints it.",
+                    "description": "A key that `thingbridge keys create` has printed.",
                 }
             },
             "schemas": schemas,
@@ -94,13 +94,13 @@ def openapi_document(doors: Sequence[Door[Any]], version: str) -> dict[str, Any]
     }
 
 
-def _operation_id(door: Door[Any]) -> str:
-    words = re.findall(r"\w+", door.path.removeprefix("/api/iot"))
-    return "_".join([door.method.lower(), *words])
+def _operation_id(endpoint: Endpoint[Any]) -> str:
+    words = re.findall(r"\w+", endpoint.path.removeprefix("/api/iot"))
+    return "_".join([endpoint.method.lower(), *words])
 
 
-def _parameters(door: Door[Any], schema: Mapping[str, Any]) -> list[dict[str, Any]]:
-    in_path = set(re.findall(r"{(\w+)}", door.path))
+def _parameters(endpoint: Endpoint[Any], schema: Mapping[str, Any]) -> list[dict[str, Any]]:
+    in_path = set(re.findall(r"{(\w+)}", endpoint.path))
     required = set(schema.get("required", ()))
     listed = []
     for name, declared in schema.get("properties", {}).items():
@@ -117,7 +117,7 @@ def _parameters(door: Door[Any], schema: Mapping[str, Any]) -> list[dict[str, An
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """An optional parameter's schema: it is left out, where a field of a body would be null."""
+    """Return the schema of an optional parameter without null: a parameter without a value is left out."""
     alternatives = [each for each in schema.pop("anyOf", ()) if each != {"type": "null"}]
     if schema.get("default", ...) is None:
         del schema["default"]
@@ -125,32 +125,36 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {**only, **schema}
 
 
-def _headers(door: Door[Any]) -> list[dict[str, Any]]:
+def _headers(endpoint: Endpoint[Any]) -> list[dict[str, Any]]:
     return [
-        {"name": name, "in": "header", "description": about, "schema": {"type": "string"}}
-        for name, about in door.headers.items()
+        {"name": name, "in": "header", "description": description, "schema": {"type": "string"}}
+        for name, description in endpoint.request_headers.items()
     ]
 
 
-def _responses(door: Door[Any], references: _References) -> dict[str, Any]:
-    refused = {**_EVERY_DOOR_REFUSES, **(_A_BODY_IS_REFUSED if door.method == "POST" else {}), **door.refuses}
+def _responses(endpoint: Endpoint[Any], references: _References) -> dict[str, Any]:
+    problems = {
+        **_PROBLEMS_OF_EVERY_ENDPOINT,
+        **(_PROBLEMS_OF_A_BODY if endpoint.method == "POST" else {}),
+        **endpoint.problems,
+    }
     responses: dict[str, Any] = {}
-    for status in sorted({*door.answers, *refused}):
-        promise = door.answers.get(status)
-        about = [promise.description] if promise else []
+    for status in sorted({*endpoint.responses, *problems}):
+        spec = endpoint.responses.get(status)
+        descriptions = [spec.description] if spec else []
         content: dict[str, Any] = {}
-        if promise and promise.model:
-            content["application/json"] = {"schema": references[promise.model, "serialization"]}
-        if status in refused:
-            about.append(refused[status])
+        if spec and spec.model:
+            content["application/json"] = {"schema": references[spec.model, "serialization"]}
+        if status in problems:
+            descriptions.append(problems[status])
             content[PROBLEM_MEDIA_TYPE] = {"schema": references[Problem, "serialization"]}
-        response: dict[str, Any] = {"description": " ".join(about) or HTTPStatus(status).phrase}
+        response: dict[str, Any] = {"description": " ".join(descriptions) or HTTPStatus(status).phrase}
         if content:
             response["content"] = content
         if status in _HEADERS:
             response["headers"] = {
-                name: {"description": what, "schema": {"type": "string"}}
-                for name, what in _HEADERS[status].items()
+                name: {"description": description, "schema": {"type": "string"}}
+                for name, description in _HEADERS[status].items()
             }
         responses[str(status)] = response
     return responses

@@ -1,4 +1,4 @@
-"""How the application is served: as the process's own work, or beside it."""
+"""Serving an ASGI application: as the only work of a process, or in a thread beside other work."""
 
 import gc
 import time
@@ -13,37 +13,37 @@ from starlette.types import ASGIApp
 from api.app import create_app
 from settings import ApiSettings
 
-_HOW: Final[dict[str, Any]] = {
+_OPTIONS: Final[dict[str, Any]] = {
     "server_header": False,
-    # Its own logging would be another format on the same stream, and its access log a second one.
+    # uvicorn's own log lines have another format, and its access log would duplicate ours.
     "log_config": None,
     "access_log": False,
 }
 
 
 def serve(settings: ApiSettings, host: str, port: int) -> None:
-    """Serve until SIGTERM or Ctrl-C."""
+    """Serve the HTTP API until SIGTERM or Ctrl-C."""
     serve_app(create_app(settings), host, port)
 
 
 def serve_app(app: ASGIApp, host: str, port: int) -> None:
-    """Serve an application, as the one work of this process, until SIGTERM or Ctrl-C."""
-    # What is loaded by now stays loaded. Else each full collection walks through all of it, and every request
-    # then under way waits a tenth of a second for that.
+    """Serve an application as the only work of this process, until SIGTERM or Ctrl-C."""
+    # Objects that exist now are never freed. Otherwise every full garbage collection would traverse them all
+    # and delay the requests in progress by a tenth of a second.
     gc.collect()
     gc.freeze()
-    uvicorn.run(app, host=host, port=port, **_HOW)
+    uvicorn.run(app, host=host, port=port, **_OPTIONS)
 
 
 def serving(settings: ApiSettings, port: int) -> AbstractContextManager[str]:
-    """Serve on 127.0.0.1 from a thread; the address it is at."""
+    """Serve the HTTP API on 127.0.0.1 from a thread, and return its URL."""
     return serving_app(create_app(settings), port)
 
 
 @contextmanager
 def serving_app(app: ASGIApp, port: int) -> Iterator[str]:
     """Serve an application on 127.0.0.1 from a thread, which leaves all signals to the process."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, **_HOW))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, **_OPTIONS))
     thread = Thread(target=server.run, name="api")
     thread.start()
     try:

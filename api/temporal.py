@@ -1,15 +1,19 @@
-"""Temporal, as the doors use it: sought when it is needed, so that they serve while it is away."""
+"""The HTTP API's connection to Temporal, opened when it is first needed: the API starts without Temporal."""
 
 import asyncio
+from datetime import timedelta
+from typing import Final
 
 from temporalio.client import Client
 
 from domain.encryption import EncryptionKeys
 from orchestration.client import connect
 
+_HEALTH_TIMEOUT: Final = timedelta(seconds=3)
+
 
 class Temporal:
-    """One client for all requests; until it is had, each request tries again."""
+    """One client for all requests. While there is none, each request tries to connect."""
 
     def __init__(self, encryption: EncryptionKeys | None) -> None:
         self._encryption = encryption
@@ -17,7 +21,7 @@ class Temporal:
         self._connecting = asyncio.Lock()
 
     async def __call__(self) -> Client:
-        """The client.
+        """Return the client.
 
         Raises:
             TemporalUnreachableError: no server answers.
@@ -27,3 +31,12 @@ class Temporal:
                 if self._client is None:
                     self._client = await connect(self._encryption)
         return self._client
+
+    async def check_health(self) -> None:
+        """Request the server's health.
+
+        Raises:
+            TemporalUnreachableError, RPCError: it does not answer in time.
+        """
+        client = await self()
+        await client.service_client.check_health(timeout=_HEALTH_TIMEOUT)

@@ -1,4 +1,4 @@
-"""A request as the first span of its trace, or as the next of the caller's, where traces are kept."""
+"""Tracing of requests: each is a span of the caller's trace, or the first span of a new one."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ from starlette.middleware import Middleware
 from orchestration.client import is_tracing
 
 
-def tracing() -> Sequence[Middleware]:
-    """What every request passes to be traced; nothing where no traces are kept."""
+def tracing_middleware() -> Sequence[Middleware]:
+    """Return the middleware that traces requests, none where tracing is off."""
     if not is_tracing():
         return []
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
@@ -19,7 +19,7 @@ def tracing() -> Sequence[Middleware]:
             OpenTelemetryMiddleware,
             excluded_urls="/healthz$,/readyz$,/metrics$",
             exclude_spans=["receive", "send"],
-            # Whatever headers its own variables have it keep, never a key.
+            # OpenTelemetry's environment variables may select headers to record; keys must not be recorded.
             http_capture_headers_sanitize_fields=["authorization", "cookie"],
             meter_provider=NoOpMeterProvider(),
         )

@@ -1,4 +1,4 @@
-"""A device that enrolled itself (JITP): what it may claim to own, and what follows of it."""
+"""Fleet provisioning (JITP): the checks on what a registration names, and the event that follows it."""
 
 import re
 from collections.abc import Iterator
@@ -16,20 +16,20 @@ from domain.saga import Device
 
 _NAMESPACE: Final = UUID("b7a1f0f4-5a2e-5f0a-8f43-0d7f4f2f6a51")
 _CERTIFICATE_ID: Final = re.compile(r"[0-9a-f]{64}")
-# What AWS adds to the name of a secret.
+# AWS appends this suffix to the name of a secret.
 _SECRET_SUFFIX: Final = re.compile(r"-[A-Za-z0-9]{6}")
 
 
 class Denial(StrEnum):
-    """Why a serial number may not enrol, in the words of the answer."""
+    """The reasons to deny a serial number enrolment, as the HTTP responses give them."""
 
     DECOMMISSIONED = "the device of this serial number was decommissioned"
-    LIVE = "this serial number has a device already, and none may enrol again"
+    LIVE = "this serial number already has a device, and re-enrolment is switched off"
     POLICY = "the serial policy refuses this serial number"
 
 
 class AwsLocation(BaseModel):
-    """Where in AWS all that is the bridge's lies."""
+    """The AWS partition, account and region of the bridge's resources."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -37,13 +37,13 @@ class AwsLocation(BaseModel):
     account_id: str
     region: str
 
-    def arn_start(self, service: str) -> str:
-        """What every ARN of a service begins with here."""
+    def arn_prefix(self, service: str) -> str:
+        """Return the beginning of every ARN of a service in this location."""
         return f"arn:{self.partition}:{service}:{self.region}:{self.account_id}:"
 
 
 class Registration(BaseModel):
-    """What is told of a device that fleet provisioning has let in."""
+    """A device that fleet provisioning has admitted, with the AWS resources that were created for it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -58,10 +58,10 @@ class Registration(BaseModel):
     label: str | None
     claim_certificate_expires_at: datetime | None
 
-    def faults(self, place: AwsLocation, secret_name_template: str) -> Iterator[Fault]:
-        """What it names that cannot be this device's, or is not where the bridge is.
+    def faults(self, location: AwsLocation, secret_name_template: str) -> Iterator[Fault]:
+        """Return the fields that name a resource which is not this device's or lies in another location.
 
-        What passes may in the end be deleted in this device's name.
+        The bridge may later delete whatever passes this check.
         """
         name = thing_name(self.tenant_id, self.serial_number)
         if self.thing_name != name:
@@ -69,24 +69,25 @@ class Registration(BaseModel):
                 field="thingName",
                 reason="must be t, the tenant's id as 32 hex digits, - and the serial number",
             )
-        if self.thing_arn != f"{place.arn_start('iot')}thing/{name}":
-            yield _elsewhere("thingArn", "its resource thing/ and the Thing's name")
-        start = f"{place.arn_start('iot')}cert/"
-        if not _continues(self.certificate_arn, start, _CERTIFICATE_ID):
-            yield _elsewhere("certificateArn", "its resource cert/ and 64 lower-case hex digits")
-        start = (
-            place.arn_start("secretsmanager") + f"secret:{secret_name_template.replace('{thingName}', name)}"
-        )
-        if self.certificate_secret_arn and not _continues(self.certificate_secret_arn, start, _SECRET_SUFFIX):
-            yield _elsewhere("certificateSecretArn", "its name the one set for this Thing's secret")
+        if self.thing_arn != f"{location.arn_prefix('iot')}thing/{name}":
+            yield _foreign("thingArn", "its resource thing/ and the Thing's name")
+        certificates = f"{location.arn_prefix('iot')}cert/"
+        if not _is_continued(self.certificate_arn, certificates, _CERTIFICATE_ID):
+            yield _foreign("certificateArn", "its resource cert/ and 64 lower-case hex digits")
+        secret_name = secret_name_template.replace("{thingName}", name)
+        secret = f"{location.arn_prefix('secretsmanager')}secret:{secret_name}"
+        if self.certificate_secret_arn and not _is_continued(
+            self.certificate_secret_arn, secret, _SECRET_SUFFIX
+        ):
+            yield _foreign("certificateSecretArn", "its name the one set for this Thing's secret")
 
 
 def activation(device: Device, binding_id: UUID, certificate_arn: str, since: datetime) -> LifecycleEvent:
-    """The event by which the device's workflow does what follows an enrolment; each repeat is the same.
+    """Return the event that starts an enrolled device's follow-up; every repeat returns the same event.
 
-    It is as old as the device's first enrolment: a suspended device is not made active by enrolling again.
+    Its time is that of the device's first enrolment: enrolling again must not reactivate a suspended device.
     """
-    owner = owner_of_thing(device.thing_name or "")
+    owner = owner_of_thing(device.thing_name) if device.thing_name else None
     return LifecycleEvent(
         event_id=uuid5(_NAMESPACE, f"{binding_id}/{id_of_certificate(certificate_arn)}"),
         type=LifecycleEventType.ACTIVATED,
@@ -98,13 +99,16 @@ def activation(device: Device, binding_id: UUID, certificate_arn: str, since: da
 
 
 def whole_days(left: timedelta) -> int:
-    """How many whole days are left; none of a time that has passed."""
+    """Return the number of whole days left, 0 for a time that has passed."""
     return max(left.days, 0)
 
 
-def _continues(arn: str, start: str, rest: re.Pattern[str]) -> bool:
+def _is_continued(arn: str, start: str, rest: re.Pattern[str]) -> bool:
     return arn.startswith(start) and rest.fullmatch(arn, len(start)) is not None
 
 
-def _elsewhere(field: str, what: str) -> Fault:
-    return Fault(field=field, reason=f"must be of the bridge's own partition, account and region, and {what}")
+def _foreign(field: str, requirement: str) -> Fault:
+    return Fault(
+        field=field,
+        reason=f"must be of the bridge's own partition, account and region, and {requirement}",
+    )

@@ -1,38 +1,26 @@
-"""What the platform tells of a device, as it comes in: checked field by field, never echoed."""
+"""The platform's lifecycle events, validated field by field. A rejected value is never repeated."""
 
-import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Final, Self
+from typing import Final, Self
 from uuid import UUID
 
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
-from pydantic.alias_generators import to_camel
+from pydantic import ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from domain.fault import Fault
-from domain.names import NO_TENANT, serial_number_fault
+from domain.fields import RULE, SerialNumber, TenantId, Timestamp
+from domain.model import CamelModel
 
 EVENT_SIZE_LIMIT: Final = 16_384
 """Bytes; a lifecycle event has about 300."""
 
-_RFC_3339: Final = re.compile(
-    r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE
-)
+SERIAL_NUMBER_MISSING: Final = "serial_number_missing"
+"""The pydantic error type of a `DeviceProvisionedEvent` without a serial number."""
 
 
 class LifecycleEventType(StrEnum):
-    """The events of a device's life that the platform tells of."""
+    """The types of lifecycle events that the platform publishes."""
 
     PROVISIONED = "DeviceProvisionedEvent"
     ACTIVATED = "DeviceActivatedEvent"
@@ -42,79 +30,54 @@ class LifecycleEventType(StrEnum):
 
 
 class InvalidEventError(ValueError):
-    """What was sent is no lifecycle event."""
+    """A payload is not a valid lifecycle event."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(str(fault))
         self.fault = fault
 
 
-def _serial(value: str) -> str:
-    if fault := serial_number_fault(value):
-        raise PydanticCustomError("serial_number", "{fault}", {"fault": fault})
-    return value
+class LifecycleEvent(CamelModel):
+    """One lifecycle event of a device, in the JSON form of the public contract.
 
-
-def _tenant(value: UUID) -> UUID:
-    if value == NO_TENANT:
-        raise PydanticCustomError("zero_tenant", "must not be the zero UUID, the null tenant is null")
-    return value
-
-
-def _timestamp(value: object) -> object:
-    # Else pydantic would take a number, or a string of digits, for a Unix time.
-    if not isinstance(value, datetime) and not (isinstance(value, str) and _RFC_3339.fullmatch(value)):
-        raise PydanticCustomError("timestamp", "must be an RFC 3339 time with seconds and a UTC offset")
-    return value
-
-
-def _in_utc(value: datetime) -> datetime:
-    try:
-        return value.astimezone(UTC)
-    except OverflowError:
-        raise PydanticCustomError("timestamp_range", "lies outside the years 1 to 9999 in UTC") from None
-
-
-Timestamp = Annotated[
-    AwareDatetime, Field(strict=False), BeforeValidator(_timestamp), AfterValidator(_in_utc)
-]
-"""An RFC 3339 time with its offset, in UTC."""
-
-
-class LifecycleEvent(BaseModel):
-    """One event of a device's life, as the contract writes it in JSON.
-
-    Fields it does not know are ignored, so that the platform may add some.
+    Unknown fields are ignored, so that the platform may add some.
     """
 
     model_config = ConfigDict(
-        frozen=True, strict=True, alias_generator=to_camel, validate_by_name=True, validate_by_alias=True
+        strict=True,
+        validate_by_alias=True,
+        json_schema_extra={
+            "if": {"properties": {"type": {"const": LifecycleEventType.PROVISIONED.value}}},
+            "then": {"properties": {"serialNumber": {"type": "string"}}, "required": ["serialNumber"]},
+        },
     )
 
     event_id: UUID
     type: LifecycleEventType
     device_id: UUID
-    tenant_id: Annotated[UUID, AfterValidator(_tenant)] | None
-    serial_number: Annotated[str, AfterValidator(_serial)] | None = None
+    tenant_id: TenantId | None
+    serial_number: SerialNumber | None = None
     occurred_at: Timestamp
 
     @model_validator(mode="after")
-    def _provisioning_names_the_serial(self) -> Self:
+    def _require_serial_number(self) -> Self:
         if self.type is LifecycleEventType.PROVISIONED and self.serial_number is None:
-            raise PydanticCustomError("serial_needed", f"is needed on a {LifecycleEventType.PROVISIONED}")
+            raise PydanticCustomError(
+                SERIAL_NUMBER_MISSING, f"is needed on a {LifecycleEventType.PROVISIONED}"
+            )
         return self
 
     @property
     def is_decommission(self) -> bool:
-        """Whether this ends the device's life."""
+        """Return whether this event ends the device's life."""
         return self.type is LifecycleEventType.DECOMMISSIONED
 
     @classmethod
     def from_json(cls, document: bytes | str) -> Self:
-        """Read one event.
+        """Parse and validate one event.
 
         Raises:
-            InvalidEventError: it is no valid lifecycle event; names the first field at fault.
+            InvalidEventError: the document is not a valid lifecycle event; names the first field at fault.
         """
         size = len(document if isinstance(document, bytes) else document.encode())
         if size > EVENT_SIZE_LIMIT:
@@ -124,32 +87,31 @@ class LifecycleEvent(BaseModel):
         try:
             return cls.model_validate_json(document)
         except ValidationError as error:
-            # Input and context are left out: the value must not travel any further.
-            fault = error.errors(include_url=False, include_input=False)[0]
-            raise InvalidEventError(_rejection(fault)) from None
+            # The input is left out: the rejected value must not leave this process.
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise InvalidEventError(_fault_of(first)) from None
 
 
-def _rejection(fault: ErrorDetails) -> Fault:
-    """pydantic's own messages quote parts of the value; these do not."""
-    if fault["type"] == "serial_needed":
-        return Fault(field="serialNumber", reason=fault["msg"])
-    field = str(fault["loc"][0]) if fault["loc"] else "event"
-    if fault["type"] in _OWN_WORDS:
-        return Fault(field=field, reason=fault["msg"])
-    return Fault(field=field, reason=_REASONS.get(fault["type"], _expectation(field)))
+def _fault_of(error: ErrorDetails) -> Fault:
+    """Return the fault for a pydantic error, without pydantic's own message, which may quote the value."""
+    if error["type"] == SERIAL_NUMBER_MISSING:
+        return Fault(field="serialNumber", reason=error["msg"])
+    field = str(error["loc"][0]) if error["loc"] else "event"
+    if error["type"] == RULE:
+        return Fault(field=field, reason=error["msg"])
+    return Fault(field=field, reason=_REASONS.get(error["type"], _expectation(field)))
 
 
-_OWN_WORDS: Final = frozenset({"serial_number", "zero_tenant", "timestamp", "timestamp_range"})
 _REASONS: Final[Mapping[str, str]] = {
     "missing": "is missing",
     "json_invalid": "is not JSON",
     "model_type": "must be a JSON object",
-    "timezone_aware": "must carry a UTC offset",
+    "timezone_aware": "must have a UTC offset",
 }
 
 
 def _expectation(field: str) -> str:
-    expected: dict[str, Any] = {
+    expected: dict[str, str] = {
         "eventId": "a UUID",
         "deviceId": "a UUID",
         "tenantId": "a UUID or null",

@@ -1,4 +1,4 @@
-"""Which serial numbers may enrol: the hook a user supplies, and the ready-made one by patterns."""
+"""Serial policies decide which serial numbers may enrol: an operator's own code, or patterns per tenant."""
 
 from collections.abc import Mapping
 from typing import Final, Protocol
@@ -9,31 +9,30 @@ from pydantic_core import CoreSchema, SchemaError, SchemaValidator, ValidationEr
 from domain.names import tenant_key
 
 SERIAL_POLICY_GROUP: Final = "thingbridge.serial_policies"
-"""The group of entry points by whose names a policy may be set."""
+"""The group of entry points in which a package registers a serial policy."""
 
 OTHER_TENANTS: Final = "*"
-"""Whose pattern counts for the tenants that have none of their own."""
+"""The key of the pattern for tenants without a pattern of their own."""
 
 
 class SerialPolicy(Protocol):
-    """Says whether a serial number may enrol. Whatever is not True, an exception too, refuses it."""
+    """A decision on serial numbers. Only True admits one; any other result, or an exception, denies it."""
 
     def __call__(self, tenant_id: UUID | None, serial_number: str) -> bool:
-        """Whether this tenant's device of this serial number may enrol."""
+        """Return whether this tenant's device with this serial number may enrol."""
 
 
 class InvalidPatternError(ValueError):
-    """A pattern of serial numbers cannot be used."""
+    """A pattern for serial numbers cannot be used."""
 
 
 class SerialPatterns:
-    """A policy: each tenant's serial numbers match its regular expression from end to end.
+    """A policy that compares serial numbers with one regular expression per tenant, as a whole match.
 
-    A tenant that is not named, where there is no `*` either, has no serial numbers: whoever sets patterns
-    wants all else refused.
+    A tenant without a pattern is denied unless there is a `*` pattern: patterns list all that may enrol.
 
     Args:
-        patterns: the expression of each tenant, by its UUID, the null tenant's by the zero UUID.
+        patterns: the expression of each tenant, by its UUID; the zero UUID is the null tenant.
 
     Raises:
         InvalidPatternError: names the tenant at fault.
@@ -43,7 +42,7 @@ class SerialPatterns:
         self._validators = {_tenant(name): _validator(name, pattern) for name, pattern in patterns.items()}
 
     def __call__(self, tenant_id: UUID | None, serial_number: str) -> bool:
-        """Whether the tenant's pattern matches."""
+        """Return whether the serial number matches the tenant's pattern."""
         validator = self._validators.get(tenant_key(tenant_id)) or self._validators.get(OTHER_TENANTS)
         return validator is not None and validator.isinstance_python(serial_number)
 
@@ -59,16 +58,17 @@ def _tenant(name: str) -> str:
 
 def _validator(tenant: str, pattern: str) -> SchemaValidator:
     try:
-        # By itself first, since what is no expression may be one between the anchors: `a)|(b`.
+        # The pattern is first compiled alone: `a)|(b` is invalid, but would be valid between the anchors.
         SchemaValidator(_schema(pattern))
         return SchemaValidator(_schema(rf"\A(?:{pattern})\z"))
     except (SchemaError, ValidationError):
         raise InvalidPatternError(
-            f"the pattern of {tenant} is no regular expression; look-around and back-references are none here"
+            f"the pattern of {tenant} is not a regular expression; look-around and back-references are not "
+            "supported"
         ) from None
 
 
 def _schema(pattern: str) -> CoreSchema:
-    # An engine that takes linear time, whatever the pattern: what a device sends must not be able to hold up
-    # the process, as it could with Python's own.
+    # This engine runs in linear time for every pattern. Python's own could be blocked by a serial number that
+    # a device chooses.
     return core_schema.str_schema(pattern=pattern, regex_engine="rust-regex", strict=True)

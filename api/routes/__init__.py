@@ -1,1 +1,1 @@
-"""The endpoints, one module per resource."""
+"""The endpoints of the HTTP API, one module per resource, and the routes for monitoring."""

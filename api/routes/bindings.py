@@ -1,4 +1,4 @@
-"""The doors by which bindings are looked at."""
+"""The endpoints that return bindings."""
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
@@ -7,54 +7,62 @@ from typing import Annotated, Any, Final
 from uuid import UUID
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
-from pydantic_core import PydanticCustomError
 from sqlmodel import Session
 
 from api.auth import Caller
 from api.database import Database
-from api.endpoints import Answer, Call, Door, Promise, Wire
-from api.errors import RULE, not_found
-from api.fields import HyphenatedUuid, SerialNumber, TenantId, WholeNumber
+from api.endpoints import ApiModel, ApiRequest, ApiResponse, Endpoint, ResponseSpec
+from api.errors import not_found
+from api.fields import HyphenatedTenantId, HyphenatedUuid, WholeNumber
 from db.bindings import BindingFilter, bindings_query, newest_binding, transitions_of
 from db.models import AwsThingBinding, BindingTransition
+from domain.fields import SerialNumber, rule_error
 from domain.names import device_workflow_id
 from domain.provisioning_status import ProvisioningStatus
 
-_PAGE: Final = 100
-_LARGEST_PAGE: Final = 1000
+_DEFAULT_LIMIT: Final = 100
+_LARGEST_LIMIT: Final = 1000
 
 
-def _cursor(value: object) -> object:
-    """The last id of the page before; opaque, so that the order may change."""
+def _decode_cursor(value: object) -> object:
+    """Return the last id of the previous page. Cursors are opaque to callers, so the order may change."""
     try:
         return UUID(bytes=urlsafe_b64decode(f"{value}=="))
     except ValueError:
-        raise PydanticCustomError(RULE, "must be the nextCursor of an earlier page") from None
+        raise rule_error("must be the nextCursor of an earlier page") from None
+
+
+def _encode_cursor(last: UUID) -> str:
+    return urlsafe_b64encode(last.bytes).decode().rstrip("=")
 
 
 _CURSOR: Final = {"type": "string", "pattern": "^[A-Za-z0-9_-]{21}[AQgw]$"}
 
 
-class BindingsQuery(Wire):
-    """Which bindings to list."""
+class BindingsQuery(ApiModel):
+    """The filters and the page of a list of bindings."""
 
-    status: ProvisioningStatus | None = Field(None, description="Only those in this status.")
-    serial: SerialNumber | None = Field(None, description="Only those of this serial number.")
-    tenant_id: TenantId | None = Field(None, description="Only this tenant's; a tenant's key sees no other.")
-    limit: WholeNumber = Field(_PAGE, ge=1, le=_LARGEST_PAGE, description="At most so many.")
-    cursor: Annotated[UUID, BeforeValidator(_cursor), WithJsonSchema(_CURSOR)] | None = Field(
-        None, description="`nextCursor` of the page before."
+    status: ProvisioningStatus | None = Field(None, description="Only bindings in this status.")
+    serial: SerialNumber | None = Field(None, description="Only bindings of this serial number.")
+    tenant_id: HyphenatedTenantId | None = Field(
+        None, description="Only bindings of this tenant. A tenant sees only its own bindings."
+    )
+    limit: WholeNumber = Field(
+        _DEFAULT_LIMIT, ge=1, le=_LARGEST_LIMIT, description="The largest number of bindings to return."
+    )
+    cursor: Annotated[UUID, BeforeValidator(_decode_cursor), WithJsonSchema(_CURSOR)] | None = Field(
+        None, description="`nextCursor` of the previous page."
     )
 
 
-class BindingPath(Wire):
-    """Which device's binding."""
+class BindingPath(ApiModel):
+    """The device in the path."""
 
     device_id: HyphenatedUuid
 
 
-class Binding(Wire):
-    """One device's tie to AWS."""
+class Binding(ApiModel):
+    """The AWS resources of one device, and its provisioning status."""
 
     id: UUID
     device_id: UUID
@@ -75,8 +83,8 @@ class Binding(Wire):
     version: int
 
 
-class Transition(Wire):
-    """One change of a binding's status."""
+class Transition(ApiModel):
+    """One status change of a binding."""
 
     from_status: ProvisioningStatus | None
     to_status: ProvisioningStatus
@@ -88,44 +96,46 @@ class Transition(Wire):
 
 
 class BindingDetail(Binding):
-    """A binding, how it came to where it stands, and where to look further."""
+    """A binding with its status changes and its workflow."""
 
     transitions: list[Transition]
     workflow_id: str
-    temporal_ui_url: str | None = Field(description="The workflow's runs in Temporal's UI.")
+    temporal_ui_url: str | None = Field(
+        description="The page of the workflow's runs in Temporal's UI; null if no UI is configured."
+    )
 
 
-class BindingsPage(Wire):
-    """Some bindings, in an order that stays the same."""
+class BindingsPage(ApiModel):
+    """One page of bindings, in an order that does not change."""
 
     items: list[Binding]
-    next_cursor: str | None = Field(description="Where the next page begins; null where this is the last.")
+    next_cursor: str | None = Field(description="The cursor of the next page; null on the last page.")
 
 
-def binding_doors(database: Database, temporal_ui_url: str | None) -> Sequence[Door[Any]]:
-    """`GET /api/iot/bindings` and `GET /api/iot/bindings/{deviceId}`."""
+def binding_endpoints(database: Database, temporal_ui_url: str | None) -> Sequence[Endpoint[Any]]:
+    """Return the endpoints `GET /api/iot/bindings` and `GET /api/iot/bindings/{deviceId}`."""
 
-    async def listed(call: Call[BindingsQuery]) -> Answer:
-        wanted = call.input
-        tenant_id = call.caller.tenant_for(wanted.tenant_id)
-        query = bindings_query(
-            BindingFilter(status=wanted.status, tenant_id=tenant_id, serial_number=wanted.serial),
-            after=wanted.cursor,
-            # One more tells whether there is a next page.
-            limit=wanted.limit + 1,
+    async def list_bindings(request: ApiRequest[BindingsQuery]) -> ApiResponse:
+        query = request.input
+        tenant_id = request.caller.tenant_for(query.tenant_id)
+        statement = bindings_query(
+            BindingFilter(status=query.status, tenant_id=tenant_id, serial_number=query.serial),
+            after=query.cursor,
+            # One more than the page holds shows whether there is a next page.
+            limit=query.limit + 1,
         )
-        found = await database(lambda session: session.exec(query).all())
-        page = found[: wanted.limit]
-        following = _written(page[-1].id) if len(found) > wanted.limit else None
+        rows = await database(lambda session: session.exec(statement).all())
+        page = rows[: query.limit]
+        next_cursor = _encode_cursor(page[-1].id) if len(rows) > query.limit else None
         items = [Binding.model_validate(row, from_attributes=True, by_name=True) for row in page]
-        return Answer(BindingsPage(items=items, next_cursor=following))
+        return ApiResponse(BindingsPage(items=items, next_cursor=next_cursor))
 
-    async def one(call: Call[BindingPath]) -> Answer:
-        device_id = call.input.device_id
-        binding, transitions = await database(lambda session: _look_up(session, device_id, call.caller))
+    async def get_binding(request: ApiRequest[BindingPath]) -> ApiResponse:
+        device_id = request.input.device_id
+        binding, transitions = await database(lambda session: _find(session, device_id, request.caller))
         headers = {"ETag": f'"{binding.id}-{binding.version}"', "Cache-Control": "private, no-cache"}
-        if _has(call.headers.get("if-none-match", ""), headers["ETag"]):
-            return Answer(None, 304, headers)
+        if _matches(request.headers.get("if-none-match", ""), headers["ETag"]):
+            return ApiResponse(None, 304, headers)
         workflow_id = device_workflow_id(device_id)
         detail = BindingDetail(
             **Binding.model_validate(binding, from_attributes=True, by_name=True).model_dump(by_alias=False),
@@ -137,50 +147,46 @@ def binding_doors(database: Database, temporal_ui_url: str | None) -> Sequence[D
             if temporal_ui_url
             else None,
         )
-        return Answer(detail, headers=headers)
+        return ApiResponse(detail, headers=headers)
 
     return [
-        Door(
+        Endpoint(
             method="GET",
             path="/api/iot/bindings",
             summary="List bindings",
             tag="bindings",
-            takes=BindingsQuery,
-            answers={200: Promise("A page of them.", BindingsPage)},
-            refuses={403: "The key is another tenant's."},
-            handle=listed,
+            request_model=BindingsQuery,
+            responses={200: ResponseSpec("A page of bindings.", BindingsPage)},
+            problems={403: "The key belongs to another tenant."},
+            handle=list_bindings,
         ),
-        Door(
+        Endpoint(
             method="GET",
             path="/api/iot/bindings/{deviceId}",
-            summary="Look at a device's binding",
+            summary="Return a device's binding",
             tag="bindings",
-            takes=BindingPath,
-            answers={
-                200: Promise("The binding, with its version as ETag.", BindingDetail),
-                304: Promise("It is still the one of If-None-Match."),
+            request_model=BindingPath,
+            responses={
+                200: ResponseSpec("The binding, with its version as ETag.", BindingDetail),
+                304: ResponseSpec("The binding still has the ETag of If-None-Match."),
             },
-            refuses={404: "There is none, or it is another tenant's."},
-            headers={"If-None-Match": "The ETag of what is had already."},
-            handle=one,
+            problems={404: "The device has no binding, or belongs to another tenant."},
+            request_headers={"If-None-Match": "The ETag of an earlier response."},
+            handle=get_binding,
         ),
     ]
 
 
-def _look_up(
+def _find(
     session: Session, device_id: UUID, caller: Caller
 ) -> tuple[AwsThingBinding, Sequence[BindingTransition]]:
     binding = newest_binding(session, device_id)
-    if binding is None or not caller.sees(binding.tenant_id):
+    if binding is None or not caller.may_see(binding.tenant_id):
         raise not_found("binding")
     return binding, transitions_of(session, binding.id)
 
 
-def _written(last: UUID) -> str:
-    return urlsafe_b64encode(last.bytes).decode().rstrip("=")
-
-
-def _has(if_none_match: str, etag: str) -> bool:
-    """Whether the header names this entity, weakly compared as RFC 9110 asks for here."""
-    named = {each.strip().removeprefix("W/") for each in if_none_match.split(",")}
-    return etag in named or "*" in named
+def _matches(if_none_match: str, etag: str) -> bool:
+    """Return whether the header lists this ETag, by the weak comparison of RFC 9110."""
+    listed = {each.strip().removeprefix("W/") for each in if_none_match.split(",")}
+    return etag in listed or "*" in listed

@@ -1,4 +1,4 @@
-"""The doors by which commands are sent, looked at and cancelled."""
+"""The endpoints that send, return and cancel commands."""
 
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -6,19 +6,19 @@ from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
 
 from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
-from pydantic_core import PydanticCustomError
 from sqlmodel import Session
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 
 from api.auth import Caller
 from api.database import Database
-from api.endpoints import Answer, Call, Door, Promise, Wire
-from api.errors import RULE, Refused, not_found, not_valid
-from api.fields import HyphenatedUuid, TenantId
+from api.endpoints import ApiModel, ApiRequest, ApiResponse, Endpoint, ResponseSpec
+from api.errors import ApiError, not_found, not_valid
+from api.fields import HyphenatedTenantId, HyphenatedUuid
 from api.temporal import Temporal
 from db.bindings import newest_binding
 from domain.command import Command, CommandTarget, TargetKind, is_job_id
 from domain.fault import Fault
+from domain.fields import rule_error
 from domain.names import STATUS_QUERY, tenant_key
 from orchestration.requests import (
     UnknownCommandError,
@@ -30,28 +30,28 @@ from orchestration.requests import (
 from orchestration.search_attributes import TENANT_ID
 
 
-def _job_id(value: str) -> str:
+def _require_job_id(value: str) -> str:
     if not is_job_id(value):
-        raise PydanticCustomError(RULE, "must be a job's id, as PREFIX-UUID")
+        raise rule_error("must be the id of a job, as PREFIX-UUID")
     return value
 
 
-class DeviceTarget(Wire):
+class DeviceTarget(ApiModel):
     """One device."""
 
     kind: Literal[TargetKind.DEVICE]
     value: HyphenatedUuid = Field(description="The device's id.")
 
 
-class GroupTarget(Wire):
-    """The devices of a thing group, as they are now. An operator's alone."""
+class GroupTarget(ApiModel):
+    """The present members of a thing group. Requires an operator's key."""
 
     kind: Literal[TargetKind.GROUP]
     value: str = Field(pattern=r"^[A-Za-z0-9:_-]{1,128}$", description="The thing group's name.")
 
 
-class QueryTarget(Wire):
-    """The devices that a query finds, now and later. An operator's alone."""
+class QueryTarget(ApiModel):
+    """The devices that match a query, now and later. Requires an operator's key."""
 
     kind: Literal[TargetKind.QUERY]
     value: str = Field(
@@ -59,42 +59,44 @@ class QueryTarget(Wire):
     )
 
 
-class NewCommand(Wire):
+class NewCommand(ApiModel):
     """One operation for one target."""
 
     target: Annotated[DeviceTarget | GroupTarget | QueryTarget, Field(discriminator="kind")]
     operation: str = Field(
-        pattern=r"^[!-~]([ -~]*[!-~])?$", max_length=256, description="What the device is to do."
+        pattern=r"^[!-~]([ -~]*[!-~])?$", max_length=256, description="The operation that the device runs."
     )
     parameters: dict[str, Any] = Field(
-        {}, description="What the operation needs; the job's document may have 32 KB."
+        {}, description="The operation's parameters; the job document may have 32 KB."
     )
     correlation_id: HyphenatedUuid | None = Field(
-        None, description="By which a repeat is the same command; else each call is another."
+        None, description="Makes a repeat the same command. Without it, each request sends a new command."
     )
-    tenant_id: TenantId | None = Field(None, description="A tenant's key has it be the tenant.")
+    tenant_id: HyphenatedTenantId | None = Field(
+        None, description="Supplied by a tenant's key if it is missing."
+    )
 
 
-class Sent(Wire):
-    """The command is Temporal's now, and will not be lost."""
+class AcceptedCommand(ApiModel):
+    """The command is stored in Temporal, and will not be lost."""
 
-    job_id: str = Field(description="The id of the job in AWS, and of the command here.")
+    job_id: str = Field(description="The id of the job in AWS, which is also the command's id.")
 
 
-class CommandPath(Wire):
-    """Which command."""
+class CommandPath(ApiModel):
+    """The command in the path."""
 
     command_id: Annotated[
         str,
-        AfterValidator(_job_id),
+        AfterValidator(_require_job_id),
         WithJsonSchema(
             {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,27}-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"}
         ),
-    ] = Field(description="Its job's id.")
+    ] = Field(description="The command's job id.")
 
 
-class CommandState(Wire):
-    """Where a command stands."""
+class CommandState(ApiModel):
+    """The state of a command."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -102,23 +104,25 @@ class CommandState(Wire):
     operation: str | None
     target: CommandTarget | None
     thing_name: str | None
-    job_arn: str | None = Field(description="Null until there is a job in AWS.")
-    step: str = Field(description="What is being done about it, in words.")
-    status: str | None = Field(description="AWS's status or a code of the bridge; null until it has ended.")
+    job_arn: str | None = Field(description="Null until the job exists in AWS.")
+    step: str = Field(description="The present step, in words.")
+    status: str | None = Field(
+        description="AWS's status or a failure code of the bridge; null until the command has ended."
+    )
     outcome: Literal["succeeded", "windowClosed"] | None
-    reason: str | None = Field(description="Why it was not carried out.")
-    status_details: dict[str, str] = Field(description="What the device said of it.")
-    counts: dict[str, int] | None = Field(description="The executions of a group's job by their status.")
+    reason: str | None = Field(description="The reason for a failure.")
+    status_details: dict[str, str] = Field(description="The details that the device reported.")
+    counts: dict[str, int] | None = Field(description="The executions of a group's job, counted by status.")
 
 
 class Commands:
-    """Sends commands, and finds them again.
+    """The handlers that send commands, and return and cancel those that were sent.
 
     Args:
-        database: where it is known whose a device is.
-        temporal: where the commands' workflows are.
-        task_queue: that of the workflows.
-        job_id_prefix: how the ids of jobs begin.
+        database: stores the owner of each device.
+        temporal: runs the commands' workflows.
+        task_queue: the task queue of these workflows.
+        job_id_prefix: the beginning of every job id.
     """
 
     def __init__(
@@ -129,22 +133,22 @@ class Commands:
         self._task_queue = task_queue
         self._job_id_prefix = job_id_prefix
 
-    async def send(self, call: Call[NewCommand]) -> Answer:
-        """Start the command's workflow; where it was started before, it must have been for the same."""
-        given, caller = call.input, call.caller
-        tenant_id = caller.tenant_for(given.tenant_id)
-        if isinstance(given.target, DeviceTarget):
-            device_id = given.target.value
+    async def send(self, request: ApiRequest[NewCommand]) -> ApiResponse:
+        """Start the command's workflow. A repeat must be the same command as the first request."""
+        new, caller = request.input, request.caller
+        tenant_id = caller.tenant_for(new.tenant_id)
+        if isinstance(new.target, DeviceTarget):
+            device_id = new.target.value
             tenant_id = await self._database(
-                lambda session: _tenant_of(session, device_id, caller, given.tenant_id)
+                lambda session: _tenant_of(session, device_id, caller, new.tenant_id)
             )
         else:
-            caller.require_operator("commands to groups and queries are sent")
+            caller.require_operator("a command to a group or query")
         command = Command(
-            correlation_id=given.correlation_id or uuid4(),
-            target=CommandTarget(kind=given.target.kind, value=str(given.target.value)),
-            operation=given.operation,
-            parameters=given.parameters,
+            correlation_id=new.correlation_id or uuid4(),
+            target=CommandTarget(kind=new.target.kind, value=str(new.target.value)),
+            operation=new.operation,
+            parameters=new.parameters,
             tenant_id=tenant_id,
         )
         if fault := command.fault():
@@ -152,31 +156,31 @@ class Commands:
             raise not_valid([Fault(field=field, reason=reason)])
         client = await self._temporal()
         job_id = await send_command(client, command, self._task_queue, self._job_id_prefix)
-        if given.correlation_id and await command_sent(client, job_id) != command:
-            raise Refused(HTTPStatus.CONFLICT, "the correlationId is another command's")
-        return Answer(Sent(job_id=job_id), HTTPStatus.ACCEPTED)
+        if new.correlation_id and await command_sent(client, job_id) != command:
+            raise ApiError(HTTPStatus.CONFLICT, "the correlationId belongs to another command")
+        return ApiResponse(AcceptedCommand(job_id=job_id), HTTPStatus.ACCEPTED)
 
-    async def state(self, call: Call[CommandPath]) -> Answer:
-        """What the command's workflow says of it, and once it has ended what it said at last."""
-        job_id, client = call.input.command_id, await self._temporal()
-        described = await self._described(client, job_id, call.caller)
+    async def state(self, request: ApiRequest[CommandPath]) -> ApiResponse:
+        """Return the state of the command's workflow, or its result once it has ended."""
+        job_id, client = request.input.command_id, await self._temporal()
+        described = await self._describe(client, job_id, request.caller)
         handle = client.get_workflow_handle(job_id, run_id=described.run_id, result_type=CommandState)
         if described.status is WorkflowExecutionStatus.COMPLETED:
-            return Answer(await handle.result())
-        return Answer(await handle.query(STATUS_QUERY, result_type=CommandState))
+            return ApiResponse(await handle.result())
+        return ApiResponse(await handle.query(STATUS_QUERY, result_type=CommandState))
 
-    async def cancel(self, call: Call[CommandPath]) -> Answer:
-        """Have the command cancelled, in AWS too; its state tells when that is done."""
-        job_id, client = call.input.command_id, await self._temporal()
-        if not await cancel_command(client, await self._described(client, job_id, call.caller)):
-            raise Refused(HTTPStatus.CONFLICT, "the command has ended before")
-        return Answer(Sent(job_id=job_id), HTTPStatus.ACCEPTED)
+    async def cancel(self, request: ApiRequest[CommandPath]) -> ApiResponse:
+        """Start to cancel the command, in AWS too. Its state shows when that is completed."""
+        job_id, client = request.input.command_id, await self._temporal()
+        if not await cancel_command(client, await self._describe(client, job_id, request.caller)):
+            raise ApiError(HTTPStatus.CONFLICT, "the command has already ended")
+        return ApiResponse(AcceptedCommand(job_id=job_id), HTTPStatus.ACCEPTED)
 
-    async def _described(self, client: Client, job_id: str, caller: Caller) -> WorkflowExecutionDescription:
-        """The command's workflow.
+    async def _describe(self, client: Client, job_id: str, caller: Caller) -> WorkflowExecutionDescription:
+        """Return the command's workflow.
 
         Raises:
-            Refused: 404, there is none, or it is of a tenant that is not the caller's.
+            ApiError: 404, there is no such command, or it belongs to another tenant.
         """
         try:
             described = await describe_command(client, job_id)
@@ -188,53 +192,60 @@ class Commands:
         return described
 
 
-def _tenant_of(session: Session, device_id: UUID, caller: Caller, asked: UUID | None) -> UUID | None:
+def _tenant_of(session: Session, device_id: UUID, caller: Caller, requested: UUID | None) -> UUID | None:
     binding = newest_binding(session, device_id)
     if (
         binding is None
-        or not caller.sees(binding.tenant_id)
-        or (asked is not None and asked != binding.tenant_id)
+        or not caller.may_see(binding.tenant_id)
+        or (requested is not None and requested != binding.tenant_id)
     ):
         raise not_found("device")
     return binding.tenant_id
 
 
-def command_doors(commands: Commands) -> Sequence[Door[Any]]:
-    """`POST /api/iot/commands`, `GET` and `DELETE /api/iot/commands/{commandId}`."""
-    one, no_such = "/api/iot/commands/{commandId}", "There is none, or it is another tenant's."
+def command_endpoints(commands: Commands) -> Sequence[Endpoint[Any]]:
+    """Return the endpoints `POST /api/iot/commands`, `GET` and `DELETE /api/iot/commands/{commandId}`."""
+    path, not_there = "/api/iot/commands/{commandId}", "There is no such command, or it is another tenant's."
     return [
-        Door(
+        Endpoint(
             method="POST",
             path="/api/iot/commands",
             summary="Send a command",
             tag="commands",
-            takes=NewCommand,
-            answers={202: Promise("Temporal has it; its job is made next.", Sent)},
-            refuses={
-                403: "The key is another tenant's, or no operator's where the target is a group or a query.",
-                404: "There is no such device, or it is another tenant's.",
-                409: "The correlationId is another command's.",
+            request_model=NewCommand,
+            responses={
+                202: ResponseSpec("Temporal has the command; its job is created next.", AcceptedCommand)
+            },
+            problems={
+                403: "The key belongs to another tenant, or the target is a group or a query and the key is "
+                "a tenant's.",
+                404: "There is no such device, or it belongs to another tenant.",
+                409: "The correlationId belongs to another command.",
             },
             handle=commands.send,
         ),
-        Door(
+        Endpoint(
             method="GET",
-            path=one,
-            summary="Look at a command",
+            path=path,
+            summary="Return the state of a command",
             tag="commands",
-            takes=CommandPath,
-            answers={200: Promise("Where it stands.", CommandState)},
-            refuses={404: no_such},
+            request_model=CommandPath,
+            responses={200: ResponseSpec("The state of the command.", CommandState)},
+            problems={404: not_there},
             handle=commands.state,
         ),
-        Door(
+        Endpoint(
             method="DELETE",
-            path=one,
+            path=path,
             summary="Cancel a command",
             tag="commands",
-            takes=CommandPath,
-            answers={202: Promise("It is being cancelled, in AWS too; its state stays to be seen.", Sent)},
-            refuses={404: no_such, 409: "It has ended before."},
+            request_model=CommandPath,
+            responses={
+                202: ResponseSpec(
+                    "The command is being cancelled, in AWS too; it can still be read.", AcceptedCommand
+                )
+            },
+            problems={404: not_there, 409: "The command has already ended."},
             handle=commands.cancel,
         ),
     ]

@@ -1,4 +1,4 @@
-"""Whether the bridge is alive and ready is to be had over HTTP."""
+"""Liveness and readiness over HTTP."""
 
 import os
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ def http(stack: Addresses, bridge: Bridge) -> Iterator[TestClient]:
         yield client
 
 
-def test_it_is_alive_and_ready_where_all_answers(http: TestClient) -> None:
-    """Database, Temporal and the AWS credentials, which boto3's default chain always has, are each named."""
+def test_readiness_names_every_dependency(http: TestClient) -> None:
+    """They are the database, Temporal and the AWS credentials, which boto3's default chain always has."""
     assert http.get("/healthz").json() == {"status": "ok"}
     ready = http.get("/readyz")
     assert (ready.status_code, ready.json()) == (
@@ -28,8 +28,10 @@ def test_it_is_alive_and_ready_where_all_answers(http: TestClient) -> None:
     )
 
 
-def test_what_does_not_answer_is_named(http: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While Temporal is away it is alive but not ready, and says why; the database is not blamed."""
+def test_readiness_without_temporal_is_503_with_the_reason(
+    http: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process stays alive, and only Temporal is reported as unavailable."""
     monkeypatch.setitem(os.environ, "TEMPORAL_ADDRESS", "127.0.0.1:1")
     ready = http.get("/readyz")
     assert ready.status_code == 503
@@ -38,8 +40,8 @@ def test_what_does_not_answer_is_named(http: TestClient, monkeypatch: pytest.Mon
     assert http.get("/healthz").status_code == 200
 
 
-def test_a_database_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its password is not."""
+def test_readiness_without_the_database_is_503_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason is reported, but no part of the connection's secret."""
     monkeypatch.setenv("DATABASE_URL", "postgresql://bridge:hunter2@127.0.0.1:1/none")
     with TestClient(create_app(ApiSettings.load())) as http:
         ready = http.get("/readyz")

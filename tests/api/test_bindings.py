@@ -1,4 +1,4 @@
-"""Bindings are listed and looked at over HTTP."""
+"""Bindings over HTTP: lists, filters, pages and single bindings."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +25,7 @@ ACTOR = Actor("a test")
 def bindings_of(
     engine: Engine, tenant_id: UUID | None, *serials: str, failed: bool = False
 ) -> list[AwsThingBinding]:
-    """A tenant's new bindings."""
+    """Create bindings of a tenant."""
     with Session(engine, expire_on_commit=False) as session, session.begin():
         made = []
         for serial in serials:
@@ -43,7 +43,7 @@ def bindings_of(
 
 
 async def pages(http: httpx2.AsyncClient, **query: Any) -> list[list[str]]:
-    """The ids on each page, from the first to the last."""
+    """Return the ids on each page, from the first to the last."""
     found: list[list[str]] = []
     following: str | None = None
     while following or not found:
@@ -58,10 +58,10 @@ def ids(bindings: Sequence[AwsThingBinding]) -> set[str]:
     return {str(binding.id) for binding in bindings}
 
 
-async def test_every_binding_is_on_one_page_and_no_page_is_larger_than_asked(
+async def test_pages_contain_every_binding_once_and_respect_the_limit(
     http_api: HttpApi, engine: Engine
 ) -> None:
-    """Also where the last page is full, and where bindings are made between two pages."""
+    """This also holds if the last page is full, and if bindings are created between two pages."""
     tenant_id = uuid4()
     made = bindings_of(engine, tenant_id, *(f"PAGE-{number}" for number in range(6)))
     async with http_api.tenant(tenant_id) as http:
@@ -77,30 +77,30 @@ async def test_every_binding_is_on_one_page_and_no_page_is_larger_than_asked(
     assert set(listed) >= ids(made)
 
 
-async def test_filters_narrow_the_list_together_too(http_api: HttpApi, engine: Engine) -> None:
-    """By status, serial number and tenant; a serial number is found at every tenant that has it."""
+async def test_filters_can_be_combined(http_api: HttpApi, engine: Engine) -> None:
+    """Filters are status, serial number and tenant; a serial number matches in every tenant."""
     one, other, serial = uuid4(), uuid4(), f"FILTER-{uuid4()}"
     pending = bindings_of(engine, one, serial, f"{serial}-2")
     failed = bindings_of(engine, other, serial, failed=True)
-    nobodys = bindings_of(engine, None, serial)
-    wanted: dict[tuple[tuple[str, str], ...], set[str]] = {
-        (("serial", serial),): ids([pending[0], *failed, *nobodys]),
+    tenantless = bindings_of(engine, None, serial)
+    expected: dict[tuple[tuple[str, str], ...], set[str]] = {
+        (("serial", serial),): ids([pending[0], *failed, *tenantless]),
         (("serial", serial), ("status", "Failed")): ids(failed),
         (("serial", serial), ("tenantId", str(one))): ids(pending[:1]),
         (("tenantId", str(one)),): ids(pending),
         (("tenantId", str(one)), ("status", "Failed")): set(),
     }
     async with http_api.operator() as http:
-        for query, found in wanted.items():
+        for query, found in expected.items():
             listed = (await http.get(PATH, params=dict(query))).json()["items"]
             assert {each["id"] for each in listed} == found, query
 
 
-async def test_a_tenant_sees_its_own_alone(http_api: HttpApi, engine: Engine) -> None:
-    """In the list, by a cursor that stands at another's, and by a device's id, which is as if it were not."""
+async def test_a_tenant_sees_only_its_own_bindings(http_api: HttpApi, engine: Engine) -> None:
+    """This holds for lists, for another tenant's cursor, and for device ids, which are 404."""
     one, other = uuid4(), uuid4()
     mine, theirs = bindings_of(engine, one, "MINE"), bindings_of(engine, other, "THEIRS")
-    nobodys = bindings_of(engine, None, f"NOBODYS-{uuid4()}")
+    tenantless = bindings_of(engine, None, f"TENANTLESS-{uuid4()}")
     async with http_api.operator() as http:
         cursor = (await http.get(PATH, params={"limit": 1})).json()["nextCursor"]
     async with http_api.tenant(one) as http:
@@ -110,12 +110,14 @@ async def test_a_tenant_sees_its_own_alone(http_api: HttpApi, engine: Engine) ->
         assert (await http.get(f"{PATH}/{mine[0].device_id}")).status_code == 200
         none = problem(await http.get(f"{PATH}/{uuid4()}"))
         assert none["status"] == 404
-        for foreign in (*theirs, *nobodys):
+        for foreign in (*theirs, *tenantless):
             assert problem(await http.get(f"{PATH}/{foreign.device_id}")) == none
 
 
-async def test_a_device_is_shown_with_how_it_came_there(bridge: Bridge, engine: Engine) -> None:
-    """What AWS has of it, each change of its status with its run, and the way into Temporal's UI."""
+async def test_a_binding_has_its_resources_transitions_and_temporal_link(
+    bridge: Bridge, engine: Engine
+) -> None:
+    """Each transition has the run that made it, and the link leads to the workflow in Temporal's UI."""
     device = Device("SHOWN-1")
     run = await bridge.send_and_wait(device, device.event("Provisioned"))
     settings = ApiSettings.load()
@@ -135,8 +137,8 @@ async def test_a_device_is_shown_with_how_it_came_there(bridge: Bridge, engine: 
     assert shown["temporalUiUrl"] == link
 
 
-async def test_what_has_not_changed_is_not_sent_again(http_api: HttpApi, engine: Engine) -> None:
-    """304 for the version that is had; whole again once there is another, or another binding."""
+async def test_an_unchanged_binding_is_304(http_api: HttpApi, engine: Engine) -> None:
+    """A new version of the binding, or a new binding of the device, is returned in full."""
     (binding,) = bindings_of(engine, uuid4(), "ETAG-1")
     path = f"{PATH}/{binding.device_id}"
     async with http_api.operator() as http:
@@ -164,12 +166,10 @@ async def test_what_has_not_changed_is_not_sent_again(http_api: HttpApi, engine:
         ({"status": ProvisioningStatus.FAILED}, "(provisioning_status)::text = "),
     ],
 )
-def test_a_page_costs_the_same_in_a_fleet_of_any_size(
-    engine: Engine, filtered: dict[str, Any], condition: str
-) -> None:
-    """It is read in order from an index of its filter, from where the page before ended."""
-    asked = bindings_query(BindingFilter(**filtered), after=UUID(int=1), limit=10)
-    query = asked.compile(engine, compile_kwargs={"literal_binds": True})
+def test_a_page_is_read_from_an_index(engine: Engine, filtered: dict[str, Any], condition: str) -> None:
+    """Its cost does not depend on the size of the fleet: no sort, and a start after the previous page."""
+    statement = bindings_query(BindingFilter(**filtered), after=UUID(int=1), limit=10)
+    query = statement.compile(engine, compile_kwargs={"literal_binds": True})
     fleet = """
         CREATE TEMPORARY TABLE iotaws_thing_bindings
             (LIKE iotaws_thing_bindings INCLUDING ALL) ON COMMIT DROP;

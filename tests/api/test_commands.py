@@ -1,4 +1,4 @@
-"""Commands are sent, looked at and cancelled over HTTP."""
+"""Commands over HTTP: sending, reading and cancelling them."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -15,14 +15,14 @@ PATH = "/api/iot/commands"
 
 
 def command(device: Device, **changes: Any) -> dict[str, Any]:
-    """What restarts a device."""
+    """Return the body of a command that restarts a device."""
     target = {"kind": "device", "value": str(device.device_id)}
     return {"target": target, "operation": "restart", "parameters": {"in": {"seconds": 3}}} | changes
 
 
 @pytest_asyncio.fixture(scope="module")
 async def device(bridge: Bridge) -> Device:
-    """A device whose binding is Active."""
+    """Return a device whose binding is Active."""
     made = Device("COMMANDED-1")
     await bridge.send_and_wait(made, made.event("Provisioned"))
     return made
@@ -30,7 +30,7 @@ async def device(bridge: Bridge) -> Device:
 
 @pytest_asyncio.fixture
 async def http(http_api: HttpApi, device: Device) -> AsyncIterator[httpx2.AsyncClient]:
-    """A client with a key of the device's tenant."""
+    """Return a client with a key of the device's tenant."""
     assert device.tenant_id is not None
     async with http_api.tenant(device.tenant_id) as client:
         yield client
@@ -45,14 +45,14 @@ async def sent(http: httpx2.AsyncClient, given: dict[str, Any]) -> str:
 async def state(http: httpx2.AsyncClient, job_id: str) -> dict[str, Any]:
     answer = await http.get(f"{PATH}/{job_id}")
     assert answer.status_code == 200, answer.text
-    told: dict[str, Any] = answer.json()
-    return told
+    found: dict[str, Any] = answer.json()
+    return found
 
 
-async def test_a_command_becomes_a_job_and_is_cancelled(
+async def test_a_command_creates_a_job_and_can_be_cancelled(
     bridge: Bridge, http_api: HttpApi, http: httpx2.AsyncClient, device: Device
 ) -> None:
-    """Its state is told while it is at work and after its end; a second cancellation comes too late."""
+    """Its state can be read while it runs and after its end; a second cancellation is 409."""
     correlation_id = uuid4()
     job_id = await sent(http, command(device, correlationId=str(correlation_id)))
     assert job_id == f"granit-{correlation_id}"
@@ -61,9 +61,9 @@ async def test_a_command_becomes_a_job_and_is_cancelled(
         return (await state(http, job_id))["jobArn"] is not None
 
     await until(has_job, f"{job_id} has a job")
-    at_work = await state(http, job_id)
-    assert (at_work["operation"], at_work["thingName"]) == ("restart", device.thing_name)
-    assert (at_work["jobId"], at_work["status"], at_work["outcome"]) == (job_id, None, None)
+    running = await state(http, job_id)
+    assert (running["operation"], running["thingName"]) == ("restart", device.thing_name)
+    assert (running["jobId"], running["status"], running["outcome"]) == (job_id, None, None)
     document = bridge.iot.get_job_document(jobId=job_id)["document"]
     assert document.replace(" ", "") == (
         f'{{"operation":"restart","correlationId":"{correlation_id}","parameters":{{"in":{{"seconds":3}}}}}}'
@@ -74,10 +74,10 @@ async def test_a_command_becomes_a_job_and_is_cancelled(
     cancelled = await http.delete(f"{PATH}/{job_id}")
     assert (cancelled.status_code, cancelled.json()) == (202, {"jobId": job_id})
 
-    async def over() -> bool:
+    async def ended() -> bool:
         return (await state(http, job_id))["status"] is not None
 
-    await until(over, f"{job_id} has ended")
+    await until(ended, f"{job_id} has ended")
     assert (await state(http, job_id))["status"] == "CANCELED"
     assert bridge.iot.describe_job(jobId=job_id)["job"]["status"] == "CANCELED"
 
@@ -89,10 +89,10 @@ async def test_a_command_becomes_a_job_and_is_cancelled(
         assert (await state(operator, job_id))["status"] == "CANCELED"
 
 
-async def test_a_correlation_id_is_one_commands_alone(
+async def test_a_correlation_id_belongs_to_one_command(
     bridge: Bridge, http_api: HttpApi, http: httpx2.AsyncClient, device: Device
 ) -> None:
-    """A repeat is the same command; another under its id is refused, whoever it is from."""
+    """A repeat is the same command; another command with its id is refused, whoever sends it."""
     given = command(device, correlationId=str(uuid4()))
     job_id = await sent(http, given)
     assert await sent(http, given) == job_id
@@ -100,27 +100,27 @@ async def test_a_correlation_id_is_one_commands_alone(
     other = Device("COMMANDED-2")
     await bridge.send_and_wait(other, other.event("Provisioned"))
     assert other.tenant_id is not None
-    async with http_api.tenant(other.tenant_id) as stranger:
-        taken = command(other, correlationId=given["correlationId"])
-        assert problem(await stranger.post(PATH, json=taken))["status"] == 409
+    async with http_api.tenant(other.tenant_id) as other_tenant:
+        used = command(other, correlationId=given["correlationId"])
+        assert problem(await other_tenant.post(PATH, json=used))["status"] == 409
     await http.delete(f"{PATH}/{job_id}")
 
 
-async def test_whose_device_may_be_commanded(
+async def test_a_tenant_commands_only_its_own_devices(
     http_api: HttpApi, http: httpx2.AsyncClient, device: Device
 ) -> None:
-    """Another's is as if it were not; a tenant that is named must be true; groups are an operator's."""
+    """Another tenant's device is 404, a wrong tenant is refused, and groups require an operator's key."""
     foreign = Device("NOT-MINE")
     async with http_api.tenant(uuid4()) as other, http_api.operator() as operator:
         assert problem(await http.post(PATH, json=command(foreign)))["status"] == 404
         assert problem(await other.post(PATH, json=command(device)))["status"] == 404
         named = command(device, tenantId=str(device.tenant_id))
         assert problem(await other.post(PATH, json=named))["status"] == 403
-        lied = command(device, tenantId=str(uuid4()))
-        assert problem(await operator.post(PATH, json=lied))["status"] == 404
+        wrong = command(device, tenantId=str(uuid4()))
+        assert problem(await operator.post(PATH, json=wrong))["status"] == 404
         for target in ({"kind": "group", "value": "all"}, {"kind": "query", "value": "thingName:*"}):
             assert problem(await http.post(PATH, json=command(device, target=target)))["status"] == 403
-        # Of an operator: taken, and seen by no tenant, also before it is known whether the group is there.
+        # A command to a group is accepted before the group is looked up, and no tenant can see it.
         group = command(device, target={"kind": "group", "value": f"none-{uuid4()}"})
         job_id = await sent(operator, group)
         assert problem(await http.get(f"{PATH}/{job_id}"))["status"] == 404
@@ -147,18 +147,18 @@ async def test_whose_device_may_be_commanded(
         ({"more": 1}, 422, "more"),
     ],
 )
-async def test_what_is_no_command_is_refused_by_its_field(
+async def test_an_invalid_command_is_refused_with_its_field(
     http_api: HttpApi, device: Device, change: dict[str, Any], status: int, field: str
 ) -> None:
-    """With the reason, and without the value."""
+    """The response has the reason, but not the value."""
     async with http_api.operator() as http:
         answer = await http.post(PATH, json=command(device, **change))
     assert (answer.status_code, list(faults(answer))) == (status, [field])
     assert "hush" not in answer.text
 
 
-async def test_no_other_workflow_is_shown_as_a_command(http_api: HttpApi, device: Device) -> None:
-    """Neither one that is none, nor a device's own, nor a job's id that nobody used."""
+async def test_only_commands_are_returned_as_commands(http_api: HttpApi, device: Device) -> None:
+    """An unused job id, an id of another form, and a device's workflow are refused."""
     async with http_api.operator() as http:
         assert problem(await http.get(f"{PATH}/granit-{uuid4()}"))["status"] == 404
         assert faults(await http.get(f"{PATH}/{device.workflow_id}x")).keys() == {"commandId"}

@@ -1,4 +1,4 @@
-"""The platform tells of its devices' lives over HTTP."""
+"""Lifecycle events over HTTP."""
 
 from typing import Any
 from uuid import uuid4
@@ -12,8 +12,8 @@ from tests.harness.http_api import HttpApi, faults, problem
 PATH = "/api/iot/device-events"
 
 
-async def test_an_event_reaches_the_devices_workflow(bridge: Bridge, http_api: HttpApi) -> None:
-    """The answer names the workflow that has it, and the device is provisioned; a tenant's key says whose."""
+async def test_an_event_is_passed_to_the_devices_workflow(bridge: Bridge, http_api: HttpApi) -> None:
+    """The response names the workflow, the device is provisioned, and a tenant's key supplies the tenant."""
     device = Device("HTTP-1")
     assert device.tenant_id is not None
     event = device.event("Provisioned")
@@ -37,10 +37,10 @@ async def test_an_event_reaches_the_devices_workflow(bridge: Bridge, http_api: H
         ({"occurredAt": 3}, 422, "occurredAt", "must be an RFC 3339 time with seconds and a UTC offset"),
     ],
 )
-async def test_what_is_no_event_is_refused_by_its_field(
+async def test_an_invalid_event_is_refused_with_its_field(
     http_api: HttpApi, change: dict[str, Any], status: int, field: str, reason: str
 ) -> None:
-    """400 where something is missing, 422 where it is not what it should be; no value is repeated."""
+    """A missing field is 400, an invalid one 422; no value is repeated."""
     async with http_api.operator() as http:
         answer = await http.post(PATH, json=Device("HTTP-2").event("Provisioned") | change)
     assert answer.status_code == status

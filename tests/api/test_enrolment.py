@@ -1,4 +1,4 @@
-"""A device enrols itself: who may, what it may claim, what follows, and what a second enrolment replaces."""
+"""Devices that enrol themselves: admission, registration, ownership checks, follow-up and re-enrolment."""
 
 import asyncio
 import json
@@ -33,14 +33,14 @@ from tests.harness.http_api import HttpApi, faults, open_http_api, problem
 from worker import discover_location
 from workflows.claim_certificate_check import ClaimCertificateCheck
 
-ACTIVE, GONE = ProvisioningStatus.ACTIVE, ProvisioningStatus.DECOMMISSIONED
+ACTIVE, DECOMMISSIONED = ProvisioningStatus.ACTIVE, ProvisioningStatus.DECOMMISSIONED
 ADMITTED = (200, {"allowProvisioning": True, "reason": None})
 PLATFORM = Actor("the platform")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _detaches_settle_at_once(stack: Addresses) -> Iterator[None]:
-    """That they do not is the matter of other tests, and would cost each of these two seconds."""
+def _detaches_complete_immediately(stack: Addresses) -> Iterator[None]:
+    """Other tests cover slow detaches, which would delay each of these tests by two seconds."""
     emulator = EmulatorControl(stack.aws_endpoint_url)
     emulator.settings(detach_settles_seconds=0)
     yield
@@ -48,8 +48,10 @@ def _detaches_settle_at_once(stack: Addresses) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def unheard(engine: Engine, **fleet_provisioning: Any) -> AsyncIterator[httpx2.AsyncClient]:
-    """An operator at an application whose Temporal is nowhere, and which may be set otherwise."""
+async def operator_without_temporal(
+    engine: Engine, **fleet_provisioning: Any
+) -> AsyncIterator[httpx2.AsyncClient]:
+    """Return an operator's client of an application without Temporal, with changed settings."""
     settings = ApiSettings.load()
     own = settings.fleet_provisioning.model_copy(update=fleet_provisioning)
     app = create_app(settings.model_copy(update={"fleet_provisioning": own}))
@@ -69,11 +71,11 @@ def denied(reason: str) -> tuple[int, dict[str, Any]]:
     return 403, {"allowProvisioning": False, "reason": reason}
 
 
-# Who may
+# Admission
 
 
-async def test_whoever_was_never_heard_of_may_enrol(http_api: HttpApi) -> None:
-    """An operator's word is the tenant, no word the null tenant; a tenant's key is the tenant by itself."""
+async def test_an_unrecorded_device_may_enrol(http_api: HttpApi) -> None:
+    """An operator names the tenant, or none for the null tenant; a tenant's key determines the tenant."""
     tenant = uuid4()
     async with http_api.operator() as operator:
         assert await verdict(operator, Device("NEW-1")) == ADMITTED
@@ -85,18 +87,18 @@ async def test_whoever_was_never_heard_of_may_enrol(http_api: HttpApi) -> None:
     assert problem(answer)["status"] == 403
 
 
-async def test_a_serial_number_that_cannot_be_one_is_not_valid(http_api: HttpApi) -> None:
-    """Both doors say by what field."""
+async def test_an_invalid_serial_number_is_422(http_api: HttpApi) -> None:
+    """The response names the field."""
     async with http_api.operator() as http:
         answer = await http.post(VERIFY, json={"serialNumber": "no blanks"})
     assert answer.status_code == 422
     assert "serialNumber" in faults(answer)
 
 
-async def test_a_decommissioned_serial_number_may_not(
+async def test_a_decommissioned_serial_number_is_denied(
     bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
 ) -> None:
-    """From the event on, not only when AWS is clean; the same serial number of another tenant may."""
+    """It is denied from the event on, before the teardown ends; the same number of another tenant is not."""
     device = Device("DENIED-1")
     async with http_api.operator() as http:
         await enrol(http, enrolment.in_aws(bridge, device))
@@ -113,7 +115,7 @@ async def test_a_decommissioned_serial_number_may_not(
         refused = await http.post(REGISTERED, json=enrolment.body(device))
         assert (refused.status_code, problem(refused)["detail"]) == (403, reason)
         await bridge.wait_for_end(enrolled)
-        assert enrolment.require_binding(device).provisioning_status is GONE
+        assert enrolment.require_binding(device).provisioning_status is DECOMMISSIONED
         assert await verdict(http, device) == denied(reason)
         with enrolment.nothing_written(device):
             refused = await http.post(REGISTERED, json=enrolment.body(device))
@@ -123,12 +125,12 @@ async def test_a_decommissioned_serial_number_may_not(
     assert row.status == "Decommissioned"
 
 
-async def test_a_serial_number_that_the_platform_takes_up_again_may(
+async def test_a_serial_number_that_the_platform_reuses_may_enrol(
     http_api: HttpApi, engine: Engine, enrolment: EnrolmentHarness
 ) -> None:
-    """The newest device of a serial number decides, not the one that was decommissioned."""
+    """The newest device of a serial number decides, not an older decommissioned one."""
     device = Device("AGAIN-1")
-    for status in (GONE, ProvisioningStatus.PENDING):
+    for status in (DECOMMISSIONED, ProvisioningStatus.PENDING):
         with Session(engine) as session, session.begin():
             open_binding(
                 session,
@@ -140,20 +142,20 @@ async def test_a_serial_number_that_the_platform_takes_up_again_may(
             )
     async with http_api.operator() as http:
         assert await verdict(http, device) == ADMITTED
-        # It is the platform's saga that makes this one's certificate.
+        # The platform's saga creates the certificate of this device.
         with enrolment.nothing_written(device):
             answer = await http.post(REGISTERED, json=enrolment.body(device))
     assert problem(answer)["status"] == 409
     assert "Pending" in problem(answer)["detail"]
 
 
-async def test_a_live_serial_number_may_not_where_that_is_switched_off(
+async def test_a_live_serial_number_is_denied_without_allow_reprovision(
     http_api: HttpApi, engine: Engine, enrolment: EnrolmentHarness
 ) -> None:
-    """The hook denies it, another certificate is refused, and a repeat is still answered."""
+    """/verify denies it, another certificate is refused, and a repeat gets the same response."""
     device = Device("ONCE-1")
     body = enrolment.body(device)
-    async with unheard(engine, allow_reprovision=False) as http:
+    async with operator_without_temporal(engine, allow_reprovision=False) as http:
         assert await verdict(http, device) == ADMITTED
         device_id = await enrol(http, body)
         status, answer = await verdict(http, device)
@@ -164,13 +166,13 @@ async def test_a_live_serial_number_may_not_where_that_is_switched_off(
             assert await enrol(http, body, again=True) == device_id
 
 
-# What is written
+# Registration
 
 
-async def test_device_and_binding_are_written_and_what_follows_follows(
+async def test_registration_stores_device_and_binding_and_reports_the_status(
     bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
 ) -> None:
-    """Both Active, with audit and event; then the status is reported. Nothing of it is made by the bridge."""
+    """Both are Active, with audit and event. The bridge itself creates no AWS resource for the device."""
     device = Device("JOIN-1")
     assert device.tenant_id is not None
     expires = datetime(2027, 3, 1, tzinfo=UTC)
@@ -197,8 +199,8 @@ async def test_device_and_binding_are_written_and_what_follows_follows(
     (transition,) = bridge.transition_rows(enrolled)
     assert (transition.from_status, transition.to_status) == (None, ACTIVE)
     assert transition.actor.startswith("key ")
-    (told,) = bridge.outbox(enrolled)
-    assert (told.type, told.data["provisionedViaJitp"]) == ("AwsThingProvisionedEvent", True)
+    (published,) = bridge.outbox(enrolled)
+    assert (published.type, published.data["provisionedViaJitp"]) == ("AwsThingProvisionedEvent", True)
     await bridge.wait_for_end(enrolled)
     assert reported(bridge, device) == "Active"
     before = bridge.traces(enrolled)
@@ -212,22 +214,20 @@ async def test_device_and_binding_are_written_and_what_follows_follows(
     assert bridge.published(enrolled) == ["AwsThingProvisionedEvent"]
 
 
-async def test_a_repeat_answers_the_same_and_changes_nothing(
-    engine: Engine, enrolment: EnrolmentHarness
-) -> None:
-    """Told twice, also in other words, the device keeps its id and rows, and no second event is told."""
+async def test_a_repeated_registration_changes_nothing(engine: Engine, enrolment: EnrolmentHarness) -> None:
+    """The device keeps its id and rows even if other fields differ, and no second event is published."""
     device = Device("REPEAT-1")
     body = enrolment.body(device)
-    async with unheard(engine) as http:
+    async with operator_without_temporal(engine) as http:
         device_id = await enrol(http, body)
         with enrolment.nothing_written(device):
             assert await enrol(http, body | {"firmwareVersion": "2.0"}, again=True) == device_id
 
 
-async def test_fifty_equal_calls_at_once_are_one_enrolment(
+async def test_fifty_concurrent_repeats_are_one_enrolment(
     bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
 ) -> None:
-    """Fifty times the same id, once as new: one device, one binding, one event."""
+    """All return the same id and one returns it as new: there is one device, one binding and one event."""
     device = Device("CROWD-1")
     body = enrolment.body(device)
     async with http_api.operator() as http:
@@ -241,10 +241,10 @@ async def test_fifty_equal_calls_at_once_are_one_enrolment(
     assert bridge.published(enrolled) == ["AwsThingProvisionedEvent"]
 
 
-async def test_an_enrolled_device_is_one_tenants_and_one_serial_numbers(
+async def test_an_enrolled_device_keeps_its_tenant_and_serial_number(
     bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
 ) -> None:
-    """From its enrolment on, an event that names another of either is rejected by the workflow."""
+    """After the enrolment the workflow rejects an event that names another tenant or serial number."""
     device = Device("JOIN-2")
     async with http_api.operator() as http:
         await enrol(http, enrolment.body(device))
@@ -255,7 +255,7 @@ async def test_an_enrolled_device_is_one_tenants_and_one_serial_numbers(
     assert enrolment.require_binding(device).provisioning_status is ACTIVE
 
 
-# What may be claimed
+# Ownership
 
 
 IOT = "arn:aws:iot:{region}:{account}:"
@@ -264,7 +264,7 @@ KEY = SECRET + "iot/devices/{thing}/key"
 
 
 @pytest.mark.parametrize(
-    ("field", "claimed"),
+    ("field", "named"),
     [
         ("thingName", "{other}"),
         ("thingName", "{thing}x"),
@@ -294,32 +294,32 @@ KEY = SECRET + "iot/devices/{thing}/key"
         ("certificateSecretArn", KEY.replace("aws:", "aws-cn:") + "-AbCd12"),
     ],
 )
-async def test_what_is_not_certainly_the_devices_own_cannot_be_claimed(
-    http_api: HttpApi, enrolment: EnrolmentHarness, field: str, claimed: str
+async def test_a_resource_that_is_not_certainly_the_devices_own_is_refused(
+    http_api: HttpApi, enrolment: EnrolmentHarness, field: str, named: str
 ) -> None:
-    """Else a tenant could have the bridge delete what is another's; nothing is written."""
+    """Otherwise a tenant could make the bridge delete another tenant's resources. Nothing is written."""
     device, other = Device("CLAIM-1"), Device("CLAIM-1")
     body = enrolment.body(device)
-    value = claimed.format(
+    value = named.format(
         thing=device.thing_name,
         other=other.thing_name,
         id=64 * "a",
-        region=enrolment.place.region,
-        account=enrolment.place.account_id,
+        region=enrolment.location.region,
+        account=enrolment.location.account_id,
     )
     async with http_api.operator() as http:
         with enrolment.nothing_written(device):
             answer = await http.post(REGISTERED, json=body | {field: value})
-    # 422 for what is no ARN of its kind, 403 for one of something else.
+    # 422 for text that is not an ARN of the right kind, 403 for the ARN of another resource.
     assert answer.status_code in {403, 422}
     assert list(faults(answer)) == [field]
 
 
-async def test_a_certificate_or_secret_that_is_taken_cannot_be_claimed(
+async def test_a_certificate_or_secret_of_another_device_is_refused(
     http_api: HttpApi, enrolment: EnrolmentHarness
 ) -> None:
-    """Whoever was first has it, whichever tenant that was; no device is left without a binding."""
-    first, second = Device("TAKEN-1"), Device("TAKEN-2")
+    """The first device keeps it, whatever its tenant; no device row is written without a binding."""
+    first, second = Device("OWNER-1"), Device("OWNER-2")
     body = enrolment.body(first)
     async with http_api.operator() as http:
         await enrol(http, body)
@@ -337,10 +337,10 @@ async def test_a_certificate_or_secret_that_is_taken_cannot_be_claimed(
     assert enrolment.device_rows(second) == []
 
 
-async def test_two_devices_that_claim_one_certificate_at_once_do_not_both_get_it(
+async def test_a_certificate_that_is_registered_concurrently_gets_one_owner(
     http_api: HttpApi, enrolment: EnrolmentHarness
 ) -> None:
-    """One is registered, the other refused, with nothing of it written."""
+    """One device is registered; the others are refused and nothing of them is written."""
     devices = [Device(f"RACE-{number}") for number in range(8)]
     shared = enrolment.certificate_arn()
     async with http_api.operator() as http:
@@ -351,10 +351,10 @@ async def test_two_devices_that_claim_one_certificate_at_once_do_not_both_get_it
     assert len([device for device in devices if enrolment.device_rows(device)]) == 1
 
 
-async def test_nothing_is_registered_before_a_worker_knows_where_it_is(
+async def test_registration_is_503_until_a_worker_has_found_its_location(
     http_api: HttpApi, engine: Engine, enrolment: EnrolmentHarness
 ) -> None:
-    """Without that no ARN can be judged: 503, and nothing is written; /verify needs none of it."""
+    """Without account and region no ARN can be checked, and nothing is written. /verify needs neither."""
     with Session(engine) as session, session.begin():
         session.exec(delete(AwsLocationRow))
     try:
@@ -366,36 +366,38 @@ async def test_nothing_is_registered_before_a_worker_knows_where_it_is(
         assert problem(answer)["status"] == 503
     finally:
         with Session(engine) as session, session.begin():
-            save_location(session, enrolment.place)
+            save_location(session, enrolment.location)
 
 
-async def test_a_worker_finds_out_where_it_is(
+async def test_a_worker_finds_its_aws_location(
     faulty_bridge: Bridge,
     aws: AwsClients,
     engine: Engine,
     enrolment: EnrolmentHarness,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """By asking AWS, as often as that takes, or by the account that is set."""
+    """It calls STS until that succeeds, or uses the account of its settings."""
     faulty_bridge.emulator.add_fault("sts:GetCallerIdentity", code="InternalFailure", status=500, times=2)
     try:
         await discover_location(aws, engine, "999999999999")
         with Session(engine) as session:
-            assert load_location(session) == enrolment.place.model_copy(update={"account_id": "999999999999"})
+            assert load_location(session) == enrolment.location.model_copy(
+                update={"account_id": "999999999999"}
+            )
     finally:
         await discover_location(aws, engine, None, retry_seconds=0.01)
     with Session(engine) as session:
-        assert load_location(session) == enrolment.place
+        assert load_location(session) == enrolment.location
     assert sum("is not known yet" in message for message in caplog.messages) == 2
 
 
-# A second enrolment
+# Re-enrolment
 
 
-async def test_another_certificate_replaces_the_bound_one_which_is_torn_down(
+async def test_another_certificate_replaces_the_bound_one(
     bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
 ) -> None:
-    """The old one is erased, the new one and the secret it shares stay; the world is told of each."""
+    """The old one is erased, the new one and their shared secret stay, and an event is published for each."""
     device = Device("TWICE-1")
     first = enrolment.in_aws(bridge, device)
     async with http_api.operator() as http:
@@ -405,7 +407,7 @@ async def test_another_certificate_replaces_the_bound_one_which_is_torn_down(
         await bridge.wait_for_end(enrolled)
         assert await enrol(http, second, again=True) == device_id
         await bridge.wait_for_end(enrolled)
-        await settled(enrolment, device_id)
+        await wait_until_erased(enrolment, device_id)
         assert bridge.certificate(first["certificateArn"]) is None
         assert certificates(bridge, enrolled) == {second["certificateArn"]: "ACTIVE"}
         assert bridge.traces(enrolled).secret_arn == second["certificateSecretArn"]
@@ -413,19 +415,19 @@ async def test_another_certificate_replaces_the_bound_one_which_is_torn_down(
         assert len({row.event_id for row in bridge.outbox(enrolled)}) == 2
         (row,) = enrolment.device_rows(device)
         assert row.firmware_version == "2.0"
-        # Told once more, late, of the first: nothing is turned back.
+        # A late repeat of the first registration changes nothing.
         assert await enrol(http, first, again=True) == device_id
         assert enrolment.require_binding(device).certificate_arn == second["certificateArn"]
         other = await http.post(
-            REGISTERED, json=enrolment.body(Device("THRICE-1"), certificateArn=first["certificateArn"])
+            REGISTERED, json=enrolment.body(Device("OWNER-3"), certificateArn=first["certificateArn"])
         )
     assert problem(other)["status"] == 409
 
 
-async def test_a_device_of_the_platforms_own_may_enrol_with_another_certificate(
+async def test_a_platform_provisioned_device_may_enrol_with_another_certificate(
     bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
 ) -> None:
-    """What the bridge had issued is erased, its key with it, and the device keeps its id."""
+    """The certificate and the secret that the bridge issued are erased, and the device keeps its id."""
     device = Device("SAGA-1")
     await bridge.send_and_wait(device, device.event("Provisioned"))
     issued = bridge.require_binding(device)
@@ -440,7 +442,7 @@ async def test_a_device_of_the_platforms_own_may_enrol_with_another_certificate(
             await enrol(http, enrolment.body(device, certificateArn=certificate), again=True)
             == device.device_id
         )
-    await settled(enrolment, device.device_id)
+    await wait_until_erased(enrolment, device.device_id)
     assert bridge.certificate(issued.certificate_arn) is None
     assert certificates(bridge, device) == {certificate: "ACTIVE"}
     assert bridge.traces(device).secret_arn is None
@@ -450,10 +452,10 @@ async def test_a_device_of_the_platforms_own_may_enrol_with_another_certificate(
     assert (traces.thing, traces.certificates) == (None, [])
 
 
-async def test_a_replaced_certificate_is_erased_only_if_it_is_this_things(
+async def test_a_replaced_certificate_is_erased_only_if_it_is_attached_to_this_thing_alone(
     bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
 ) -> None:
-    """One that is not attached to the Thing is left, and noted; one that serves another too is detached."""
+    """One that is not attached is kept and recorded; one that another Thing uses too is only detached."""
     device, other = Device("KEEP-1"), Device("KEEP-2")
     orphan = bridge.iot.create_keys_and_certificate(setAsActive=True)["certificateArn"]
     shared = enrolment.in_aws(bridge, device)
@@ -464,7 +466,7 @@ async def test_a_replaced_certificate_is_erased_only_if_it_is_this_things(
         await enrol(http, shared, again=True)
         last = enrolment.in_aws(bridge, device)
         await enrol(http, last, again=True)
-    await settled(enrolment, device_id)
+    await wait_until_erased(enrolment, device_id)
     kept = {each.certificate_arn: each.kept_reason for each in enrolment.retired(device_id)}
     assert kept == {
         orphan: "it is not attached to this Thing",
@@ -475,15 +477,15 @@ async def test_a_replaced_certificate_is_erased_only_if_it_is_this_things(
         assert found is not None
         assert found.status == "ACTIVE"
     assert certificates(bridge, device) == {last["certificateArn"]: "ACTIVE"}
-    # What was left serves whose it is.
+    # The kept certificate can still be registered by its owner.
     async with http_api.operator() as http:
         await enrol(http, enrolment.body(Device("KEEP-3"), certificateArn=orphan))
 
 
-async def test_an_erasure_that_is_interrupted_goes_on(
+async def test_an_interrupted_certificate_erasure_is_completed(
     faulty_bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
 ) -> None:
-    """Detached already, the certificate no longer shows whose it was: that it was confirmed is remembered."""
+    """A detached certificate no longer shows its owner, so the confirmation is stored before the detach."""
     device = Device("MIDWAY-1")
     first = enrolment.in_aws(faulty_bridge, device)
     faulty_bridge.emulator.add_fault(
@@ -496,15 +498,15 @@ async def test_an_erasure_that_is_interrupted_goes_on(
     async with http_api.operator() as http:
         device_id = await enrol(http, first)
         await enrol(http, enrolment.in_aws(faulty_bridge, device), again=True)
-    await settled(enrolment, device_id)
+    await wait_until_erased(enrolment, device_id)
     assert faulty_bridge.certificate(first["certificateArn"]) is None
     assert [each.kept_reason for each in enrolment.retired(device_id)] == [None]
 
 
-async def test_an_erasure_that_is_denied_is_noted_and_the_device_goes_on(
+async def test_a_denied_certificate_erasure_is_recorded_and_retried(
     faulty_bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
 ) -> None:
-    """The device stays Active with the reason in its row, and its next event comes back to what is left."""
+    """The device stays Active with the reason in its row, and its next event retries the erasure."""
     device = Device("DENY-ERASURE-1")
     first = enrolment.in_aws(faulty_bridge, device)
     faulty_bridge.emulator.add_fault(
@@ -518,27 +520,27 @@ async def test_an_erasure_that_is_denied_is_noted_and_the_device_goes_on(
         await enrol(http, enrolment.in_aws(faulty_bridge, device), again=True)
     enrolled = enrolment.enrolled(device)
 
-    async def noted() -> bool:
+    async def recorded() -> bool:
         binding = faulty_bridge.require_binding(enrolled)
         denied = binding.failure_code == "AccessDenied"
         return denied and (binding.failure_reason or "").startswith("DeleteCertificate")
 
-    await until(noted, "the denial is noted")
+    await until(recorded, "the denial is recorded")
     assert faulty_bridge.require_binding(enrolled).provisioning_status is ACTIVE
     faulty_bridge.emulator.clear_faults()
     await faulty_bridge.send_and_wait(enrolled, enrolled.event("Suspended", 60))
-    await settled(enrolment, device_id)
+    await wait_until_erased(enrolment, device_id)
     assert faulty_bridge.certificate(first["certificateArn"]) is None
     assert faulty_bridge.require_binding(enrolled).failure_reason is None
 
 
-async def test_a_secret_that_is_named_again_is_not_erased(
+async def test_a_secret_that_is_registered_again_is_not_erased(
     bridge: Bridge, http_api: HttpApi, engine: Engine, enrolment: EnrolmentHarness
 ) -> None:
-    """A replaced certificate's secret is that of the newest that names it, unless its end has begun."""
+    """A secret belongs to the newest certificate that names it, unless its erasure has begun."""
     device = Device("BACK-1")
     secret = enrolment.secret_arn(device)
-    async with unheard(engine) as http:
+    async with operator_without_temporal(engine) as http:
         device_id = await enrol(http, enrolment.body(device, certificateSecretArn=secret))
         await enrol(http, enrolment.body(device), again=True)
         assert [each.secret_arn for each in enrolment.retired(device_id)] == [secret]
@@ -554,10 +556,10 @@ async def test_a_secret_that_is_named_again_is_not_erased(
     assert problem(answer)["status"] == 409
 
 
-async def test_enrolling_again_does_not_lift_a_suspension(
+async def test_re_enrolment_does_not_reactivate_a_suspended_device(
     bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
 ) -> None:
-    """What the platform has said since the first enrolment stands."""
+    """The platform's events since the first enrolment still decide."""
     device = Device("SUSPENDED-1")
     async with http_api.operator() as http:
         await enrol(http, enrolment.in_aws(bridge, device))
@@ -566,7 +568,7 @@ async def test_enrolling_again_does_not_lift_a_suspension(
         later = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()
         await bridge.send_and_wait(enrolled, enrolled.event("Suspended", occurredAt=later))
         await enrol(http, enrolment.in_aws(bridge, device), again=True)
-    await settled(enrolment, enrolled.device_id)
+    await wait_until_erased(enrolment, enrolled.device_id)
     await bridge.wait_for_end(enrolled)
     assert reported(bridge, device) == "Suspended"
 
@@ -574,49 +576,49 @@ async def test_enrolling_again_does_not_lift_a_suspension(
 # Without Temporal
 
 
-async def test_without_temporal_devices_are_let_in_and_followed_up_later(
+async def test_enrolment_without_temporal_is_followed_up_by_the_claim_check(
     bridge: Bridge, engine: Engine, enrolment: EnrolmentHarness
 ) -> None:
-    """Both doors answer as ever; the check of claim certificates signals those whose follow-up never ran."""
+    """Both endpoints respond as usual; the claim certificate check signals devices without a follow-up."""
     device, replaced = Device("LATER-1"), Device("LATER-2")
     first = enrolment.in_aws(bridge, replaced)
-    async with unheard(engine) as http:
+    async with operator_without_temporal(engine) as http:
         assert await verdict(http, device) == ADMITTED
         await enrol(http, enrolment.in_aws(bridge, device))
         device_id = await enrol(http, first)
         await enrol(http, enrolment.in_aws(bridge, replaced), again=True)
     assert bridge.published(enrolment.enrolled(device)) == ["AwsThingProvisionedEvent"]
     assert reported(bridge, device) is None
-    totals = await checked(bridge)
+    totals = await run_claim_check(bridge)
     assert totals.signalled >= 2
     await bridge.wait_for_end(enrolment.enrolled(device))
-    await settled(enrolment, device_id)
+    await wait_until_erased(enrolment, device_id)
     await bridge.wait_for_end(enrolment.enrolled(replaced))
     assert reported(bridge, device) == "Active"
     assert bridge.certificate(first["certificateArn"]) is None
 
 
-async def test_a_device_is_followed_up_once(
+async def test_an_enrolled_device_is_followed_up_once(
     bridge: Bridge, engine: Engine, enrolment: EnrolmentHarness
 ) -> None:
-    """A check finds nothing of a device whose follow-up ran, by the first check or by Lambda's own repeat."""
+    """A later claim certificate check does not signal a device whose follow-up has run."""
     device = Device("LATER-3")
-    async with unheard(engine) as http:
+    async with operator_without_temporal(engine) as http:
         await enrol(http, enrolment.body(device))
-    await checked(bridge)
+    await run_claim_check(bridge)
     await bridge.wait_for_end(enrolment.enrolled(device))
     before = [run.run_id async for run in bridge.runs(enrolment.enrolled(device).workflow_id)]
-    await checked(bridge)
+    await run_claim_check(bridge)
     assert [run.run_id async for run in bridge.runs(enrolment.enrolled(device).workflow_id)] == before
 
 
-async def test_a_decommission_erases_what_was_replaced_too(
+async def test_a_decommission_erases_replaced_certificates(
     bridge: Bridge, engine: Engine, enrolment: EnrolmentHarness
 ) -> None:
-    """Also where no follow-up has come to it before: one is attached still, one half erased."""
+    """They are erased without an earlier follow-up: one is still attached, one is partly erased."""
     device = Device("LATER-4")
     bodies = []
-    async with unheard(engine) as http:
+    async with operator_without_temporal(engine) as http:
         for number in range(3):
             bodies.append(enrolment.in_aws(bridge, device))
             device_id = await enrol(http, bodies[-1], again=number > 0)
@@ -633,13 +635,13 @@ async def test_a_decommission_erases_what_was_replaced_too(
     assert all(each.completed_at for each in enrolment.retired(device_id))
 
 
-# At once
+# Concurrency
 
 
-async def test_an_enrolment_and_a_decommission_at_once_leave_nothing_half_done(
+async def test_a_concurrent_enrolment_and_decommission_leave_nothing_in_aws(
     bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
 ) -> None:
-    """Whichever comes first, in the end the device is gone, with every certificate that was bound."""
+    """In either order, the device is finally gone, with every certificate that was bound."""
     devices = [Device(f"BOTH-{number}") for number in range(4)]
     bodies = [enrolment.in_aws(bridge, device) for device in devices]
     async with http_api.operator() as http:
@@ -654,20 +656,20 @@ async def test_an_enrolment_and_a_decommission_at_once_leave_nothing_half_done(
         await asyncio.gather(*(bridge.wait_for_end(device) for device in enrolled))
         assert {answer.status_code for answer in answers if answer} <= {200, 403}
         for device, first, second in zip(enrolled, bodies, again, strict=True):
-            assert enrolment.require_binding(device).provisioning_status is GONE
+            assert enrolment.require_binding(device).provisioning_status is DECOMMISSIONED
             arns = first["certificateArn"], second["certificateArn"]
             traces = bridge.traces(device, *arns)
             assert (traces.thing, traces.certificates, traces.secret_arn) == (None, [], None)
             assert (await verdict(http, device))[0] == 403
 
 
-async def test_two_certificates_at_once_leave_one_bound_and_one_retired(
+async def test_concurrent_certificates_are_each_bound_or_retired(
     http_api: HttpApi, engine: Engine, enrolment: EnrolmentHarness
 ) -> None:
-    """One device, and each certificate is either bound or to be erased."""
+    """There is one device, and each certificate is either bound or to be erased."""
     device = Device("DUEL-1")
     bodies = [enrolment.body(device) for _ in range(6)]
-    async with unheard(engine) as http:
+    async with operator_without_temporal(engine) as http:
         answers = await asyncio.gather(*(http.post(REGISTERED, json=body) for body in bodies))
     assert {answer.status_code for answer in answers} == {200}
     assert Counter(answer.json()["alreadyProvisioned"] for answer in answers) == {False: 1, True: 5}
@@ -679,10 +681,10 @@ async def test_two_certificates_at_once_leave_one_bound_and_one_retired(
     assert sorted(map(str, known)) == sorted(body["certificateArn"] for body in bodies)
 
 
-async def test_an_enrolment_and_the_platforms_saga_at_once_make_one_binding(
+async def test_a_concurrent_enrolment_and_platform_saga_make_one_binding(
     bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
 ) -> None:
-    """The serial number is one's alone, and the other hears of it."""
+    """The serial number belongs to one of them, and the other fails with the reason."""
     device = Device("RIVAL-1")
     async with http_api.operator() as http:
         answer, _ = await asyncio.gather(
@@ -700,35 +702,35 @@ async def test_an_enrolment_and_the_platforms_saga_at_once_make_one_binding(
         assert enrolment.require_binding(device).device_id == device.device_id
 
 
-async def test_who_waits_for_too_long_writes_nothing_and_holds_up_nobody(
+async def test_a_timed_out_registration_writes_nothing_and_blocks_no_thread(
     engine: Engine, enrolment: EnrolmentHarness
 ) -> None:
-    """503 is true afterwards too, and the thread that waited serves others while the row is still held."""
+    """Nothing is written after the 503, and the thread serves others while the row is still locked."""
     device, other = Device("HELD-1"), Device("HELD-2")
     settings = ApiSettings.load()
-    hurried = settings.api.model_copy(update={"request_timeout_seconds": 1.0, "max_concurrent_requests": 1})
-    async with unheard(engine) as http:
+    short = settings.api.model_copy(update={"request_timeout_seconds": 1.0, "max_concurrent_requests": 1})
+    async with operator_without_temporal(engine) as http:
         await enrol(http, enrolment.body(device))
-    app = create_app(settings.model_copy(update={"api": hurried}))
+    app = create_app(settings.model_copy(update={"api": short}))
     async with open_http_api(engine, app) as http_api, http_api.operator() as http:
 
         async def served() -> bool:
             return await verdict(http, other) == ADMITTED
 
-        with enrolment.nothing_written(device), Session(engine) as holding:
+        with enrolment.nothing_written(device), Session(engine) as locking:
             bound = select(AwsThingBinding).where(AwsThingBinding.thing_name == device.thing_name)
-            holding.exec(bound.with_for_update()).one()
+            locking.exec(bound.with_for_update()).one()
             answer = await http.post(REGISTERED, json=enrolment.body(device))
             assert problem(answer)["status"] == 503
-            await until(served, "another device is let in")
+            await until(served, "another device is admitted")
 
 
-async def test_a_device_that_is_decommissioned_meanwhile_is_not_bound_anew(
+async def test_a_device_with_a_recorded_decommission_is_not_bound_again(
     http_api: HttpApi, engine: Engine, enrolment: EnrolmentHarness
 ) -> None:
-    """The platform's word counts from the moment it is known, before anything is torn down."""
-    device = Device("DOOMED-1")
-    async with unheard(engine) as http:
+    """A decommission counts from the moment it is recorded, before the teardown begins."""
+    device = Device("DECOMMISSIONED-1")
+    async with operator_without_temporal(engine) as http:
         device_id = await enrol(http, enrolment.body(device))
         with Session(engine) as session, session.begin():
             state = DeviceState(device_id=device_id, tenant_id=device.tenant_id, serial_number=None)
@@ -737,37 +739,39 @@ async def test_a_device_that_is_decommissioned_meanwhile_is_not_bound_anew(
             )
             row = lock_or_create_state(session, state)
             save_state(
-                session, row, state.model_copy(update={"desired": desired, "serial_number": "DOOMED-1"})
+                session,
+                row,
+                state.model_copy(update={"desired": desired, "serial_number": "DECOMMISSIONED-1"}),
             )
         with enrolment.nothing_written(device):
             answer = await http.post(REGISTERED, json=enrolment.body(device))
     assert problem(answer)["status"] == 403
 
 
-async def checked(bridge: Bridge) -> CheckTotals:
-    """Let the check of claim certificates run, as its schedule does."""
+async def run_claim_check(bridge: Bridge) -> CheckTotals:
+    """Run the claim certificate check, as its schedule does."""
     return await bridge.client.execute_workflow(
         ClaimCertificateCheck.run, id=f"check-{uuid4()}", task_queue=TASK_QUEUE
     )
 
 
-async def settled(enrolment: EnrolmentHarness, device_id: UUID) -> None:
-    """Wait until nothing that was replaced is left to erase."""
+async def wait_until_erased(enrolment: EnrolmentHarness, device_id: UUID) -> None:
+    """Wait until every replaced certificate of the device is erased or kept for a reason."""
 
-    async def so() -> bool:
+    async def completed() -> bool:
         return all(each.completed_at for each in enrolment.retired(device_id))
 
-    await until(so, "what was replaced is erased")
+    await until(completed, "the replaced certificates are erased")
 
 
 def certificates(bridge: Bridge, device: Device) -> dict[str, str]:
-    """The certificates attached to the device's Thing, each with its status."""
+    """Return the certificates attached to the device's Thing, each with its status."""
     principals = bridge.iot.list_thing_principals(thingName=device.thing_name)["principals"]
     return {arn: found.status for arn in principals if (found := bridge.certificate(arn))}
 
 
 def reported(bridge: Bridge, device: Device) -> str | None:
-    """The status in the device's shadow."""
+    """Return the reported status in the device's shadow."""
     try:
         shadow = bridge.iot_data.get_thing_shadow(thingName=device.thing_name)
     except bridge.iot_data.exceptions.ResourceNotFoundException:

@@ -1,4 +1,4 @@
-"""What every HTTP door does alike: keys, bodies, problems, headers, log."""
+"""The behaviour that all endpoints share: keys, bodies, problem responses, headers and the access log."""
 
 import asyncio
 import json
@@ -13,15 +13,14 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.types import Message
 
 from api.app import create_app
-from api.auth import Keys
+from api.auth import Authenticator
 from api.body import BODY_LIMIT, DEPTH_LIMIT
 from api.database import Database
-from api.endpoints import Answer, Call, Door, Promise, Wire, routes
-from api.middleware import Edge
+from api.endpoints import ApiModel, ApiRequest, ApiResponse, Endpoint, ResponseSpec, endpoint_routes
+from api.middleware import middleware_stack
 from db.api_keys import create_key, list_keys, revoke_key
 from db.engine import open_engine
 from embedded.stack import Addresses
@@ -34,7 +33,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 def app_with(**changes: Any) -> Starlette:
-    """The application with other settings of its own."""
+    """Return the application with changed API settings."""
     return create_app(ApiSettings.load().model_copy(update={"api": Api(**changes)}))
 
 
@@ -43,8 +42,8 @@ def app_with(**changes: Any) -> Starlette:
 
 @pytest.mark.parametrize("path", [EVENTS, "/api/iot/bindings", "/api/iot/bindings/x", "/api/", "/api/none"])
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS", "HEAD", "TRACE", "BREW"])
-async def test_who_has_no_key_learns_nothing(http_api: HttpApi, method: str, path: str) -> None:
-    """Whatever is asked for, be it there or not: 401, with the scheme to use."""
+async def test_without_a_key_every_path_is_401(http_api: HttpApi, method: str, path: str) -> None:
+    """A path that exists and one that does not get the same response, with the scheme to use."""
     async with http_api.client() as http:
         answer = await http.request(method, path, content=b"{")
     assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
@@ -52,8 +51,8 @@ async def test_who_has_no_key_learns_nothing(http_api: HttpApi, method: str, pat
         problem(answer)
 
 
-async def test_only_a_whole_key_counts(http_api: HttpApi) -> None:
-    """No other scheme, no other secret for a key's id, no other id for its secret, no part of it."""
+async def test_only_a_complete_key_is_accepted(http_api: HttpApi) -> None:
+    """Another scheme, another key's secret or id, and a part of a key are refused."""
     key, other = http_api.key(None), http_api.key(None)
     async with http_api.client() as http:
         for given, status in {
@@ -76,13 +75,13 @@ async def test_only_a_whole_key_counts(http_api: HttpApi) -> None:
 
 
 async def test_a_revoked_key_is_refused(http_api: HttpApi, engine: Engine) -> None:
-    """At once where nothing is remembered; where it is, not before the time for it is over."""
+    """It is refused immediately without a cache, and accepted until its cache entry expires."""
     key = http_api.key(uuid4())
     async with (
-        open_http_api(engine, app_with(key_cache_seconds=0)) as forgetful,
-        open_http_api(engine, app_with(key_cache_seconds=300)) as remembering,
-        forgetful.client(key) as one,
-        remembering.client(key) as other,
+        open_http_api(engine, app_with(key_cache_seconds=0)) as uncached,
+        open_http_api(engine, app_with(key_cache_seconds=300)) as cached,
+        uncached.client(key) as one,
+        cached.client(key) as other,
     ):
         assert (await one.get("/api/iot/bindings")).status_code == 200
         assert (await other.get("/api/iot/bindings")).status_code == 200
@@ -94,8 +93,8 @@ async def test_a_revoked_key_is_refused(http_api: HttpApi, engine: Engine) -> No
 
 
 @pytest.mark.parametrize("named", [None, "own", "other"])
-async def test_a_tenants_key_fixes_the_tenant(http_api: HttpApi, named: str | None) -> None:
-    """Naming no tenant or one's own is the same; naming another is 403."""
+async def test_a_tenants_key_determines_the_tenant(http_api: HttpApi, named: str | None) -> None:
+    """Naming no tenant and naming the own tenant are the same; naming another one is 403."""
     own, other = uuid4(), uuid4()
     query = {} if named is None else {"tenantId": str(own if named == "own" else other)}
     async with http_api.tenant(own) as http:
@@ -107,7 +106,7 @@ async def test_a_tenants_key_fixes_the_tenant(http_api: HttpApi, named: str | No
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "reason"),
     [
         (b"", "is missing"),
         (b" \n", "is missing"),
@@ -118,9 +117,9 @@ async def test_a_tenants_key_fixes_the_tenant(http_api: HttpApi, named: str | No
         ("\ufeff{}".encode(), "is not JSON"),
         (b'{"deviceId": 1, "deviceId": 2}', "names a field twice"),
         (b'{"a": {"b": [{"c": 1, "c": 1}]}}', "names a field twice"),
-        (b'{"a": NaN}', "holds NaN or Infinity"),
-        (b'{"a": [-Infinity]}', "holds NaN or Infinity"),
-        (b'{"a": 1e999}', "beyond all range"),
+        (b'{"a": NaN}', "contains NaN or Infinity"),
+        (b'{"a": [-Infinity]}', "contains NaN or Infinity"),
+        (b'{"a": 1e999}', "out of range"),
         (b'{"a": "\\ud800"}', "half of a surrogate pair"),
         (b'{"\\udfff": 1}', "half of a surrogate pair"),
         (b"[" * (DEPTH_LIMIT + 1) + b"]" * (DEPTH_LIMIT + 1), "nests deeper"),
@@ -130,24 +129,24 @@ async def test_a_tenants_key_fixes_the_tenant(http_api: HttpApi, named: str | No
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_a_body_that_is_no_plain_json_is_400(http_api: HttpApi, body: bytes, said: str) -> None:
-    """What is not JSON, or is read differently by different readers, is refused with the reason."""
+async def test_a_body_of_ambiguous_json_is_400(http_api: HttpApi, body: bytes, reason: str) -> None:
+    """A body that is not JSON, or that two parsers may read differently, is refused with the reason."""
     async with http_api.operator() as http:
         answer = await http.post(EVENTS, content=body, headers=JSON)
     assert answer.status_code == 400
-    assert said in problem(answer)["detail"]
+    assert reason in problem(answer)["detail"]
 
 
-async def test_json_as_deep_as_allowed_is_read(http_api: HttpApi) -> None:
-    """The limit itself is no fault: what is found wrong is what it holds."""
+async def test_json_at_the_depth_limit_is_validated(http_api: HttpApi) -> None:
+    """Its depth is not a fault; only its content is reported."""
     body = b"[" * DEPTH_LIMIT + b"]" * DEPTH_LIMIT
     async with http_api.operator() as http:
         answer = await http.post(EVENTS, content=body, headers=JSON)
     assert (answer.status_code, faults(answer)) == (422, {"body": "must be a JSON object"})
 
 
-async def test_a_body_too_large_is_413_however_it_comes(http_api: HttpApi) -> None:
-    """By its declared length, or by what comes where none is declared; one of just the limit is read."""
+async def test_a_body_above_the_size_limit_is_413(http_api: HttpApi) -> None:
+    """Both a declared and an undeclared length count; a body of exactly the limit is read."""
 
     async def parts(size: int) -> AsyncIterator[bytes]:
         for _ in range(size // 1024):
@@ -172,8 +171,10 @@ async def test_a_body_too_large_is_413_however_it_comes(http_api: HttpApi) -> No
         ("", 415),
     ],
 )
-async def test_only_json_is_taken(http_api: HttpApi, content_type: str, status: int) -> None:
-    """A body of another type is 415, which keeps a browser's form from being a call."""
+async def test_only_a_json_content_type_is_accepted(
+    http_api: HttpApi, content_type: str, status: int
+) -> None:
+    """A body of another type is 415, so that a browser's form cannot call an endpoint."""
     async with http_api.operator() as http:
         answer = await http.post(EVENTS, content=b"[]", headers={"Content-Type": content_type})
     assert problem(answer)["status"] == status
@@ -187,28 +188,28 @@ async def test_only_json_is_taken(http_api: HttpApi, content_type: str, status: 
         ("limit=1.0", "limit", "must be a whole number"),
         ("limit=", "limit", "must be a whole number"),
         ("limit=1&limit=2", "limit", "is given more than once"),
-        ("serail=A", "serail", "is no field of this request"),
-        ("serial=%00", "query", "holds U+0000"),
+        ("serail=A", "serail", "is not a field of this request"),
+        ("serial=%00", "query", "contains U+0000"),
         ("tenantId=hush", "tenantId", "must be a UUID"),
         (f"tenantId={UUID(int=0)}", "tenantId", "must not be the zero UUID, the null tenant is null"),
         ("cursor=AAAA", "cursor", "must be the nextCursor of an earlier page"),
     ],
 )
-async def test_a_wrong_parameter_is_422_by_its_name(
+async def test_an_invalid_parameter_is_422_with_its_name(
     http_api: HttpApi, query: str, field: str, reason: str
 ) -> None:
-    """One that is unknown too: a misspelt filter must not list everything."""
+    """An unknown parameter is refused too: a misspelt filter must not list everything."""
     async with http_api.operator() as http:
         answer = await http.get(f"/api/iot/bindings?{query}")
     assert (answer.status_code, faults(answer)) == (422, {field: reason})
     assert "hush" not in answer.text
 
 
-# --- answers
+# --- responses
 
 
-async def test_what_is_not_there_is_a_problem_too(http_api: HttpApi) -> None:
-    """404 for a path that is none, 405 with what the path takes."""
+async def test_an_unknown_path_or_method_is_a_problem(http_api: HttpApi) -> None:
+    """404 for an unknown path, 405 with the methods that the path supports."""
     async with http_api.operator() as http:
         for path in ("/", "/api/iot/none", "/api/iot/bindings/", "/healthz/"):
             assert problem(await http.get(path))["status"] == 404
@@ -218,10 +219,10 @@ async def test_what_is_not_there_is_a_problem_too(http_api: HttpApi) -> None:
 
 @pytest.mark.parametrize("path", ["/healthz", "/api/iot/bindings", "/none", "/docs", "/openapi.json"])
 @pytest.mark.parametrize("with_key", [True, False])
-async def test_every_answer_has_an_id_and_is_safe_in_a_browser(
+async def test_every_response_has_an_id_and_security_headers(
     http_api: HttpApi, path: str, with_key: bool
 ) -> None:
-    """Also a refusal: no sniffing, no storing, no framing, no script."""
+    """This includes error responses: no sniffing, no caching, no framing, no scripts."""
     async with http_api.operator() if with_key else http_api.client() as http:
         answer = await http.get(path)
     assert str(UUID(answer.headers["x-request-id"])) == answer.headers["x-request-id"]
@@ -237,15 +238,15 @@ async def test_every_answer_has_an_id_and_is_safe_in_a_browser(
     ("given", "kept"),
     [("trace-1/2:3", True), ("x" * 128, True), ("x" * 129, False), ("a b", False), ("a\tb", False)],
 )
-async def test_a_callers_request_id_is_kept_if_it_is_sane(http_api: HttpApi, given: str, kept: bool) -> None:
-    """So that a request can be followed through several systems, and no log line be forged."""
+async def test_a_callers_request_id_is_kept_if_it_is_safe(http_api: HttpApi, given: str, kept: bool) -> None:
+    """A request can be traced through several systems, and a caller cannot forge log lines."""
     async with http_api.client() as http:
         answer = await http.get("/healthz", headers={"X-Request-Id": given})
     assert (answer.headers["x-request-id"] == given) is kept
 
 
-async def test_each_request_is_a_line_of_the_log(http_api: HttpApi, caplog: pytest.LogCaptureFixture) -> None:
-    """With its id, the key's id and what came of it; with no query, and nothing of the key itself."""
+async def test_each_request_is_one_log_line(http_api: HttpApi, caplog: pytest.LogCaptureFixture) -> None:
+    """It has the ids of request and key and the status, but neither the query nor the key's secret."""
     caplog.set_level(logging.INFO, "thingbridge.api")
     key = http_api.key(None)
     async with http_api.client(key) as http:
@@ -253,8 +254,8 @@ async def test_each_request_is_a_line_of_the_log(http_api: HttpApi, caplog: pyte
         await http.get("/a%0Ab")
     line, other = (vars(record) for record in caplog.records if record.name == "thingbridge.api")
     assert line["request_id"] == answer.headers["x-request-id"]
-    wanted = {"method": "GET", "path": "/api/iot/bindings", "status": 200, "key": key[3:11]}
-    assert wanted.items() <= line.items()
+    expected = {"method": "GET", "path": "/api/iot/bindings", "status": 200, "key": key[3:11]}
+    assert expected.items() <= line.items()
     assert line["milliseconds"] >= 0
     assert (other["path"], other["status"]) == ("/a%0Ab", 404)
     written = json.dumps([line, other], default=str)
@@ -262,58 +263,59 @@ async def test_each_request_is_a_line_of_the_log(http_api: HttpApi, caplog: pyte
     assert key[12:] not in written
 
 
-# --- what goes wrong
+# --- failures
 
 
-class Nothing(Wire):
-    """No field at all."""
+class Empty(ApiModel):
+    """A request without fields."""
 
 
 @pytest.fixture
 def failing(stack: Addresses, engine: Engine) -> Iterator[HttpApi]:
-    """HttpApi that break, and one that never answers."""
+    """An application with an endpoint that raises, and one that never responds."""
 
-    async def broken(_: Call[Nothing]) -> Answer:
+    async def broken(_: ApiRequest[Empty]) -> ApiResponse:
         raise RuntimeError("hush")
 
-    async def endless(_: Call[Nothing]) -> Answer:
+    async def endless(_: ApiRequest[Empty]) -> ApiResponse:
         await asyncio.Event().wait()
-        return Answer(None)
+        return ApiResponse(None)
 
-    http_api = [
-        Door(
+    endpoints = [
+        Endpoint(
             method="POST",
             path=f"/api/{handle.__name__}",
             summary="A test",
             tag="tests",
-            takes=Nothing,
-            answers={200: Promise("Never.")},
+            request_model=Empty,
+            responses={200: ResponseSpec("Never.")},
             handle=handle,
         )
         for handle in (broken, endless)
     ]
     database = Database(open_engine(stack.database_url, pool_size=1), 1)
-    app = Starlette(routes=routes(http_api, 0.2), middleware=[Middleware(Edge, Keys(database, 5), 30)])
+    middleware = middleware_stack(Authenticator(database, 5), 30, ("/api/",))
+    app = Starlette(routes=endpoint_routes(endpoints, 0.2), middleware=middleware)
     yield HttpApi(app, engine)
     database.close()
 
 
-async def test_a_fault_of_ours_is_500_without_its_words(
+async def test_an_unexpected_exception_is_500_without_its_message(
     failing: HttpApi, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The caller gets the id under which the log has the rest."""
+    """The caller gets the request id, under which the log has the exception."""
     async with failing.operator() as http:
         answer = await http.post("/api/broken", json={})
-    told = problem(answer)
-    assert told["status"] == HTTPStatus.INTERNAL_SERVER_ERROR
-    assert answer.headers["x-request-id"] in told["detail"]
+    failure = problem(answer)
+    assert failure["status"] == HTTPStatus.INTERNAL_SERVER_ERROR
+    assert answer.headers["x-request-id"] in failure["detail"]
     assert "hush" not in answer.text
     (logged,) = [record for record in caplog.records if record.exc_info]
     assert vars(logged)["request_id"] == answer.headers["x-request-id"]
 
 
-async def test_what_takes_too_long_is_given_up(failing: HttpApi) -> None:
-    """An answer that does not come is 503, with when to try again; a body that does not come is 408."""
+async def test_slow_work_is_503_and_a_slow_body_is_408(failing: HttpApi) -> None:
+    """Both time limits end the request; a 503 has the time to wait before a retry."""
 
     async def stalling() -> AsyncIterator[bytes]:
         yield b"{"
@@ -326,31 +328,31 @@ async def test_what_takes_too_long_is_given_up(failing: HttpApi) -> None:
 
 
 @pytest.mark.usefixtures("engine")
-async def test_what_nobody_waits_for_any_more_is_not_written(stack: Addresses) -> None:
-    """A refusal for want of time stays true: the work may go on in its thread, but is not committed."""
-    label, begun, goes_on = f"given up {uuid4()}", Event(), Event()
+async def test_a_transaction_of_a_timed_out_request_is_not_committed(stack: Addresses) -> None:
+    """The work may continue in its thread after the response, but nothing of it is committed."""
+    label, begun, released = f"abandoned {uuid4()}", Event(), Event()
 
     def slow(session: Session) -> None:
         create_key(session, None, label)
         begun.set()
-        goes_on.wait()
+        released.wait()
 
-    # One thread: what is done next comes after that.
+    # With one thread, the next work runs after this one.
     database = Database(open_engine(stack.database_url, pool_size=1), 1)
     task = asyncio.create_task(database(slow))
     await asyncio.to_thread(begun.wait)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    goes_on.set()
+    released.set()
     assert label not in {key.label for key in await database(list_keys)}
     database.close()
 
 
-async def test_a_caller_that_hangs_up_is_no_fault_of_ours(
+async def test_a_client_disconnect_is_not_an_error(
     failing: HttpApi, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What it had begun to send is gone with it: a line of the log, and no error to be called for."""
+    """It is logged as a request, and neither answered nor logged as an error."""
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -370,29 +372,31 @@ async def test_a_caller_that_hangs_up_is_no_fault_of_ours(
     }
     await failing.app(scope, receive, send)
     assert sent == []
-    assert [(record.levelname, record.message) for record in caplog.records] == [("INFO", "answered")]
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("INFO", "request completed")
+    ]
 
 
-async def test_while_the_database_is_away_calls_are_503(
+async def test_without_the_database_requests_are_503(
     engine: Engine, http_api: HttpApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which is said of no key: one that cannot be looked up is not refused."""
+    """A key that cannot be looked up is not refused as invalid."""
     key = http_api.key(None)
     monkeypatch.setenv("DATABASE_URL", "postgresql://bridge:hunter2@127.0.0.1:1/none")
-    async with open_http_api(engine) as away, away.client(key) as http:
+    async with open_http_api(engine) as unavailable, unavailable.client(key) as http:
         answer = await http.get("/api/iot/bindings")
     assert (problem(answer)["status"], answer.headers["retry-after"]) == (503, "5")
     assert "hunter2" not in answer.text
 
 
-async def test_while_temporal_is_away_events_are_503_and_bindings_are_read(
+async def test_without_temporal_events_are_503_and_bindings_are_returned(
     engine: Engine, http_api: HttpApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What does not need it goes on, and once it is back so does the rest."""
-    device, key = Device("WHILE-AWAY"), http_api.key(None)
+    """Endpoints without Temporal keep working, and the others work again once Temporal is back."""
+    device, key = Device("WITHOUT-TEMPORAL"), http_api.key(None)
     async with open_http_api(engine) as opened, opened.client(key) as http:
-        with monkeypatch.context() as away:
-            away.setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
+        with monkeypatch.context() as patched:
+            patched.setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
             answer = await http.post(EVENTS, json=device.event("Activated"))
             assert (problem(answer)["status"], answer.headers["retry-after"]) == (503, "5")
             assert (await http.get("/api/iot/bindings?limit=1")).status_code == 200

@@ -1,4 +1,4 @@
-"""The doors keep what their own OpenAPI document says, for whoever holds a key and whoever does not."""
+"""The endpoints behave as their OpenAPI document describes, with and without a key."""
 
 import asyncio
 import json
@@ -22,10 +22,10 @@ SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 
 @pytest_asyncio.fixture(scope="module")
 async def served(bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness) -> AsyncIterator[str]:
-    """The address of a server, whose calls wake no worker."""
+    """Run a server whose requests reach no worker, and return its URL."""
     (port,) = choose_ports(0)
-    # Its log is not read while it runs, and would fill its pipe.
-    quiet = {"IOT_AWS_LOG__LEVEL": "ERROR", "IOT_AWS_WORKER__TASK_QUEUE": "of-no-worker"}
+    # Nothing reads its log while it runs, so a long log would fill the pipe and block the process.
+    quiet = {"IOT_AWS_LOG__LEVEL": "ERROR", "IOT_AWS_WORKER__TASK_QUEUE": "without-a-worker"}
     async with running("api", "--port", str(port), **quiet):
         url = f"http://127.0.0.1:{port}"
         async with httpx2.AsyncClient(base_url=url, trust_env=False) as http:
@@ -36,12 +36,12 @@ async def served(bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness)
                 except httpx2.ConnectError:
                     return False
 
-            await until(alive, "the server answers")
+            await until(alive, "the server responds")
         yield url
 
 
 async def statuses_found(url: str, folder: Path, examples: int, *arguments: str) -> set[int]:
-    """Every status with which the doors answered schemathesis, all of whose checks they passed."""
+    """Run schemathesis, check that all its checks passed, and return the statuses of the responses."""
     report = folder / "report.json"
     process = await asyncio.create_subprocess_exec(
         SCHEMATHESIS, "run", f"{url}/openapi.json", "--checks", "all", "--continue-on-failure",
@@ -50,29 +50,31 @@ async def statuses_found(url: str, folder: Path, examples: int, *arguments: str)
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, cwd=folder,
     )  # fmt: skip
     try:
-        said, _ = await asyncio.wait_for(process.communicate(), 120)
+        output, _ = await asyncio.wait_for(process.communicate(), 120)
     finally:
         if process.returncode is None:
             process.kill()
-    assert process.returncode == 0, said.decode()
+    assert process.returncode == 0, output.decode()
     return {entry["response"]["status"] for entry in json.loads(report.read_text())["log"]["entries"]}
 
 
-async def test_with_a_key_the_doors_do_as_they_say(served: str, http_api: HttpApi, tmp_path: Path) -> None:
-    """Whatever schemathesis makes of the document is answered as that says, good calls with success."""
+async def test_with_a_key_responses_match_the_document(
+    served: str, http_api: HttpApi, tmp_path: Path
+) -> None:
+    """Every request that schemathesis generates gets a documented response, and valid ones succeed."""
     key = http_api.key(None)
     found = await statuses_found(served, tmp_path, 10, "-H", f"Authorization: Bearer {key}")
     assert found >= {200, 202, 400, 401, 404, 405, 422}
     assert found.isdisjoint({500, 503})
 
 
-async def test_without_a_key_there_is_nothing_but_401(served: str, tmp_path: Path) -> None:
-    """Whatever is tried."""
+async def test_without_a_key_every_response_is_401(served: str, tmp_path: Path) -> None:
+    """This holds for every request that schemathesis generates."""
     assert await statuses_found(served, tmp_path, 5) == {401}
 
 
-async def test_every_door_is_on_the_page_which_fetches_nothing(http_api: HttpApi) -> None:
-    """People read the same document as tools, in a page that runs no script and asks nobody."""
+async def test_the_documentation_page_lists_every_endpoint_and_fetches_nothing(http_api: HttpApi) -> None:
+    """The page shows the same document as /openapi.json, without scripts and without other requests."""
     async with http_api.client() as http:
         document = (await http.get("/openapi.json")).json()
         page = await http.get("/docs")
@@ -86,8 +88,8 @@ async def test_every_door_is_on_the_page_which_fetches_nothing(http_api: HttpApi
 
 
 @pytest.mark.parametrize("path", ["/api/iot/device-events", "/api/iot/commands"])
-async def test_a_door_is_described_with_all_it_answers(http_api: HttpApi, path: str) -> None:
-    """Each problem by its status, and the key it needs."""
+async def test_an_endpoint_documents_all_its_responses(http_api: HttpApi, path: str) -> None:
+    """Each problem has its status, and the key is documented as the security scheme."""
     async with http_api.client() as http:
         document = (await http.get("/openapi.json")).json()
     responses = document["paths"][path]["post"]["responses"]

@@ -1,4 +1,4 @@
-"""Which serial numbers may enrol is the operator's to say: by patterns, by code of theirs, or both."""
+"""Serial policies: an operator admits serial numbers by patterns, by their own code, or by both."""
 
 import sys
 import threading
@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine
 
 from api.app import create_app
-from api.serial_policy import SerialGate, serial_gate
+from api.serial_policy import SerialCheck, load_serial_check
 from domain.serial_policy import InvalidPatternError, SerialPatterns
 from settings import ApiSettings, InvalidSettingsError
 from tests.harness.bridge import Device
@@ -21,21 +21,21 @@ from tests.harness.http_api import open_http_api, problem
 TENANT, OTHER = uuid4(), uuid4()
 POLICY = "IOT_AWS_FLEET_PROVISIONING__SERIAL_POLICY"
 PATTERNS = "IOT_AWS_FLEET_PROVISIONING__SERIAL_PATTERNS"
-asked: list[tuple[UUID | None, str]] = []
+policy_calls: list[tuple[UUID | None, str]] = []
 
 
 def only_odd(tenant_id: UUID | None, serial_number: str) -> bool:
-    """A policy as an operator writes one."""
-    asked.append((tenant_id, serial_number))
+    """A policy that is a function."""
+    policy_calls.append((tenant_id, serial_number))
     return serial_number[-1] in "13579"
 
 
-async def admits_all(tenant_id: UUID | None, serial_number: str) -> bool:
+async def async_policy(tenant_id: UUID | None, serial_number: str) -> bool:
     return True
 
 
 class Allowlist:
-    """Another: an object that can be called."""
+    """A policy that is a callable object."""
 
     def __call__(self, tenant_id: UUID | None, serial_number: str) -> bool:
         return serial_number == "LISTED"
@@ -57,61 +57,61 @@ a_number = 7
         (None, "A", False),
     ],
 )
-def test_each_tenants_serial_numbers_match_its_pattern_as_a_whole(
+def test_a_tenants_pattern_must_match_the_whole_serial_number(
     tenant: UUID | None, serial_number: str, admitted: bool
 ) -> None:
-    """A tenant without one has that of `*`, the null tenant that of the zero UUID."""
+    """A tenant without a pattern has that of `*`, the null tenant that of the zero UUID."""
     patterns = {str(TENANT).upper(): r"SN-\d", "*": "A|B", str(UUID(int=0)): "NULL-.*"}
     assert SerialPatterns(patterns)(tenant, serial_number) is admitted
 
 
-def test_where_there_are_patterns_a_tenant_without_one_may_not_enrol() -> None:
-    """Whoever sets patterns wants what they do not name refused."""
+def test_patterns_deny_tenants_without_a_pattern() -> None:
+    """Patterns list everything that may enrol."""
     assert not SerialPatterns({str(TENANT): ".*"})(OTHER, "SN-1")
 
 
-def test_a_pattern_takes_no_time_whatever_is_sent() -> None:
-    """What brings a backtracking engine to a stand is a matter of microseconds."""
+def test_a_pattern_matches_in_linear_time() -> None:
+    """A pattern that would block a backtracking engine is matched in microseconds."""
     patterns = SerialPatterns({"*": "(a|a)*(a+)+b"})
     assert not patterns(None, 94 * "a")
 
 
 @pytest.mark.parametrize("pattern", ["(", "a)|(b", "(?=a)", r"(a)\1", "[z-a]", "(?P<n"])
-def test_what_is_no_pattern_is_refused(pattern: str) -> None:
-    """Also what would only be one between the anchors, or only for a backtracking engine."""
+def test_an_invalid_pattern_is_refused(pattern: str) -> None:
+    """This includes patterns that are valid only between anchors or only in a backtracking engine."""
     with pytest.raises(InvalidPatternError, match=str(TENANT)):
         SerialPatterns({str(TENANT): pattern})
 
 
 def raises(*_: Any) -> NoReturn:
-    raise RuntimeError("the list is away")
+    raise RuntimeError("the list is unavailable")
 
 
-def leaves(*_: Any) -> NoReturn:
+def exits(*_: Any) -> NoReturn:
     raise SystemExit
 
 
-@pytest.mark.parametrize("answer", [raises, leaves, lambda *_: None, lambda *_: "yes", lambda *_: 1])
-async def test_a_policy_that_does_not_say_true_denies(answer: Callable[..., Any]) -> None:
-    """Whatever it raises or returns instead."""
-    assert not await SerialGate(answer).admits(TENANT, "SN-1")
+@pytest.mark.parametrize("answer", [raises, exits, lambda *_: None, lambda *_: "yes", lambda *_: 1])
+async def test_a_policy_that_does_not_return_true_denies(answer: Callable[..., Any]) -> None:
+    """Every exception and every other value denies."""
+    assert not await SerialCheck(answer).admits(TENANT, "SN-1")
 
 
-async def test_a_policy_that_hangs_denies_in_time() -> None:
-    """And goes on denying once all its threads hang; who has no policy to ask is let in meanwhile."""
+async def test_a_policy_that_hangs_denies_after_the_timeout() -> None:
+    """It still denies once all its threads hang, and a check without a policy is not blocked."""
     released = threading.Event()
-    gate = SerialGate(lambda *_: released.wait(60), patience_seconds=0.05)
+    check = SerialCheck(lambda *_: released.wait(60), timeout_seconds=0.05)
     try:
         for _ in range(10):
-            assert not await gate.admits(TENANT, "SN-1")
-        assert await SerialGate().admits(TENANT, "SN-1")
+            assert not await check.admits(TENANT, "SN-1")
+        assert await SerialCheck().admits(TENANT, "SN-1")
     finally:
         released.set()
 
 
 @pytest.fixture
 def entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A package of an operator's that is installed, with a policy."""
+    """Install an operator's package with a policy, and return the name of its entry point."""
     about = tmp_path / "their_policies-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: their-policies\nVersion: 1.0\n")
@@ -127,51 +127,51 @@ def entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     sys.modules.pop("their_policies", None)
 
 
-async def test_a_policy_is_found_by_its_entry_point_or_path(entry_point: str) -> None:
-    """A function, or an object that can be called."""
+async def test_a_policy_is_loaded_by_entry_point_or_path(entry_point: str) -> None:
+    """It may be a function or another callable object."""
     for name in (entry_point, "tests.api.test_serial_policy:allowlist"):
-        gate = serial_gate(name, None)
-        assert await gate.admits(TENANT, "LISTED")
-        assert not await gate.admits(TENANT, "SN-1")
+        check = load_serial_check(name, None)
+        assert await check.admits(TENANT, "LISTED")
+        assert not await check.admits(TENANT, "SN-1")
 
 
 @pytest.mark.parametrize(
-    ("policy", "why"),
+    ("policy", "reason"),
     [
         ("no.such.module:policy", "No module named"),
         ("tests.api.test_serial_policy:no_such_thing", "no attribute 'no_such_thing'"),
         ("tests.api.test_serial_policy:Allowlist", "is not a function"),
         ("tests.api.test_serial_policy:a_number", "is not a function"),
-        ("tests.api.test_serial_policy:admits_all", "is async"),
-        ("tests.api.test_serial_policy:test_a_policy_that_hangs_denies_in_time", "is async"),
-        ("os:getcwd", "does not take"),
-        ("unheard-of", "no such entry point in thingbridge.serial_policies"),
+        ("tests.api.test_serial_policy:async_policy", "is async"),
+        ("tests.api.test_serial_policy:test_a_policy_that_hangs_denies_after_the_timeout", "is async"),
+        ("os:getcwd", "does not accept"),
+        ("not-registered", "no such entry point in thingbridge.serial_policies"),
     ],
 )
-def test_a_policy_that_cannot_be_asked_stops_the_start(
-    monkeypatch: pytest.MonkeyPatch, engine: Engine, policy: str, why: str
+def test_a_policy_that_cannot_be_called_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, policy: str, reason: str
 ) -> None:
-    """With the setting's name, and what is wrong with it."""
+    """The error names the setting and the reason."""
     monkeypatch.setenv(POLICY, policy)
     with pytest.raises(InvalidSettingsError, match=POLICY) as refused:
         create_app(ApiSettings.load())
-    assert why in str(refused.value)
+    assert reason in str(refused.value)
 
 
 @pytest.mark.parametrize("patterns", ["{", "[]", '{"*": 1}', '{"*": "("}', '{"someone": ".*"}'])
-def test_patterns_that_are_wrong_stop_the_start(
+def test_invalid_patterns_stop_the_start(
     monkeypatch: pytest.MonkeyPatch, engine: Engine, patterns: str
 ) -> None:
-    """With the setting's name."""
+    """The error names the setting."""
     monkeypatch.setenv(PATTERNS, patterns)
     with pytest.raises(InvalidSettingsError, match=PATTERNS):
         ApiSettings.load()
 
 
-async def test_both_doors_ask_before_anything_is_written(
+async def test_verify_and_registered_check_the_policies(
     monkeypatch: pytest.MonkeyPatch, engine: Engine, enrolment: EnrolmentHarness
 ) -> None:
-    """Patterns and policy both have to admit; what one refuses is denied by the hook, and not registered."""
+    """Patterns and policy must both admit; a number that either refuses is denied and not registered."""
     tenant = uuid4()
     monkeypatch.setenv(POLICY, "tests.api.test_serial_policy:only_odd")
     monkeypatch.setenv(PATTERNS, f'{{"{tenant}": "SN-\\\\d"}}')
@@ -188,4 +188,4 @@ async def test_both_doors_ask_before_anything_is_written(
                 assert problem(answer)["detail"] == verdict.json()["reason"]
                 assert enrolment.device_rows(device) == []
                 assert enrolment.binding(device) is None
-    assert asked == 2 * [(tenant, "SN-1")] + 2 * [(tenant, "SN-2")]
+    assert policy_calls == 2 * [(tenant, "SN-1")] + 2 * [(tenant, "SN-2")]

@@ -1,4 +1,4 @@
-"""The tests' side of fleet provisioning: what AWS makes for a device, and what is told of it."""
+"""Fleet provisioning in tests: the AWS resources of a device, and the request that registers it."""
 
 import secrets
 from collections.abc import Iterator, Sequence
@@ -30,47 +30,52 @@ REGISTERED = "/api/iot/fleet-provisioning/registered"
 
 @dataclass(frozen=True)
 class EnrolmentHarness:
-    """Devices that enrol themselves, at a place in AWS."""
+    """Devices that enrol themselves in an AWS account and region."""
 
-    place: AwsLocation
+    location: AwsLocation
     engine: Engine
 
     def certificate_arn(self) -> str:
-        """The ARN of a certificate that there is not."""
-        return f"{self.place.arn_start('iot')}cert/{secrets.token_hex(32)}"
+        """Return the ARN of a certificate that does not exist."""
+        return f"{self.location.arn_prefix('iot')}cert/{secrets.token_hex(32)}"
 
     def secret_arn(self, device: Device, suffix: str = "AbCd12") -> str:
-        """What a device's secret is called in AWS, whether there is one or not."""
-        return f"{self.place.arn_start('secretsmanager')}secret:iot/devices/{device.thing_name}/key-{suffix}"
+        """Return the ARN that a device's secret has in AWS, whether the secret exists or not."""
+        return (
+            f"{self.location.arn_prefix('secretsmanager')}secret:iot/devices/{device.thing_name}/key-{suffix}"
+        )
 
     def body(self, device: Device, **changes: Any) -> dict[str, Any]:
-        """What is told of a device, by default with a new certificate and no secret."""
-        told = {
+        """Return the body that registers a device, by default with a new certificate and without a secret."""
+        registration = {
             "serialNumber": device.serial_number,
             "tenantId": str(device.tenant_id) if device.tenant_id else None,
             "thingName": device.thing_name,
-            "thingArn": f"{self.place.arn_start('iot')}thing/{device.thing_name}",
+            "thingArn": f"{self.location.arn_prefix('iot')}thing/{device.thing_name}",
             "certificateArn": self.certificate_arn(),
             "model": "MX-3",
             "firmwareVersion": "1.0",
         }
-        return told | changes
+        return registration | changes
 
     def in_aws(self, bridge: Bridge, device: Device) -> dict[str, Any]:
-        """Have AWS do what fleet provisioning does, and say what is told of it; the secret is there once."""
+        """Create what fleet provisioning creates, and return the body that registers the device.
+
+        A device has one secret, also if it enrols several times.
+        """
         bridge.iot.create_thing(thingName=device.thing_name)
         certificate = bridge.iot.create_keys_and_certificate(setAsActive=True)["certificateArn"]
         bridge.iot.attach_policy(policyName=POLICY, target=certificate)
         bridge.iot.attach_thing_principal(thingName=device.thing_name, principal=certificate)
         name = f"iot/devices/{device.thing_name}/key"
         try:
-            secret = bridge.secrets.create_secret(Name=name, SecretString="its own")["ARN"]
+            secret = bridge.secrets.create_secret(Name=name, SecretString="device key")["ARN"]
         except bridge.secrets.exceptions.ResourceExistsException:
             secret = bridge.secrets.describe_secret(SecretId=name)["ARN"]
         return self.body(device, certificateArn=certificate, certificateSecretArn=secret)
 
     def binding(self, device: Device) -> AwsThingBinding | None:
-        """The binding that decides over the serial number; its device id is the bridge's choice."""
+        """Return the binding that decides on the serial number. The bridge chooses its device id."""
         with Session(self.engine) as session:
             return session.exec(DECIDING_BINDING, params=deciding_names(device.thing_name, None)).first()
 
@@ -80,7 +85,7 @@ class EnrolmentHarness:
         return binding
 
     def enrolled(self, device: Device) -> Device:
-        """The device under the id that the bridge gave it."""
+        """Return the device with the id that the bridge has given it."""
         return Device(device.serial_number, device.tenant_id, self.require_binding(device).device_id)
 
     def device_rows(self, device: Device) -> Sequence[DeviceRow]:
@@ -100,7 +105,7 @@ class EnrolmentHarness:
             ).all()
 
     def alter(self, device: Device, **columns: Any) -> None:
-        """Change the row behind the bridge's back."""
+        """Change columns of the binding directly in the database."""
         with Session(self.engine) as session, session.begin():
             binding = session.exec(DECIDING_BINDING, params=deciding_names(device.thing_name, None)).one()
             for name, value in columns.items():
@@ -108,13 +113,13 @@ class EnrolmentHarness:
 
     @contextmanager
     def nothing_written(self, device: Device) -> Iterator[None]:
-        """See to it that no row of the device's tenant, in any table, is written meanwhile."""
+        """Check that no row of the device's tenant is written in the block, in any table."""
         before = self.rows_of(device.tenant_id)
         yield
         assert self.rows_of(device.tenant_id) == before
 
     def rows_of(self, tenant_id: UUID | None) -> list[str]:
-        """All that is written of a tenant, as it stands."""
+        """Return the rows of a tenant in all tables, as text."""
         query = " UNION ALL ".join(
             f"SELECT t::text FROM {table} t WHERE tenant_id IS NOT DISTINCT FROM %(tenant)s"  # noqa: S608
             for table in TABLES
@@ -124,7 +129,7 @@ class EnrolmentHarness:
 
 
 async def enrol(http: httpx2.AsyncClient, body: dict[str, Any], *, again: bool = False) -> UUID:
-    """Tell of a device, and return the id the bridge knows it by."""
+    """Register a device, and return the id that the bridge has given it."""
     answer = await http.post(REGISTERED, json=body)
     assert answer.status_code == 200, answer.text
     assert answer.json()["alreadyProvisioned"] is again

@@ -1,4 +1,4 @@
-"""The tests' way through the HTTP doors: clients with a key of a tenant, of an operator, or with none."""
+"""Clients of the HTTP API for tests: with a tenant's key, with an operator's key, or without one."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,48 +19,48 @@ PROBLEM = "application/problem+json"
 
 @asynccontextmanager
 async def open_http_api(engine: Engine, app: Starlette | None = None) -> AsyncIterator["HttpApi"]:
-    """The doors while their application runs; without one, by the settings that now stand."""
+    """Run an application, by default one with the present settings, and return access to it."""
     app = app or create_app(ApiSettings.load())
     async with app.router.lifespan_context(app):
         yield HttpApi(app, engine)
 
 
 class HttpApi:
-    """An application in this process, and the keys to it."""
+    """An application in this process, with clients and keys for it."""
 
     def __init__(self, app: Starlette, engine: Engine) -> None:
         self.app = app
         self._engine = engine
 
     def key(self, tenant_id: UUID | None) -> str:
-        """A new key: a tenant's, or an operator's."""
+        """Create a tenant's key, or an operator's for None, and return it."""
         with Session(self._engine) as session, session.begin():
             return create_key(session, tenant_id, "a test")
 
     def tenant(self, tenant_id: UUID) -> httpx2.AsyncClient:
-        """A client with a new key of a tenant."""
+        """Return a client with a new key of a tenant."""
         return self.client(self.key(tenant_id))
 
     def operator(self) -> httpx2.AsyncClient:
-        """A client with a new key of an operator."""
+        """Return a client with a new key of an operator."""
         return self.client(self.key(None))
 
     def client(self, key: str | None = None) -> httpx2.AsyncClient:
-        """A client with this key, or with none."""
+        """Return a client with this key, or without a key."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         transport = httpx2.ASGITransport(self.app, raise_app_exceptions=False)
         return httpx2.AsyncClient(transport=transport, base_url="http://bridge.test", headers=headers)
 
 
 def problem(response: httpx2.Response) -> dict[str, Any]:
-    """The problem a response tells of, which says the same status as the response."""
+    """Return the problem in a response, and check its media type, status and fields."""
     assert response.headers["content-type"] == PROBLEM, response.text
-    told: dict[str, Any] = response.json()
-    assert told["status"] == response.status_code
-    assert {"type", "title", "detail"} <= told.keys()
-    return told
+    found: dict[str, Any] = response.json()
+    assert found["status"] == response.status_code
+    assert {"type", "title", "detail"} <= found.keys()
+    return found
 
 
 def faults(response: httpx2.Response) -> dict[str, str]:
-    """Each field at fault, with the reason."""
+    """Return the reason for each field at fault."""
     return {fault["field"]: fault["reason"] for fault in problem(response).get("errors", [])}
