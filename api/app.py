@@ -34,7 +34,7 @@ from db.erasure import require_hash_key
 from db.migrate import require_current
 from domain.area import Area, handles_device_events
 from domain.erasure import SerialHashing
-from observability.telemetry import METRICS_CONTENT_TYPE, exposition
+from observability.exposition import METRICS_CONTENT_TYPE, exposition
 from settings import ApiSettings
 
 _PATIENCE: Final = timedelta(seconds=3)
