@@ -207,9 +207,9 @@ def test_database_that_hangs_hides_no_other_metric() -> None:
     measure_outbox(engine, LogSink().kind, LogSink().fingerprint)
     try:
         with ThreadPoolExecutor(2) as scrapes:
-            asked = [scrapes.submit(lambda: list(EVENTS_PARKED.observations())) for _ in range(2)]
+            results = [scrapes.submit(lambda: list(EVENTS_PARKED.observations())) for _ in range(2)]
             try:
-                assert [scrape.result(60) for scrape in asked] == [[], []]
+                assert [scrape.result(60) for scrape in results] == [[], []]
             finally:
                 connected.set()
     finally:
