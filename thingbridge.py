@@ -23,7 +23,7 @@ from temporalio.worker import Worker, WorkerConfig
 from activities.attempt import AttemptInterceptor
 from api.app import create_app
 from domain.encryption import EncryptionKeys
-from observability import telemetry
+from observability.logging import silence_request_logging
 from orchestration.codec import EncryptionCodec, data_converter
 from orchestration.interceptors import LogContextInterceptor
 from orchestration.sandbox import passing_through
@@ -104,7 +104,7 @@ class ThingbridgePlugin(SimplePlugin):
             workflow_runner=passing_through,
         )
         # Whatever the host logs: at DEBUG the libraries would say private keys.
-        telemetry.silence_request_logging()
+        silence_request_logging()
         self._settings = settings
         self._engine = open_database(settings)
         self._aws = open_aws(settings)

@@ -47,13 +47,17 @@ from domain.area import Area, handles_device_events
 from domain.enrolment import AwsLocation
 from domain.names import event_queue, job_queue
 from domain.outbox import OUTBOX_SHARDS
-from events.sink import EventSink, LogSink
-from events.sinks.eventbridge import EventBusSink
-from events.sinks.sns import TopicSink
+from events.publisher import Publisher
+from events.sink import EventSink
+from events.sinks.eventbridge import EventBridgeSink
+from events.sinks.log import LogSink
+from events.sinks.sns import SnsSink
 from events.sinks.webhook import open_webhook
 from observability import telemetry
+from observability.exposition import MetricsAddressError
 from observability.gauges import measure_credentials, measure_outbox, stop_measuring
 from observability.metrics import CREDENTIALS_REFRESHES
+from observability.metrics_server import serving_metrics
 from orchestration.client import TemporalUnreachableError, connect, end_process
 from orchestration.interceptors import LogContextInterceptor
 from orchestration.requests import send_command, send_event, start_publishers
@@ -82,7 +86,7 @@ REFUSALS: Final = (
     WrongHashKeyError,
     TemporalUnreachableError,
     AwsConfigurationError,
-    telemetry.MetricsAddressError,
+    MetricsAddressError,
     OperationalError,
 )
 """Why a worker does not start: each says what is missing and what to do."""
@@ -286,21 +290,22 @@ def open_sink(settings: Events, aws: AwsClients) -> Iterator[EventSink]:
             with open_webhook(url.get_secret_value(), settings.webhook_secrets) as webhook:
                 yield webhook
         case Events(sink="eventbridge", event_bus_name=str(bus)):
-            yield EventBusSink(aws, bus)
+            yield EventBridgeSink(aws, bus)
         case Events(sink="sns", topic_arn=str(topic)):
-            yield TopicSink(aws, topic)
+            yield SnsSink(aws, topic)
         case _:
             yield LogSink()
 
 
 def compose_events(settings: Events, engine: Engine, sink: EventSink) -> EventActivities:
     """What sends events to a sink."""
-    return EventActivities(
+    publisher = Publisher(
         engine,
         sink,
         park_after=timedelta(hours=settings.park_after_hours),
         retention=timedelta(days=settings.retention_days),
     )
+    return EventActivities(publisher)
 
 
 def compose_event_worker(settings: Settings, client: Client, events: EventActivities) -> Worker:
@@ -589,7 +594,7 @@ async def serve(settings: Settings) -> None:
     stop, shown = set_by_signals(), settings.telemetry
     with ExitStack() as serving:
         if shown.metrics_port is not None:
-            serving.enter_context(telemetry.serving_metrics(shown.metrics_host, shown.metrics_port))
+            serving.enter_context(serving_metrics(shown.metrics_host, shown.metrics_port))
         await run_worker(settings, await connect(settings.encryption.in_use), stop)
 
 

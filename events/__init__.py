@@ -1,1 +1,1 @@
-"""Outgoing events: built, published from the outbox, sent to a sink."""
+"""Outgoing events: read from the outbox, converted to CloudEvents, and sent to a sink."""

@@ -1,5 +1,6 @@
-"""The outbox's rows in the form the world gets them in: CloudEvents 1.0."""
+"""The rows of the outbox as CloudEvents 1.0."""
 
+from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 
 from db.models import OutboxRow
@@ -7,7 +8,7 @@ from domain.outgoing_event import SOURCE
 
 
 def cloud_event(row: OutboxRow) -> CloudEvent:
-    """The event of a row; every time it is sent it is the same, to the letter."""
+    """Return the event of a row; it is identical each time the row is sent."""
     attributes = {
         "specversion": "1.0",
         "id": str(row.event_id),
@@ -19,6 +20,11 @@ def cloud_event(row: OutboxRow) -> CloudEvent:
     if row.device_id is not None:
         attributes["subject"] = str(row.device_id)
     if row.sequence is not None:
-        # CloudEvents' Sequence extension wants what sorts as text too; 2^63 has 19 digits.
+        # CloudEvents' Sequence extension requires values that sort as text; 2^63 has 19 digits.
         attributes["sequence"] = f"{row.sequence:019}"
     return CloudEvent(attributes, row.data)
+
+
+def as_json(event: CloudEvent) -> str:
+    """Return the event in CloudEvents' structured JSON format."""
+    return JSONFormat().write(event).decode()

@@ -1,87 +1,73 @@
-"""Where events go, and what a sink may say of an event it does not take."""
+"""The interface of an event sink, and the errors by which a sink reports that an event was not accepted.
 
-import json
-import logging
+Exception
+├── EventRefusedError      this event is not accepted; others may be
+├── SinkGoneError           no further event is to be sent to this sink
+└── SinkUnavailableError    no event can be sent now; a later attempt may succeed
+"""
+
 from datetime import timedelta
 from hashlib import sha256
 from typing import Final, Protocol
 
-from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 
-logger = logging.getLogger("thingbridge.events")
-
-# Long enough to be worth asking for, short enough that a sink's slip of the pen costs no day.
+_SHORTEST_WAIT: Final = timedelta(seconds=1)
+# Limits the harm of a sink that sends a wrong `Retry-After`.
 _LONGEST_WAIT: Final = timedelta(minutes=10)
 
 
-class EventRejectedError(Exception):
-    """The sink will not take this event as it stands, and would take others."""
+class EventRefusedError(Exception):
+    """The sink refuses this event because of its content, and would accept others."""
 
 
 class SinkGoneError(Exception):
-    """The sink says that nothing is ever to be sent to it again."""
+    """The sink accepts no further events, for good."""
 
 
 class SinkUnavailableError(Exception):
-    """The sink took nothing this time, for a reason that is none of the event's.
+    """The sink did not accept the event, for a reason that is unrelated to the event.
 
     Args:
-        why: what an operator is to see.
-        wait: how long the sink asks to be left alone; more than ten minutes are not granted.
+        reason: the text that an operator is shown.
+        wait: how long the sink wants no request; it is limited to between one second and ten minutes.
     """
 
-    def __init__(self, why: str, wait: timedelta | None = None) -> None:
-        super().__init__(why)
-        self.wait = None if wait is None else max(timedelta(seconds=1), min(wait, _LONGEST_WAIT))
+    def __init__(self, reason: str, wait: timedelta | None = None) -> None:
+        super().__init__(reason)
+        self.wait = None if wait is None else max(_SHORTEST_WAIT, min(wait, _LONGEST_WAIT))
 
 
 class EventSink(Protocol):
-    """A way out. It is called by one thread for each shard, at once."""
+    """A destination of events. One thread for each shard calls it, concurrently."""
 
     @property
     def kind(self) -> str:
-        """What it is called in the settings."""
+        """The name of this kind of sink in the settings."""
 
     @property
     def fingerprint(self) -> str:
-        """The same for every sink of this kind at this address, and of none other."""
+        """A value that is equal for sinks of the same kind and address, and differs for all others."""
 
     def send(self, event: CloudEvent) -> None:
-        """Hand an event over, within ten seconds.
+        """Send an event, within ten seconds.
 
-        Returning says that it has arrived. Raising says that it may not have, and it is sent again: until it
-        has arrived, nothing of its shard is sent after it. The error is shown to operators: no secret in it.
+        Return only if the event has arrived. After an error it may or may not have arrived and is sent again,
+        and no later event of its shard is sent before it. Operators are shown the error, so it must hold no
+        secret.
 
         Raises:
-            EventRejectedError: of this event alone; only its device's later events wait for it, and not for
-                ever.
-            SinkGoneError: nothing more is sent until an operator says so.
-            SinkUnavailableError: with how long to wait. Any other error says the same without.
+            EventRefusedError: the event is refused; later events of its device wait for it, for a limited
+                time.
+            SinkGoneError: nothing is sent until an operator enables the sink.
+            SinkUnavailableError: nothing is sent for a while; any other error has the same effect, without a
+                given wait.
         """
 
 
 def fingerprint(kind: str, address: str) -> str:
-    """What a sink is remembered by: its address may hold a token, which is not for the database."""
+    """Return the value that identifies a sink in the database.
+
+    It is a hash, because an address may contain a token that must not be stored.
+    """
     return sha256(f"{kind} {address}".encode()).hexdigest()
-
-
-def as_json(event: CloudEvent) -> str:
-    """The event in CloudEvents' structured JSON."""
-    return JSONFormat().write(event).decode()
-
-
-class LogSink:
-    """The process's own log: a line for each event, with all of it."""
-
-    kind = "log"
-    fingerprint = fingerprint("log", "")
-
-    def send(self, event: CloudEvent) -> None:
-        """Say the event."""
-        logger.info(
-            "%s %s",
-            event.get_type(),
-            event.get_subject() or event.get_id(),
-            extra={"event": json.loads(as_json(event))},
-        )

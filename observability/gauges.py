@@ -1,4 +1,4 @@
-"""What is looked up when metrics are asked for: how the outbox, its sink and the AWS keys stand."""
+"""Values that are read when metrics are scraped: the state of the outbox, of its sink and of the AWS keys."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -22,18 +22,18 @@ from observability.metrics import (
 
 logger = logging.getLogger("thingbridge.telemetry")
 
-# For each of three; Prometheus gives up a scrape after ten.
-_LOOK_SECONDS: Final = 2.0
+# Three gauges read the database one after the other, and Prometheus ends a scrape after ten seconds.
+_READ_SECONDS: Final = 2.0
 
 _Values = Mapping[str, float]
 
 
 def measure_outbox(engine: Engine, sink_kind: str, sink_fingerprint: str) -> None:
-    """Have the outbox looked at whenever metrics are asked for.
+    """Read the state of the outbox and its sink whenever metrics are scraped.
 
     Args:
         engine: the bridge's database.
-        sink_kind: the kind of sink its events go to, as the settings name it.
+        sink_kind: the kind of sink, as the settings name it.
         sink_fingerprint: identifies the sink in the database.
     """
 
@@ -53,44 +53,47 @@ def measure_outbox(engine: Engine, sink_kind: str, sink_fingerprint: str) -> Non
         with Session(engine) as session:
             return {sink_kind: float(disabled_sink(session, sink_fingerprint) is not None)}
 
-    OUTBOX_OLDEST.watch(_in_time(OUTBOX_OLDEST.name, ages))
-    EVENTS_PARKED.watch(_in_time(EVENTS_PARKED.name, parked))
-    SINK_DISABLED.watch(_in_time(SINK_DISABLED.name, disabled))
+    OUTBOX_OLDEST.read_with(_with_timeout(OUTBOX_OLDEST.name, ages))
+    EVENTS_PARKED.read_with(_with_timeout(EVENTS_PARKED.name, parked))
+    SINK_DISABLED.read_with(_with_timeout(SINK_DISABLED.name, disabled))
 
 
-def _in_time(name: str, read: Callable[[], _Values]) -> Callable[[], _Values]:
-    """The same, or nothing where it takes too long: a database that hangs must not hide all other metrics."""
-    guard, under_way = Lock(), Future[_Values]()
-    under_way.set_result({})
+def _with_timeout(name: str, read: Callable[[], _Values]) -> Callable[[], _Values]:
+    """Return a function that reads in a thread, and returns no values after a timeout.
 
-    def look(found: Future[_Values]) -> None:
+    Without it a database that does not answer would hide all other metrics of the process.
+    """
+    lock, reading = Lock(), Future[_Values]()
+    reading.set_result({})
+
+    def run(result: Future[_Values]) -> None:
         try:
-            found.set_result(read())
-        except Exception as error:  # noqa: BLE001  # it is raised where the answer is awaited
-            found.set_exception(error)
+            result.set_result(read())
+        except Exception as error:  # noqa: BLE001  # the caller that waits for the result raises it
+            result.set_exception(error)
 
-    def ask() -> _Values:
-        nonlocal under_way
-        with guard:
-            # One at a time, whose answer serves all who ask meanwhile.
-            if under_way.done():
-                under_way = Future()
-                Thread(target=look, args=(under_way,), name="measures", daemon=True).start()
-            asked = under_way
+    def read_or_give_up() -> _Values:
+        nonlocal reading
+        with lock:
+            # One read at a time: its result is shared by all scrapes that wait for it.
+            if reading.done():
+                reading = Future()
+                Thread(target=run, args=(reading,), name="gauge", daemon=True).start()
+            current = reading
         try:
-            return asked.result(_LOOK_SECONDS)
+            return current.result(_READ_SECONDS)
         except TimeoutError:
             logger.warning("%s is not shown: the database does not answer in time", name)
             return {}
 
-    return ask
+    return read_or_give_up
 
 
 def measure_credentials(age_seconds: Callable[[], float | None], ready: Callable[[], bool]) -> None:
     """Read the state of the process's AWS keys whenever metrics are scraped.
 
     Args:
-        age_seconds: returns how long ago the keys were last read with success; None where never.
+        age_seconds: returns the time since the keys were last read successfully; None where they never were.
         ready: returns whether AWS can be called.
     """
 
@@ -98,11 +101,11 @@ def measure_credentials(age_seconds: Callable[[], float | None], ready: Callable
         seconds = age_seconds()
         return {} if seconds is None else {"": seconds}
 
-    CREDENTIALS_AGE.watch(age)
-    CREDENTIALS_READY.watch(lambda: {"": float(ready())})
+    CREDENTIALS_AGE.read_with(age)
+    CREDENTIALS_READY.read_with(lambda: {"": float(ready())})
 
 
 def stop_measuring() -> None:
-    """Have nothing looked up any more, since what it was looked up in is about to be closed."""
+    """Stop reading values, because the database and clients they are read from are about to be closed."""
     for gauge in (OUTBOX_OLDEST, EVENTS_PARKED, SINK_DISABLED, CREDENTIALS_AGE, CREDENTIALS_READY):
-        gauge.watch(dict)
+        gauge.read_with(dict)

@@ -1,4 +1,4 @@
-"""What the operator's handbook says can be done as it says; so can what the other documents say."""
+"""Commands, settings, links and failure codes in the handbook and the other documents are valid."""
 
 import re
 import shlex
@@ -27,24 +27,24 @@ DOCUMENTS: Final = "\n".join(
 )
 
 
-def shell_lines() -> Iterator[str]:
-    """Each command of the documents' code blocks, whole, also where what it quotes has several lines."""
-    for block in re.findall(r"^```sh\n(.*?)^```$", DOCUMENTS, re.MULTILINE | re.DOTALL):
+def shell_commands(documents: str) -> Iterator[str]:
+    """Yield each command of the documents' code blocks, including those with quoted text of several lines."""
+    for block in re.findall(r"^```sh\n(.*?)^```$", documents, re.MULTILINE | re.DOTALL):
         command = ""
         for line in block.replace("\\\n", " ").splitlines():
             command = f"{command}\n{line}".strip()
             try:
                 shlex.split(command, comments=True)
-            except ValueError:  # a quotation goes on
+            except ValueError:  # the quoted text continues on the next line
                 continue
             if command:
                 yield command
             command = ""
-        assert not command, f"never ends: {command}"
+        assert not command, f"a quotation is not closed: {command}"
 
 
 def words_of(line: str, program: str) -> list[str] | None:
-    """The arguments of a call of a program, if the line is one, whatever stands in front of it."""
+    """Return the arguments of a program if the line runs it, after optional `uv run` and variables."""
     words = [word for word in shlex.split(line, comments=True) if word != "&"]
     while words and (words[0] in {"uv", "run"} or re.match(r"[A-Z_]+=", words[0])):
         words.pop(0)
@@ -52,14 +52,16 @@ def words_of(line: str, program: str) -> list[str] | None:
 
 
 def calls_of(program: str) -> list[list[str]]:
-    """Every call of a program in code blocks, and those named in a sentence."""
-    in_blocks = [words for line in shell_lines() if (words := words_of(line, program)) is not None]
-    in_text = [shlex.split(call) for call in re.findall(rf"`{program} ([^`\n]+)`", DOCUMENTS)]
+    """Return the arguments of every call of a program, in code blocks and in sentences."""
+    in_blocks = [
+        words for line in shell_commands(DOCUMENTS) if (words := words_of(line, program)) is not None
+    ]
+    in_text = [shlex.split(call) for call in re.findall(rf"`(?:uv run )?{program} ([^`\n]+)`", DOCUMENTS)]
     return [*in_blocks, *in_text]
 
 
 def command_of(words: Sequence[str]) -> Any:
-    """The command that the words begin with; None where there is no such."""
+    """Return the command that the words begin with; None where there is none."""
     found: Any = typer.main.get_command(app)
     for word in words:
         if not hasattr(found, "commands") or word.startswith("-"):
@@ -69,8 +71,8 @@ def command_of(words: Sequence[str]) -> Any:
 
 
 @cache
-def told_by_temporal(*arguments: str) -> str:
-    """What Temporal's command line says."""
+def temporal_output(*arguments: str) -> str:
+    """Return the output of Temporal's command line."""
     temporal = shutil.which("temporal", path=str(Path(sys.executable).parent))
     assert temporal is not None
     return subprocess.run([temporal, *arguments], capture_output=True, text=True, check=True).stdout
@@ -81,14 +83,14 @@ def options_in(words: Sequence[str]) -> set[str]:
 
 
 def anchors() -> list[str]:
-    """The anchors of the handbook's headings, as GitHub makes them."""
+    """Return the anchors of the handbook's headings, by GitHub's rules."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", HANDBOOK, flags=re.M | re.S), re.M)
     return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
 
 @pytest.mark.parametrize("words", calls_of("thingbridge"), ids=" ".join)
-def test_every_command_is_one_of_thingbridge(words: list[str]) -> None:
-    """A command that a document gives is there, and so is each of its options."""
+def test_every_thingbridge_command_exists(words: list[str]) -> None:
+    """Each documented command exists, with each documented option."""
     command = command_of(words)
     assert command is not None
     options = {name for parameter in command.params for name in parameter.opts}
@@ -96,48 +98,54 @@ def test_every_command_is_one_of_thingbridge(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", calls_of("temporal"), ids=" ".join)
-def test_every_command_is_one_of_temporal(words: list[str]) -> None:
-    """Temporal's own command line has the commands and options that the documents give."""
+def test_every_temporal_command_exists(words: list[str]) -> None:
+    """Temporal's command line has each documented command and option."""
     verbs = words[: next((at for at, word in enumerate(words) if word.startswith("-")), len(words))]
-    told = told_by_temporal(*verbs, "--help")
-    assert f"temporal {' '.join(verbs)} [" in told
-    # Those of every command are told apart.
-    assert options_in(words) <= set(re.findall(r"--[a-z-]+", told + told_by_temporal("options")))
+    help_text = temporal_output(*verbs, "--help")
+    assert f"temporal {' '.join(verbs)} [" in help_text
+    # Options that all commands have are listed separately.
+    assert options_in(words) <= set(re.findall(r"--[a-z-]+", help_text + temporal_output("options")))
 
 
-def test_every_setting_is_one() -> None:
-    """A setting that a document names is one that the bridge reads."""
-    known = {knob.variable for _, knobs in describe() for knob in knobs} | {CONFIG_FILE_VARIABLE}
+def test_handbook_commands_run_in_a_fresh_clone() -> None:
+    """`uv sync` installs both programs in the clone's environment, so each command needs `uv run`."""
+    commands = [*shell_commands(HANDBOOK), *re.findall(r"`([^`\n]+)`", HANDBOOK)]
+    assert not [command for command in commands if re.match(r"(thingbridge|temporal) ", command)]
+
+
+def test_every_setting_exists() -> None:
+    """Each setting named in a document is read by the bridge."""
+    known = {setting.variable for _, section in describe() for setting in section} | {CONFIG_FILE_VARIABLE}
     named = set(re.findall(r"IOT_AWS_\w+", DOCUMENTS))
     assert named
     assert named <= known
 
 
-def test_every_failure_code_has_its_section() -> None:
-    """Who reads a code in a binding finds what to do by searching for it."""
+def test_every_failure_code_has_a_section() -> None:
+    """The section of a failure code describes its remedy."""
     _, _, codes = HANDBOOK.partition("\n## Failure codes\n")
     sections = re.findall(r"^### (\w+)$", codes.partition("\n## ")[0], re.MULTILINE)
     assert sorted(sections) == sorted(code.value for code in FailureCode)
 
 
-def test_every_status_is_explained() -> None:
-    """The table of statuses has a row for each."""
-    explained = re.findall(r"^\| `(\w+)` \| ", HANDBOOK, re.MULTILINE)
-    assert set(explained) >= set(ProvisioningStatus)
+def test_every_status_is_described() -> None:
+    """The table of statuses has a row for each status."""
+    described = re.findall(r"^\| `(\w+)` \| ", HANDBOOK, re.MULTILINE)
+    assert set(described) >= set(ProvisioningStatus)
 
 
-def test_every_link_leads_somewhere() -> None:
-    """Files, images and sections that the handbook points to are there."""
-    there = anchors()
-    assert len(set(there)) == len(there)
+def test_every_link_target_exists() -> None:
+    """Files, images and sections that the handbook links to exist."""
+    existing = anchors()
+    assert len(set(existing)) == len(existing)
     for target in re.findall(r"\]\(([^)]+)\)", HANDBOOK):
         path, _, anchor = target.partition("#")
         if path:
             assert (ROOT / "docs" / path).exists(), target
         else:
-            assert anchor in there, target
+            assert anchor in existing, target
 
 
-def test_the_readme_leads_to_the_handbook() -> None:
-    """Whoever looks for it looks there first."""
+def test_readme_links_to_the_handbook() -> None:
+    """The handbook is found from the README."""
     assert "(docs/handbook.md)" in (ROOT / "README.md").read_text()

@@ -26,7 +26,7 @@ from db.engine import open_engine
 from db.migrate import SchemaOutdatedError
 from domain.lifecycle_event import LifecycleEvent
 from domain.provisioning_status import ProvisioningStatus
-from events.sink import LogSink
+from events.sinks.log import LogSink
 from observability import telemetry
 from orchestration.client import connect
 from orchestration.requests import send_event

@@ -14,7 +14,7 @@ from api.temporal import Temporal
 from db.erasure import require_hash_key
 from db.migrate import require_current
 from domain.erasure import SerialHashing
-from observability.telemetry import METRICS_CONTENT_TYPE, exposition
+from observability.exposition import METRICS_CONTENT_TYPE, exposition
 
 _CHECK_TIMEOUT_SECONDS: Final = 6.0
 

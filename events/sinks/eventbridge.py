@@ -1,4 +1,4 @@
-"""Events into Amazon EventBridge."""
+"""Events to Amazon EventBridge."""
 
 from typing import Final
 
@@ -6,18 +6,19 @@ from cloudevents.core.v1.event import CloudEvent
 
 from aws.clients import AwsClients
 from aws.errors import InvalidParameterError
-from events.sink import EventRejectedError, SinkUnavailableError, as_json, fingerprint
+from events.cloud_events import as_json
+from events.sink import EventRefusedError, SinkUnavailableError, fingerprint
 
-# An entry's own fault. Any other code of an entry says that nothing can be put on the bus now.
-_REFUSALS: Final = frozenset({"InvalidArgument", "MalformedDetail", "RedactionFailure"})
+# The entry's content is at fault. With any other code of an entry, the bus accepts no entry at the moment.
+_REFUSAL_CODES: Final = frozenset({"InvalidArgument", "MalformedDetail", "RedactionFailure"})
 
 
-class EventBusSink:
-    """A bus, whose rules find the event by its type and in `detail` the whole of it.
+class EventBridgeSink:
+    """Puts events on an event bus, with the type as `detail-type` and the whole CloudEvent as `detail`.
 
     Args:
         aws: the AWS clients.
-        bus: its name or ARN.
+        bus: name or ARN of the event bus.
     """
 
     kind = "eventbridge"
@@ -29,9 +30,15 @@ class EventBusSink:
         self.fingerprint = fingerprint(self.kind, bus)
 
     def send(self, event: CloudEvent) -> None:
-        """Put the event on the bus."""
+        """Put the event on the bus.
+
+        Raises:
+            EventRefusedError: EventBridge refuses the event because of its content.
+            SinkUnavailableError: EventBridge could not process the entry.
+            AwsError: the call failed.
+        """
         try:
-            answer = self._aws.call(
+            response = self._aws.call(
                 self._events.put_events,
                 Entries=[
                     {
@@ -44,13 +51,14 @@ class EventBusSink:
                 ],
             )
         except InvalidParameterError as error:
-            # All but the bus is the event's own.
+            # AWS gives ValidationException for every invalid field, so only the message shows which field it
+            # is. The bus name comes from the settings, all other fields from the event.
             if "busname" in error.what.lower():
                 raise
-            raise EventRejectedError(error.what) from None
-        # The call succeeds where its entries fail.
-        if answer["FailedEntryCount"]:
-            (entry,) = answer["Entries"]
+            raise EventRefusedError(error.what) from None
+        # PutEvents answers 200 also where entries failed.
+        if response["FailedEntryCount"]:
+            (entry,) = response["Entries"]
             code = entry.get("ErrorCode", "Unknown")
-            what = f"PutEvents: {code}: {entry.get('ErrorMessage', '')}".rstrip(": ")
-            raise EventRejectedError(what) if code in _REFUSALS else SinkUnavailableError(what)
+            reason = f"PutEvents: {code}: {entry.get('ErrorMessage', '')}".rstrip(": ")
+            raise EventRefusedError(reason) if code in _REFUSAL_CODES else SinkUnavailableError(reason)

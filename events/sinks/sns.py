@@ -6,18 +6,19 @@ from cloudevents.core.v1.event import CloudEvent
 
 from aws.clients import AwsClients
 from aws.errors import InvalidParameterError
-from events.sink import EventRejectedError, as_json, fingerprint
+from events.cloud_events import as_json
+from events.sink import EventRefusedError, fingerprint
 
 if TYPE_CHECKING:
     from types_boto3_sns.type_defs import MessageAttributeValueTypeDef
 
 
-class TopicSink:
-    """A topic; type and tenant are attributes of the message, by which a subscription filters.
+class SnsSink:
+    """Publishes events to a topic; type and tenant are message attributes that subscriptions can filter by.
 
     Args:
         aws: the AWS clients.
-        topic_arn: the topic, which may be another region's.
+        topic_arn: the topic, which may be in another region.
     """
 
     kind = "sns"
@@ -29,23 +30,29 @@ class TopicSink:
         self.fingerprint = fingerprint(self.kind, topic_arn)
 
     def send(self, event: CloudEvent) -> None:
-        """Publish the event."""
+        """Publish the event to the topic.
+
+        Raises:
+            EventRefusedError: SNS refuses the message because of its content.
+            AwsError: the call failed.
+        """
         try:
             self._aws.call(
                 self._sns.publish,
                 TopicArn=self._topic_arn,
                 Message=as_json(event),
                 MessageAttributes=_attributes(event),
-                **self._ordering(event),
+                **self._fifo_parameters(event),
             )
         except InvalidParameterError as error:
-            # Of the parameters only the topic is not the event's own.
+            # AWS gives the code InvalidParameter for every parameter, so only the message shows which one it
+            # is. The topic comes from the settings, all other parameters from the event.
             if "TopicArn" in error.what:
                 raise
-            raise EventRejectedError(error.what) from None
+            raise EventRefusedError(error.what) from None
 
-    def _ordering(self, event: CloudEvent) -> dict[str, str]:
-        """What a FIFO topic goes by; no other topic takes it."""
+    def _fifo_parameters(self, event: CloudEvent) -> dict[str, str]:
+        """Return the parameters that a FIFO topic requires; SNS refuses them for any other topic."""
         if not self._topic_arn.endswith(".fifo"):
             return {}
         return {

@@ -1,4 +1,4 @@
-"""Events as webhooks, signed after the Standard Webhooks spec."""
+"""Events as webhooks, signed according to the Standard Webhooks specification."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,30 +14,31 @@ from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 from standardwebhooks import Webhook
 
-from events.sink import EventRejectedError, SinkGoneError, SinkUnavailableError, as_json, fingerprint
+from events.cloud_events import as_json
+from events.sink import EventRefusedError, SinkGoneError, SinkUnavailableError, fingerprint
 
 _CALL_SECONDS: Final = 9.0
-# Shorter than the least that servers are wont to keep a connection, so that none is closed under a call.
+# Shorter than the keep-alive timeout of common servers, so that no server closes a connection during a call.
 _IDLE_CONNECTION_SECONDS: Final = 2.0
-# An answer is read to its end, so that the connection serves again, unless that end is far.
-_ANSWER_BYTES: Final = 65_536
+# A response is read to its end so that its connection can be reused, but only up to this size.
+_RESPONSE_BYTES: Final = 65_536
 
-# What says that the event is at fault. Of the others, 401 and 403 mean the secret or a gateway, 404 a route
-# that is not deployed yet, 408, 409, 425 and 429 try again: they pass with nothing lost.
-_REFUSALS: Final = frozenset(
+# The statuses by which an endpoint refuses the event. The other client errors may pass: 401 and 403 mean the
+# secret or a gateway, 404 a route that is not deployed yet, and 408, 409, 425 and 429 ask for a retry.
+_REFUSAL_STATUSES: Final = frozenset(
     {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY}
 )
 
 
 class WebhookSink:
-    """An endpoint that takes events by POST and answers 2xx for those it has.
+    """Posts events to an HTTP endpoint, which answers 2xx for each event it has accepted.
 
     Args:
-        portal: where the client is at work.
-        client: what calls the endpoint.
-        url: the endpoint; it may hold a token.
-        secrets: `whsec_…`; each of them signs.
-        call_seconds: how long a call may take, from finding the host's address to the answer's end.
+        portal: the event loop that the client runs in.
+        client: the HTTP client.
+        url: the endpoint; it may contain a token.
+        secrets: signing secrets, `whsec_…`; each request is signed with all of them.
+        call_seconds: the timeout of a whole call, from resolving the host to the end of the response.
     """
 
     kind = "webhook"
@@ -58,17 +59,23 @@ class WebhookSink:
         self.fingerprint = fingerprint(self.kind, url)
 
     def send(self, event: CloudEvent) -> None:
-        """Post the event."""
+        """Post the event.
+
+        Raises:
+            EventRefusedError: the endpoint answered 400, 413 or 422.
+            SinkGoneError: the endpoint answered 410.
+            SinkUnavailableError: the endpoint answered with another status, or not at all.
+        """
         status, headers = self._portal.call(self._post, event)
-        # Of the address the host alone, and nothing of the answer: it may repeat what was sent.
-        answer = f"{self._url.host} answered {status} {_phrase(status)}".rstrip()
+        # Only the host and the status: the URL may contain a token, and the response may repeat the request.
+        reason = f"{self._url.host} answered {status} {_phrase(status)}".rstrip()
         if 200 <= status < 300:
             return
         if status == HTTPStatus.GONE:
-            raise SinkGoneError(answer)
-        if status in _REFUSALS:
-            raise EventRejectedError(answer)
-        raise SinkUnavailableError(answer, _wait(headers.get("retry-after")))
+            raise SinkGoneError(reason)
+        if status in _REFUSAL_STATUSES:
+            raise EventRefusedError(reason)
+        raise SinkUnavailableError(reason, _retry_after(headers.get("retry-after")))
 
     async def _post(self, event: CloudEvent) -> tuple[int, Mapping[str, str]]:
         body = as_json(event)
@@ -76,20 +83,20 @@ class WebhookSink:
             with fail_after(self._call_seconds):
                 async with self._client.stream(
                     "POST", self._url, content=body, headers=self._headers(event.get_id(), body)
-                ) as answer:
+                ) as response:
                     read = 0
-                    async for chunk in answer.aiter_raw():
+                    async for chunk in response.aiter_raw():
                         read += len(chunk)
-                        if read > _ANSWER_BYTES:
+                        if read > _RESPONSE_BYTES:
                             break
-                    return answer.status_code, answer.headers
+                    return response.status_code, response.headers
         except TimeoutError:
             raise SinkUnavailableError(
                 f"{self._url.host} did not answer within {self._call_seconds:g} s"
             ) from None
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            why = f"{type(error).__name__}: {error}".rstrip(": ")
-            raise SinkUnavailableError(f"no answer from {self._url.host}: {why}") from None
+            reason = f"{type(error).__name__}: {error}".rstrip(": ")
+            raise SinkUnavailableError(f"no answer from {self._url.host}: {reason}") from None
 
     def _headers(self, event_id: str, body: str) -> dict[str, str]:
         now = datetime.now(UTC)
@@ -105,10 +112,10 @@ class WebhookSink:
 def open_webhook(
     url: str, secrets: Sequence[str], call_seconds: float = _CALL_SECONDS
 ) -> Iterator[WebhookSink]:
-    """A sink and its connections, on an event loop of their own.
+    """Open a sink with a connection pool, on an event loop in a thread of its own.
 
-    Only there can a call be given up as a whole: a client's own timeouts begin anew with each byte. Redirects
-    are not followed: where events go is a setting.
+    Only an event loop can limit the duration of a call as a whole: the timeouts of an HTTP client start again
+    with each received byte. Redirects are not followed, because the destination of events is a setting.
     """
     client = httpx2.AsyncClient(
         timeout=call_seconds,
@@ -127,14 +134,14 @@ def _phrase(status: int) -> str:
         return ""
 
 
-def _wait(retry_after: str | None) -> timedelta | None:
-    """How long `Retry-After` asks to wait: seconds, or until a date."""
-    if retry_after is None:
+def _retry_after(value: str | None) -> timedelta | None:
+    """Return the wait that a `Retry-After` header requests, in seconds or as a date; None without one."""
+    if value is None:
         return None
-    if retry_after.isascii() and retry_after.isdigit():
-        # Not as many as the digits say, which may be more than a timedelta holds.
-        return timedelta(seconds=float(retry_after[:9]))
+    if value.isascii() and value.isdigit():
+        # A timedelta cannot hold arbitrarily many digits.
+        return timedelta(seconds=float(value[:9]))
     try:
-        return parsedate_to_datetime(retry_after).astimezone(UTC) - datetime.now(UTC)
+        return parsedate_to_datetime(value).astimezone(UTC) - datetime.now(UTC)
     except ValueError:
         return None

@@ -1,4 +1,4 @@
-"""Dashboard and alert rules ask for nothing that is not exported."""
+"""Dashboard and alert rules query only exported metrics, and each alert has a section in the handbook."""
 
 import asyncio
 import json
@@ -25,50 +25,50 @@ DASHBOARD: Final = ROOT / "deploy" / "grafana" / "thingbridge.json"
 ALERTS: Final = ROOT / "deploy" / "prometheus" / "alerts.yaml"
 HANDBOOK: Final = ROOT / "docs" / "handbook.md"
 
-# What Prometheus itself adds to each series, and its own metric of whether a target answers.
-SCRAPED: Final = frozenset({"job", "instance"})
-OF_THE_BRIDGE: Final = SCRAPED | {"tenant_id", "operation"}
-OF_A_QUEUE: Final = SCRAPED | {"namespace", "task_queue"}
-OF_A_CALL: Final = OF_A_QUEUE | {"operation", "status_code"}
+# The labels that Prometheus adds to each series.
+TARGET_LABELS: Final = frozenset({"job", "instance"})
+BRIDGE_LABELS: Final = TARGET_LABELS | {"tenant_id", "operation"}
+QUEUE_LABELS: Final = TARGET_LABELS | {"namespace", "task_queue"}
+CALL_LABELS: Final = QUEUE_LABELS | {"operation", "status_code"}
 
-# What the SDK exports under its own names, as far as it is asked for; its latencies are in milliseconds.
+# Metrics of Temporal's SDK that are queried here; its latencies are in milliseconds.
 TEMPORAL_SDK: Final[Mapping[str, frozenset[str]]] = {
-    "temporal_activity_execution_failed": OF_A_QUEUE | {"activity_type", "workflow_type", "failure_reason"},
-    "temporal_activity_schedule_to_start_latency_bucket": OF_A_QUEUE | {"le"},
-    "temporal_long_request_failure": OF_A_CALL,
-    "temporal_request_failure": OF_A_CALL,
-    "temporal_sticky_cache_hit": OF_A_QUEUE | {"workflow_type"},
-    "temporal_sticky_cache_miss": OF_A_QUEUE | {"workflow_type"},
-    "temporal_worker_task_slots_available": OF_A_QUEUE | {"worker_type"},
-    "temporal_worker_task_slots_used": OF_A_QUEUE | {"worker_type"},
-    "temporal_workflow_completed": OF_A_QUEUE | {"workflow_type"},
-    "temporal_workflow_failed": OF_A_QUEUE | {"workflow_type"},
-    "temporal_workflow_task_execution_failed": OF_A_QUEUE | {"workflow_type", "failure_reason"},
-    "temporal_workflow_task_queue_poll_empty": OF_A_QUEUE,
-    "temporal_workflow_task_schedule_to_start_latency_bucket": OF_A_QUEUE | {"le"},
+    "temporal_activity_execution_failed": QUEUE_LABELS | {"activity_type", "workflow_type", "failure_reason"},
+    "temporal_activity_schedule_to_start_latency_bucket": QUEUE_LABELS | {"le"},
+    "temporal_long_request_failure": CALL_LABELS,
+    "temporal_request_failure": CALL_LABELS,
+    "temporal_sticky_cache_hit": QUEUE_LABELS | {"workflow_type"},
+    "temporal_sticky_cache_miss": QUEUE_LABELS | {"workflow_type"},
+    "temporal_worker_task_slots_available": QUEUE_LABELS | {"worker_type"},
+    "temporal_worker_task_slots_used": QUEUE_LABELS | {"worker_type"},
+    "temporal_workflow_completed": QUEUE_LABELS | {"workflow_type"},
+    "temporal_workflow_failed": QUEUE_LABELS | {"workflow_type"},
+    "temporal_workflow_task_execution_failed": QUEUE_LABELS | {"workflow_type", "failure_reason"},
+    "temporal_workflow_task_queue_poll_empty": QUEUE_LABELS,
+    "temporal_workflow_task_schedule_to_start_latency_bucket": QUEUE_LABELS | {"le"},
 }
-# What may be read as it stands: all else counts up, and is asked for its rise.
+# Gauges besides those of the bridge. All other metrics are counters, and are queried for their increase.
 OTHER_GAUGES: Final = frozenset(
     {"up", "temporal_worker_task_slots_available", "temporal_worker_task_slots_used"}
 )
-# What Grafana puts in before it asks.
+# Variables that Grafana replaces before it sends a query.
 GRAFANA_VARIABLES: Final = {"$__rate_interval": "5m", "$__range": "6h", "$tenant": ".*"}
 
 
 def listed_metrics() -> list[tuple[str, frozenset[str], str]]:
-    """The bridge's metrics as docs/metrics.md lists them: name, all labels, and what each tells."""
+    """Return the bridge's metrics as docs/metrics.md lists them: name, all labels, and description."""
     row = re.compile(r"^\| `(thingbridge_\w+)` \| (.*?) ?\| (.+) \|$", re.MULTILINE)
     return [
-        (name, OF_THE_BRIDGE | set(re.findall(r"`(\w+)`", labels)), tells)
-        for name, labels, tells in row.findall((ROOT / "docs" / "metrics.md").read_text())
+        (name, BRIDGE_LABELS | set(re.findall(r"`(\w+)`", labels)), description)
+        for name, labels, description in row.findall((ROOT / "docs" / "metrics.md").read_text())
     ]
 
 
 def exported_metrics() -> dict[str, frozenset[str]]:
-    """Every series name there is, with its labels: a histogram is three of them."""
-    exported = {"up": SCRAPED, **TEMPORAL_SDK}
-    for name, labels, tells in listed_metrics():
-        if tells.startswith("histogram"):
+    """Return every exported series name with its labels; a histogram has three series names."""
+    exported = {"up": TARGET_LABELS, **TEMPORAL_SDK}
+    for name, labels, description in listed_metrics():
+        if description.startswith("histogram"):
             exported |= {f"{name}_sum": labels, f"{name}_count": labels, f"{name}_bucket": labels | {"le"}}
         else:
             exported[name] = labels
@@ -76,7 +76,9 @@ def exported_metrics() -> dict[str, frozenset[str]]:
 
 
 def gauges() -> set[str]:
-    return {name for name, _, tells in listed_metrics() if tells.startswith("gauge")} | OTHER_GAUGES
+    return {
+        name for name, _, description in listed_metrics() if description.startswith("gauge")
+    } | OTHER_GAUGES
 
 
 def alerts() -> list[dict[str, Any]]:
@@ -90,7 +92,7 @@ def panels() -> list[dict[str, Any]]:
 
 
 def queries() -> list[tuple[str, str]]:
-    """Each query with what it is for."""
+    """Return each query with the alert or panel it belongs to."""
     on_dashboard = [(panel["title"], target["expr"]) for panel in panels() for target in panel["targets"]]
     return [*((rule["alert"], rule["expr"]) for rule in alerts()), *on_dashboard]
 
@@ -121,21 +123,21 @@ def grouping_labels(query: str) -> set[str]:
 
 
 @pytest.mark.parametrize(("purpose", "query"), queries())
-def test_each_query_asks_for_what_is_exported(purpose: str, query: str) -> None:
-    """Every metric, label matched and label grouped by is one that the bridge exports."""
+def test_each_query_uses_exported_metrics_and_labels(purpose: str, query: str) -> None:
+    """Every metric, every label matched and every label grouped by is exported."""
     exported = exported_metrics()
-    asked = list(selectors(query))
-    assert asked, f"{purpose}: no metric is asked for"
-    assert {selector.name for selector in asked} <= exported.keys()
-    for selector in asked:
+    used = list(selectors(query))
+    assert used, f"{purpose}: no metric is queried"
+    assert {selector.name for selector in used} <= exported.keys()
+    for selector in used:
         matched = {matcher.name for matcher in selector.matchers.matchers}
         assert matched <= exported[selector.name or ""]
-    assert all(grouping_labels(query) <= exported[selector.name or ""] for selector in asked)
+    assert all(grouping_labels(query) <= exported[selector.name or ""] for selector in used)
 
 
 @pytest.mark.parametrize(("purpose", "query"), queries())
-def test_counters_are_asked_for_their_rise(purpose: str, query: str) -> None:
-    """A counter's own value says only how long a process has run; new series are found by comparing two."""
+def test_counters_are_queried_over_a_range(purpose: str, query: str) -> None:
+    """The value of a counter mostly shows how long a process has run; its increase is what counts."""
     counters = {selector.name or "" for selector in selectors(query)} - gauges()
     ranged = {
         node.vector_selector.name for node in nodes(query) if isinstance(node, promql_parser.MatrixSelector)
@@ -144,23 +146,23 @@ def test_counters_are_asked_for_their_rise(purpose: str, query: str) -> None:
 
 
 def test_every_metric_of_the_bridge_is_on_the_dashboard() -> None:
-    """Nothing is counted that nobody could see."""
+    """Every metric in docs/metrics.md is used by a panel."""
     shown = " ".join(target["expr"] for panel in panels() for target in panel["targets"])
     names = {name for name, _, _ in listed_metrics()}
     assert names
     assert {name for name in names if name not in shown} == set()
 
 
-def test_the_legends_name_labels_that_the_query_keeps() -> None:
-    """A legend of a label that was summed away is empty."""
+def test_legends_use_labels_that_the_query_keeps() -> None:
+    """A label that is aggregated away would leave the legend empty."""
     for panel in panels():
         for target in panel["targets"]:
             named = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
             assert named <= grouping_labels(target["expr"]), panel["title"]
 
 
-def test_the_dashboard_takes_any_prometheus() -> None:
-    """No panel names a data source of its own: whoever imports the dashboard chooses one."""
+def test_dashboard_works_with_any_prometheus() -> None:
+    """All panels use the variable for the data source, which is chosen at import."""
     dashboard = json.loads(DASHBOARD.read_text())
     variables = {variable["name"]: variable for variable in dashboard["templating"]["list"]}
     assert variables["datasource"]["type"] == "datasource"
@@ -170,23 +172,23 @@ def test_the_dashboard_takes_any_prometheus() -> None:
 
 
 def test_panels_do_not_overlap() -> None:
-    """Each place of the dashboard's grid is one panel's."""
-    taken: set[tuple[int, int]] = set()
+    """Each cell of the dashboard's grid belongs to at most one panel."""
+    occupied: set[tuple[int, int]] = set()
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
-        place: Mapping[str, int] = panel["gridPos"]
+        position: Mapping[str, int] = panel["gridPos"]
         cells = {
-            (place["x"] + column, place["y"] + line)
-            for column in range(place["w"])
-            for line in range(place["h"])
+            (position["x"] + column, position["y"] + line)
+            for column in range(position["w"])
+            for line in range(position["h"])
         }
-        assert place["x"] + place["w"] <= 24
-        assert not cells & taken, panel["title"]
-        taken |= cells
+        assert position["x"] + position["w"] <= 24
+        assert not cells & occupied, panel["title"]
+        occupied |= cells
 
 
 @pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"])
-def test_each_alert_says_how_bad_it_is_and_what_to_do(rule: dict[str, Any]) -> None:
-    """Who is paged sees the severity, what happened, and the section of the handbook that helps."""
+def test_each_alert_has_severity_summary_and_runbook(rule: dict[str, Any]) -> None:
+    """A notification shows severity, summary, description and the handbook section, which exists."""
     assert rule["labels"]["severity"] in {"critical", "warning"}
     annotations = rule["annotations"]
     assert annotations["summary"]
@@ -196,14 +198,14 @@ def test_each_alert_says_how_bad_it_is_and_what_to_do(rule: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"])
-def test_what_an_alert_says_is_known_where_it_fires(rule: dict[str, Any]) -> None:
-    """A label that a text names is one that the alert's query keeps."""
+def test_alert_texts_use_labels_that_the_query_keeps(rule: dict[str, Any]) -> None:
+    """A label that is aggregated away would be empty in the text."""
     texts = " ".join(rule["annotations"].values())
     assert set(re.findall(r"\$labels\.(\w+)", texts)) <= grouping_labels(rule["expr"])
 
 
 def sides_after(operator: str, query: str) -> list[list[promql_parser.Expr]]:
-    """All that stands to the right of each such comparison."""
+    """Return the nodes on the right side of each comparison with this operator."""
     return [
         nodes(str(node.rhs))
         for node in nodes(query)
@@ -211,47 +213,48 @@ def sides_after(operator: str, query: str) -> list[list[promql_parser.Expr]]:
     ]
 
 
-# Tries go on each half minute while the fault lasts; a poll that stands still is seen by its visits before.
-STEADY: Final = frozenset({"ThingbridgeCredentialsStale", "ThingbridgeShadowPollStopped"})
+# Alerts that need no new series: credentials are retried every half minute while the error lasts, and a
+# poll that has stopped had visits before.
+CONTINUOUS: Final = frozenset({"ThingbridgeCredentialsStale", "ThingbridgeShadowPollStopped"})
 
 
 @pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"])
-def test_what_a_counter_begins_with_counts(rule: dict[str, Any]) -> None:
-    """A burst within one scrape makes a new series, which has not risen: it is found beside the rise."""
-    risen = {
+def test_alerts_on_counters_include_new_series(rule: dict[str, Any]) -> None:
+    """Events before the first scrape of a series give no increase, so the rule selects new series too."""
+    increased = {
         selector.name
         for node in nodes(rule["expr"])
         if isinstance(node, promql_parser.Call) and node.func.name == "increase"
         for selector in selectors(str(node))
     }
     compared = {selector.name for selector in selectors(rule["expr"]) if selector.offset}
-    assert risen <= compared or rule["alert"] in STEADY
+    assert increased <= compared or rule["alert"] in CONTINUOUS
 
 
 @pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"])
-def test_no_alert_waits_for_a_counter_that_never_began(rule: dict[str, Any]) -> None:
-    """One that has counted nothing since the start is not there: it is neither 0 nor less than another."""
+def test_alerts_do_not_depend_on_counters_without_samples(rule: dict[str, Any]) -> None:
+    """A counter without a sample has no series, so it is neither 0 nor less than another counter."""
     for side in sides_after(">", rule["expr"]):
-        in_its_place = any(
+        has_default = any(
             isinstance(node, promql_parser.Call) and node.func.name == "vector" for node in side
         )
-        assert in_its_place or not any(isinstance(node, promql_parser.VectorSelector) for node in side)
+        assert has_default or not any(isinstance(node, promql_parser.VectorSelector) for node in side)
     counters = {selector.name or "" for selector in selectors(rule["expr"])} - gauges()
     assert not (counters and sides_after("==", rule["expr"]))
 
 
-def test_credentials_that_are_seldom_read_are_not_stale() -> None:
-    """An alert by their age alone begins above the longest interval there may be, 240 minutes."""
+def test_credentials_alert_allows_for_the_longest_interval() -> None:
+    """An alert on age alone has a threshold above the longest allowed interval, 240 minutes."""
     (rule,) = (rule for rule in alerts() if rule["alert"] == "ThingbridgeCredentialsStale")
     *others, by_age = rule["expr"].split("\nor\n")
     assert all('refreshes_total{result="error"}' in other for other in others)
     assert by_age.split(">")[1].split("*") == [" 5 ", " 3600\n"]
 
 
-async def test_a_temporal_that_is_away_has_a_status_the_alert_asks_for(stack: Addresses) -> None:
-    """The SDK's own word for it, once its connection is gone and no other is to be had."""
+async def test_unreachable_temporal_has_a_status_that_the_alert_matches(stack: Addresses) -> None:
+    """The status is the one the SDK reports after its connection is lost and no other can be opened."""
     (rule,) = (rule for rule in alerts() if rule["alert"] == "ThingbridgeTemporalUnreachable")
-    asked = {
+    matched = {
         matcher.value
         for selector in selectors(rule["expr"])
         for matcher in selector.matchers.matchers
@@ -274,37 +277,37 @@ async def test_a_temporal_that_is_away_has_a_status_the_alert_asks_for(stack: Ad
 
     await until(failed, "a call to Temporal has failed")
     found = await statuses()
-    assert all(re.fullmatch(pattern, status) for pattern in asked for status in found)
+    assert all(re.fullmatch(pattern, status) for pattern in matched for status in found)
 
 
 @asynccontextmanager
 async def relay_to(address: str) -> AsyncIterator[str]:
-    """Another address of a server, which is gone afterwards with all that is connected to it."""
+    """Relay a server at another address; at the end the address and all its connections are closed."""
     host, port = address.split(":")
-    open_ends: list[asyncio.StreamWriter] = []
+    writers: list[asyncio.StreamWriter] = []
 
-    async def pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while received := await source.read(65_536):
                 sink.write(received)
                 await sink.drain()
 
     async def connected(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        its_source, its_sink = await asyncio.open_connection(host, int(port))
-        open_ends.extend((sink, its_sink))
-        await asyncio.gather(pass_on(source, its_sink), pass_on(its_source, sink))
+        server_source, server_sink = await asyncio.open_connection(host, int(port))
+        writers.extend((sink, server_sink))
+        await asyncio.gather(copy(source, server_sink), copy(server_source, sink))
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
-    own_host, own_port = server.sockets[0].getsockname()
+    relay_host, relay_port = server.sockets[0].getsockname()
     try:
-        yield f"{own_host}:{own_port}"
+        yield f"{relay_host}:{relay_port}"
     finally:
         server.close()
-        for end in open_ends:
-            end.close()
+        for writer in writers:
+            writer.close()
 
 
-def test_no_alert_is_there_twice() -> None:
-    """A name stands for one rule, so that its section is found by it."""
+def test_alert_names_are_unique() -> None:
+    """A handbook section is found by the name of its alert."""
     names = [rule["alert"] for rule in alerts()]
     assert len(set(names)) == len(names)

@@ -1,4 +1,4 @@
-"""Events out: what a receiver gets, in which order, and that nothing on the way costs it an event."""
+"""Publishing of the outbox: content and order of the events, and that no failure loses one."""
 
 import asyncio
 import json
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -42,76 +43,77 @@ from domain.outgoing_event import (
     OutgoingEventType,
 )
 from embedded.stack import Addresses
+from events.publisher import Publisher
 from orchestration.requests import start_publishers
 from settings import Settings
 from tests import ROOT
 from tests.harness.bridge import NOON, Bridge, Device, until
 from tests.harness.command_line import empty_database, running
-from worker import compose_event_worker
+from worker import compose_event_worker, compose_events
 
 SCHEMAS = ROOT / "docs" / "events"
 KILLED = "killed-publisher"
-NOBODY = str(UUID(int=0))
+NO_DEVICE = str(UUID(int=0))
 _STARTED = PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
 
 
 @dataclass
 class Receiver:
-    """A sink that keeps what it gets, and fails as it is told to."""
+    """A sink that stores the events it receives, and fails where a test wants it to."""
 
-    got: list[dict[str, Any]] = field(default_factory=list)
-    refusals: Counter[tuple[UUID, int]] = field(default_factory=Counter)
-    """How often an event, by device and number, is refused."""
-    accidents: dict[UUID, Callable[[], None]] = field(default_factory=dict)
-    """What befalls the publisher of a device's next event when that has arrived and is not marked yet."""
+    events: list[dict[str, Any]] = field(default_factory=list)
+    failures: Counter[tuple[UUID, int]] = field(default_factory=Counter)
+    """How many attempts to send an event, by device and sequence, fail."""
+    after_arrival: dict[UUID, Callable[[], None]] = field(default_factory=dict)
+    """Called once for a device, after an event has arrived and before it is marked as published."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     kind: str = "receiver"
     fingerprint: str = "receiver"
 
     def send(self, event: CloudEvent) -> None:
         sent = json.loads(JSONFormat().write(event))
-        device, number = UUID(sent.get("subject", NOBODY)), int(sent.get("sequence", 0))
+        device, number = UUID(sent.get("subject", NO_DEVICE)), int(sent.get("sequence", 0))
         with self.lock:
-            if self.refusals[device, number]:
-                self.refusals[device, number] -= 1
-                raise ConnectionError("the receiver is away")
-            self.got.append(sent)
-            accident = self.accidents.pop(device, None)
-        if accident is not None:
-            accident()
+            if self.failures[device, number]:
+                self.failures[device, number] -= 1
+                raise ConnectionError("the receiver is unavailable")
+            self.events.append(sent)
+            action = self.after_arrival.pop(device, None)
+        if action is not None:
+            action()
 
     def of(self, device: UUID) -> list[dict[str, Any]]:
-        return [event for event in self.got if event.get("subject") == str(device)]
+        return [event for event in self.events if event.get("subject") == str(device)]
 
-    async def has(self, device: UUID, number: int) -> list[int]:
-        """Wait for the device's event of that number; then all numbers, as they came."""
+    async def wait_for(self, device: UUID, number: int) -> list[int]:
+        """Wait for an event of a device; return the sequences of all its events in order of arrival."""
 
         async def arrived() -> bool:
-            return number in numbers(self.of(device))
+            return number in sequences(self.of(device))
 
         await until(arrived, f"event {number} of device {device} arrives")
-        return numbers(self.of(device))
+        return sequences(self.of(device))
 
 
 @dataclass
-class Orphan:
-    """The outbox of a device whose publisher was killed, and what that had said before."""
+class KilledPublisher:
+    """A device whose publisher was killed, and what that publisher had sent before."""
 
     device: UUID
     events: int
-    said: list[int]
+    sent: list[int]
 
 
-def numbers(events: list[dict[str, Any]]) -> list[int]:
+def sequences(events: list[dict[str, Any]]) -> list[int]:
     return [int(event["sequence"]) for event in events]
 
 
-def without_repeats(arrived: list[int]) -> list[int]:
-    """As a receiver has it that drops what it has seen."""
+def without_duplicates(arrived: list[int]) -> list[int]:
+    """Return what a receiver has that drops duplicates."""
     return list(dict.fromkeys(arrived))
 
 
-def failed(device: UUID) -> AwsThingProvisioningFailed:
+def failed_event(device: UUID) -> AwsThingProvisioningFailed:
     return AwsThingProvisioningFailed(
         device_id=device,
         tenant_id=None,
@@ -123,11 +125,11 @@ def failed(device: UUID) -> AwsThingProvisioningFailed:
     )
 
 
-def tell(engine: Engine, device: UUID, events: int, *, since: int = 0) -> None:
-    """Put events into a device's outbox, numbered from `since`, in one transaction."""
+def write_events(engine: Engine, device: UUID, events: int, *, since: int = 0) -> None:
+    """Write events of a device to the outbox in one transaction, numbered from `since`."""
     with Session(engine) as session:
         for number in range(since, since + events):
-            put(session, failed(device), number)
+            put(session, failed_event(device), number)
         session.commit()
 
 
@@ -144,72 +146,77 @@ def publishing_engine(settings: Settings) -> Iterator[Engine]:
 
 
 @pytest_asyncio.fixture(scope="module")
-async def orphan(engine: Engine, bridge: Bridge) -> Orphan:
-    """A publisher killed in the middle of a batch; first of all, for Temporal misses it a while later."""
+async def killed(engine: Engine, bridge: Bridge) -> KilledPublisher:
+    """A publisher killed during a batch, before all tests: its heartbeat timeout must pass meanwhile."""
     device, events = uuid4(), 600
     async with running("worker", IOT_AWS_WORKER__TASK_QUEUE=KILLED) as process:
         assert process.stderr is not None
-        # More than its log's reader takes: it stands still between two events when it is killed.
-        tell(engine, device, events)
-        said: list[dict[str, Any]] = []
-        while not any(event.get("subject") == str(device) for event in said):
+        # More than fit in the pipe of its log, so that it blocks between two events when it is killed.
+        write_events(engine, device, events)
+        sent: list[dict[str, Any]] = []
+        while not any(event.get("subject") == str(device) for event in sent):
             line = await process.stderr.readline()
             assert line, "the worker has ended"
-            said += events_in(line)
+            sent += events_in(line)
         process.send_signal(signal.SIGKILL)
         rest = await process.stderr.read()
         await process.wait()
-    said += [event for line in rest.splitlines() for event in events_in(line)]
-    return Orphan(device, events, numbers([event for event in said if event.get("subject") == str(device)]))
+    sent += [event for line in rest.splitlines() for event in events_in(line)]
+    of_device = [event for event in sent if event.get("subject") == str(device)]
+    return KilledPublisher(device, events, sequences(of_device))
 
 
 def events_in(line: bytes) -> list[dict[str, Any]]:
-    """The event in a line of the worker's log, if it is one and the worker lived to end it."""
+    """Return the event in a line of the worker's log, where it is complete and holds one."""
     try:
-        said = json.loads(line)
+        record = json.loads(line)
     except ValueError:
         return []
-    return [said["event"]] if said["logger"] == "thingbridge.events" else []
+    return [record["event"]] if record["logger"] == "thingbridge.events" else []
 
 
 @pytest_asyncio.fixture(scope="module", autouse=True)
 async def publishing(
-    orphan: Orphan, bridge: Bridge, settings: Settings, publishing_engine: Engine, receiver: Receiver
+    killed: KilledPublisher,
+    bridge: Bridge,
+    settings: Settings,
+    publishing_engine: Engine,
+    receiver: Receiver,
 ) -> AsyncIterator[None]:
-    """Two publishers for every shard, as during an upgrade, and the successors of the one killed."""
-    events = EventActivities(publishing_engine, receiver)
-    async with AsyncExitStack() as at_work:
+    """Two publishers for every shard, as during an upgrade, and a worker for the killed publisher's queue."""
+    events = compose_events(settings.events, publishing_engine, receiver)
+    async with AsyncExitStack() as workers:
         for queue in ("publisher-1", "publisher-2", KILLED):
-            worker = compose_event_worker(on(queue, settings), bridge.client, events)
-            await at_work.enter_async_context(worker)
+            worker = compose_event_worker(with_task_queue(settings, queue), bridge.client, events)
+            await workers.enter_async_context(worker)
             await start_publishers(bridge.client, queue)
         yield
 
 
-def on(queue: str, settings: Settings) -> Settings:
+def with_task_queue(settings: Settings, queue: str) -> Settings:
     return settings.model_copy(update={"worker": settings.worker.model_copy(update={"task_queue": queue})})
 
 
-async def rounds(bridge: Bridge, workflow_id: str) -> list[PendingActivityInfo]:
-    """The round that a publisher has at work, if it has said that it is."""
+async def running_activities(bridge: Bridge, workflow_id: str) -> list[PendingActivityInfo]:
+    """Return the activity that a publisher workflow runs, if it has sent a heartbeat."""
     described = await bridge.client.get_workflow_handle(workflow_id).describe()
     return [
         each
         for each in described.raw_description.pending_activities
-        # Temporal calls it started before the worker has it in its hands.
+        # Temporal reports an activity as started before a worker has received it.
         if each.state == _STARTED and each.HasField("heartbeat_details")
     ]
 
 
-# --- What a receiver gets
+# --- Content of the events
 
 
-async def test_a_devices_life_arrives_in_order(bridge: Bridge, receiver: Receiver) -> None:
-    """What the saga tells of a device reaches the sink as CloudEvents, numbered, under the outbox's ids."""
-    device = Device("TOLD-1")
+async def test_events_of_a_device_arrive_as_cloud_events_in_order(bridge: Bridge, receiver: Receiver) -> None:
+    """Events of the saga reach the sink as CloudEvents, with sequences and with the ids of the outbox."""
+    device = Device("PUBLISHED-1")
     await bridge.send_and_wait(device, device.event("Provisioned"))
     await bridge.send_and_wait(device, device.event("Decommissioned", 1))
-    await receiver.has(device.device_id, 2)
+    await receiver.wait_for(device.device_id, 2)
     rows = bridge.outbox(device)
     first, second = receiver.of(device.device_id)
     assert [(event["type"], event["id"], event["data"]) for event in (first, second)] == [
@@ -221,13 +228,13 @@ async def test_a_devices_life_arrives_in_order(bridge: Bridge, receiver: Receive
 
 
 DEVICE, BINDING, CORRELATION = UUID(32 * "1"), UUID(32 * "2"), UUID(32 * "3")
-OF_THE_BINDING: dict[str, Any] = {
+BINDING_FIELDS: dict[str, Any] = {
     "device_id": DEVICE,
     "tenant_id": None,
     "binding_id": BINDING,
     "thing_name": "t-1",
 }
-OF_THE_COMMAND: dict[str, Any] = {
+COMMAND_FIELDS: dict[str, Any] = {
     "tenant_id": None,
     "job_id": "granit-1",
     "correlation_id": CORRELATION,
@@ -236,7 +243,7 @@ OF_THE_COMMAND: dict[str, Any] = {
 EXAMPLES: list[tuple[OutgoingEvent, tuple[object, ...], str]] = [
     (
         AwsThingProvisioned(
-            **OF_THE_BINDING,
+            **BINDING_FIELDS,
             thing_arn="arn:aws:iot:eu-west-1:0:thing/t-1",
             certificate_arn="arn:aws:iot:eu-west-1:0:cert/1",
             certificate_secret_arn=None,
@@ -246,20 +253,20 @@ EXAMPLES: list[tuple[OutgoingEvent, tuple[object, ...], str]] = [
         "4c1a5030-2894-59e2-bf08-d9c042890a76",
     ),
     (
-        AwsThingDecommissioned(**OF_THE_BINDING, kept=["arn:aws:iot:eu-west-1:0:cert/1"]),
+        AwsThingDecommissioned(**BINDING_FIELDS, kept=["arn:aws:iot:eu-west-1:0:cert/1"]),
         (BINDING,),
         "c668046c-9c31-514b-8878-c61f2880429e",
     ),
     (
         AwsThingProvisioningFailed(
-            **OF_THE_BINDING | {"thing_name": None}, failed_at="Pending", code="AccessDenied", reason="…"
+            **BINDING_FIELDS | {"thing_name": None}, failed_at="Pending", code="AccessDenied", reason="…"
         ),
         (BINDING, 3),
         "980cf1ea-83da-569e-b9a1-9916dafe4748",
     ),
     (
         DeviceDesiredStateChanged(
-            **OF_THE_BINDING,
+            **BINDING_FIELDS,
             shadow_version=7,
             delta={"led": {"on": True, "colour": [1, 2.5, None]}, "name": "ü"},
             correlation_id=CORRELATION,
@@ -270,7 +277,7 @@ EXAMPLES: list[tuple[OutgoingEvent, tuple[object, ...], str]] = [
     ),
     (
         DeviceCommandCompleted(
-            **OF_THE_COMMAND,
+            **COMMAND_FIELDS,
             device_id=DEVICE,
             thing_name="t-1",
             target=CommandTarget(kind="device", value=str(DEVICE)),
@@ -283,7 +290,7 @@ EXAMPLES: list[tuple[OutgoingEvent, tuple[object, ...], str]] = [
     ),
     (
         DeviceCommandFailed(
-            **OF_THE_COMMAND,
+            **COMMAND_FIELDS,
             device_id=None,
             thing_name=None,
             target=CommandTarget(kind="query", value="thingName:t-*"),
@@ -297,7 +304,7 @@ EXAMPLES: list[tuple[OutgoingEvent, tuple[object, ...], str]] = [
     ),
     (
         ClaimCertificateExpiring(
-            **OF_THE_BINDING, claim_certificate_expires_at=NOON, day=NOON.date(), days_left=0
+            **BINDING_FIELDS, claim_certificate_expires_at=NOON, day=NOON.date(), days_left=0
         ),
         (BINDING, NOON.date()),
         "dfd9609a-b60e-598b-a40b-923cd7931ee9",
@@ -306,25 +313,23 @@ EXAMPLES: list[tuple[OutgoingEvent, tuple[object, ...], str]] = [
 
 
 @pytest.mark.parametrize(("event", "distinction", "event_id"), EXAMPLES)
-def test_an_events_id_is_the_same_for_ever(
-    event: OutgoingEvent, distinction: tuple[object, ...], event_id: str
-) -> None:
-    """Type, device and what makes the event one give its id: receivers keep it."""
+def test_event_ids_never_change(event: OutgoingEvent, distinction: tuple[object, ...], event_id: str) -> None:
+    """The id is derived from type, device and occurrence, because receivers recognise duplicates by it."""
     assert str(event.event_id(*distinction)) == event_id
 
 
-async def test_every_type_of_event_is_as_its_schema_says(engine: Engine, receiver: Receiver) -> None:
-    """What arrives fits the published schema of its type, and holds nothing that the schema does not name."""
+async def test_every_event_type_conforms_to_its_schema(engine: Engine, receiver: Receiver) -> None:
+    """An event is valid by the published schema of its type, and has no field that the schema lacks."""
     with Session(engine) as session:
         for event, distinction, _ in EXAMPLES:
             put(session, event, *distinction)
         session.commit()
 
     async def all_types() -> bool:
-        return {event["type"] for event in receiver.got} == set(OutgoingEventType)
+        return {event["type"] for event in receiver.events} == set(OutgoingEventType)
 
     await until(all_types, "one event of each type arrives")
-    for sent in receiver.got.copy():
+    for sent in receiver.events.copy():
         schema = json.loads((SCHEMAS / f"{sent['type']}.schema.json").read_text())
         Draft202012Validator.check_schema(schema)
         Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER).validate(sent)
@@ -332,14 +337,16 @@ async def test_every_type_of_event_is_as_its_schema_says(engine: Engine, receive
         assert sent.keys() <= schema["properties"].keys()
         assert sent["data"].keys() == data["properties"].keys()
         assert not Draft202012Validator(schema).is_valid(sent | {"data": {}})
-    (desired,) = (sent for sent in receiver.got if sent["type"] == "DeviceDesiredStateChangedEvent")
+    (desired,) = (sent for sent in receiver.events if sent["type"] == "DeviceDesiredStateChangedEvent")
     assert desired["data"]["delta"] == {"led": {"on": True, "colour": [1, 2.5, None]}, "name": "ü"}
 
 
-async def test_a_command_to_a_group_is_an_event_of_no_device(engine: Engine, receiver: Receiver) -> None:
-    """It has neither subject nor number, is sent once all the same, and put twice it is one."""
+async def test_command_event_of_a_group_has_no_subject_and_no_sequence(
+    engine: Engine, receiver: Receiver
+) -> None:
+    """It belongs to no device, and is sent once even if it is written twice."""
     event = DeviceCommandCompleted(
-        **OF_THE_COMMAND | {"job_id": f"granit-{uuid4()}"},
+        **COMMAND_FIELDS | {"job_id": f"granit-{uuid4()}"},
         device_id=None,
         thing_name=None,
         target=CommandTarget(kind="group", value="pumps"),
@@ -356,51 +363,53 @@ async def test_a_command_to_a_group_is_an_event_of_no_device(engine: Engine, rec
     assert (row.device_id, row.sequence) == (None, None)
 
     async def arrived() -> bool:
-        return str(row.event_id) in {event["id"] for event in receiver.got}
+        return str(row.event_id) in {event["id"] for event in receiver.events}
 
     await until(arrived, "the command's event arrives")
-    (sent,) = (event for event in receiver.got if event["id"] == str(row.event_id))
+    (sent,) = (event for event in receiver.events if event["id"] == str(row.event_id))
     assert not sent.keys() & {"subject", "sequence"}
 
 
-# --- Nothing is lost, and nothing overtakes
+# --- No loss, and order for each device
 
 
-async def test_a_sink_that_is_away_for_a_while_gets_everything_in_order(
+async def test_unavailable_sink_receives_everything_in_order_later(
     engine: Engine, receiver: Receiver
 ) -> None:
-    """What is refused is sent again, before what comes after it; what had been sent before is not."""
+    """An event that failed is sent again before later ones, and earlier ones are not repeated."""
     device = uuid4()
-    receiver.refusals[device, 4] = 2
-    tell(engine, device, 8)
-    assert await receiver.has(device, 8) == [1, 2, 3, 4, 5, 6, 7, 8]
+    receiver.failures[device, 4] = 2
+    write_events(engine, device, 8)
+    assert await receiver.wait_for(device, 8) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-async def test_an_operator_sees_what_cannot_be_sent(
+async def test_pending_activity_shows_the_event_that_cannot_be_sent(
     bridge: Bridge, engine: Engine, receiver: Receiver
 ) -> None:
-    """The publisher's pending activity names the event and says why."""
+    """Its last failure names the event and the reason, so that an operator sees both in Temporal."""
     device = uuid4()
-    receiver.refusals[device, 1] = 1_000_000
-    tell(engine, device, 1)
+    receiver.failures[device, 1] = 1_000_000
+    write_events(engine, device, 1)
     with Session(engine) as session:
         (row,) = session.exec(select(OutboxRow).where(OutboxRow.device_id == device))
-    said = f"event {row.event_id} of shard {row.shard} was not sent: the receiver is away"
+    message = f"event {row.event_id} of shard {row.shard} was not sent: the receiver is unavailable"
 
     async def shown() -> bool:
         publisher = outbox_publisher_id("publisher-1", row.shard or 0)
         described = await bridge.client.get_workflow_handle(publisher).describe()
-        return any(each.last_failure.message == said for each in described.raw_description.pending_activities)
+        return any(
+            each.last_failure.message == message for each in described.raw_description.pending_activities
+        )
 
     await until(shown, "the failure shows")
-    receiver.refusals[device, 1] = 0
-    await receiver.has(device, 1)
+    receiver.failures[device, 1] = 0
+    await receiver.wait_for(device, 1)
 
 
-def cut_off(engine: Engine, device: UUID) -> Callable[[], None]:
-    """End the connection of the publisher that has the device's shard, as the database's restart would."""
+def end_connection(engine: Engine, device: UUID) -> Callable[[], None]:
+    """Return a function that ends the connection of the publisher of a device, as a database restart does."""
 
-    def accident() -> None:
+    def terminate() -> None:
         with engine.begin() as connection:
             connection.execute(
                 text("""
@@ -411,54 +420,52 @@ def cut_off(engine: Engine, device: UUID) -> Callable[[], None]:
                 {"device": device},
             )
 
-    return accident
+    return terminate
 
 
-async def test_a_crash_between_sending_and_marking_repeats_and_reorders_nothing(
-    engine: Engine, receiver: Receiver
-) -> None:
-    """What was sent and could not be marked is sent once more; nothing arrives before what precedes it."""
+async def test_crash_before_marking_repeats_events_in_order(engine: Engine, receiver: Receiver) -> None:
+    """Events that were sent and not marked as published are sent once more, none before its predecessor."""
     device = uuid4()
-    receiver.accidents[device] = cut_off(engine, device)
-    tell(engine, device, 10)
-    await receiver.has(device, 10)
+    receiver.after_arrival[device] = end_connection(engine, device)
+    write_events(engine, device, 10)
+    await receiver.wait_for(device, 10)
 
     async def repeated() -> bool:
-        return numbers(receiver.of(device)).count(10) == 2
+        return sequences(receiver.of(device)).count(10) == 2
 
-    await until(repeated, "all of the batch arrives again")
-    assert without_repeats(numbers(receiver.of(device))) == list(range(1, 11))
+    await until(repeated, "the whole batch arrives again")
+    assert without_duplicates(sequences(receiver.of(device))) == list(range(1, 11))
 
 
-async def test_an_event_that_arrived_and_was_refused_all_the_same_comes_again(
+async def test_event_that_arrived_without_confirmation_is_repeated(
     engine: Engine, receiver: Receiver
 ) -> None:
-    """A sink that fails after the event arrived gets a repeat, and keeps the order."""
+    """A sink that fails after an event arrived receives it again, in order."""
 
-    def accident() -> None:
+    def time_out() -> None:
         raise TimeoutError("no answer")
 
     device = uuid4()
-    receiver.accidents[device] = accident
-    tell(engine, device, 10)
-    assert await receiver.has(device, 10) == [1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    receiver.after_arrival[device] = time_out
+    write_events(engine, device, 10)
+    assert await receiver.wait_for(device, 10) == [1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
 
 
-async def test_writers_and_publishers_at_once_keep_each_devices_order(
+async def test_concurrent_writers_and_publishers_keep_the_order_of_a_device(
     engine: Engine, receiver: Receiver
 ) -> None:
-    """While many write for some devices and several send, each event goes out once, in its order."""
+    """With several writers and publishers at the same time, each event is sent once and in order."""
     devices = [uuid4() for _ in range(4)]
 
     def write(since: int) -> None:
         for number in range(since, since + 10):
             for device in devices:
-                # By two writers: it is one event all the same.
-                tell(engine, device, 1, since=number)
+                # Two writers write each of these events, which must stay one event.
+                write_events(engine, device, 1, since=number)
 
     await asyncio.gather(*(asyncio.to_thread(write, since) for since in (0, 0, 10, 10, 20)))
     for device in devices:
-        assert await receiver.has(device, 30) == list(range(1, 31))
+        assert await receiver.wait_for(device, 30) == list(range(1, 31))
         with Session(engine) as session:
             rows = session.exec(
                 select(OutboxRow).where(OutboxRow.device_id == device).order_by(col(OutboxRow.id))
@@ -467,11 +474,11 @@ async def test_writers_and_publishers_at_once_keep_each_devices_order(
         assert len({row.shard for row in rows}) == 1
 
 
-def test_a_backlog_is_taken_without_a_look_at_what_was_sent(engine: Engine, stack: Addresses) -> None:
-    """What a publisher reads is what it sends, however much was sent before and however much waits."""
-    nobody_publishes = open_engine(empty_database(engine, stack.database_url))
-    upgrade(nobody_publishes)
-    with Session(nobody_publishes) as session:
+def test_claiming_a_backlog_reads_no_sent_events(engine: Engine, stack: Addresses) -> None:
+    """The rows read are those to send, however many were sent before and however many wait."""
+    unpublished = open_engine(empty_database(engine, stack.database_url))
+    upgrade(unpublished)
+    with Session(unpublished) as session:
         session.execute(
             text(
                 "INSERT INTO iotaws_outbox (event_id, type, data, published_at) "
@@ -489,52 +496,55 @@ def test_a_backlog_is_taken_without_a_look_at_what_was_sent(engine: Engine, stac
             assert len(claim(session, shard, 100)) == 100
         assert set(oldest_unsent(session)) == set(range(OUTBOX_SHARDS))
         assert session.execute(read).scalar_one() - before < 1000
-    nobody_publishes.dispose()
+    unpublished.dispose()
 
 
-async def test_every_shard_has_a_publisher(engine: Engine, receiver: Receiver) -> None:
-    """Devices are shared out among all shards, and what any of them tells arrives."""
+async def test_events_of_every_shard_are_published(engine: Engine, receiver: Receiver) -> None:
+    """Devices are distributed over all shards, and the events of each shard arrive."""
     devices = [UUID(int=uuid4().int // OUTBOX_SHARDS * OUTBOX_SHARDS + n) for n in range(OUTBOX_SHARDS)]
     for device in devices:
-        tell(engine, device, 1)
+        write_events(engine, device, 1)
     with Session(engine) as session:
         rows = session.exec(select(OutboxRow).where(col(OutboxRow.device_id).in_(devices))).all()
     assert {row.device_id: row.shard for row in rows} == {device: n for n, device in enumerate(devices)}
     for device in devices:
-        await receiver.has(device, 1)
+        await receiver.wait_for(device, 1)
 
 
-# --- For ever
+# --- Workers and runs change
 
 
-async def test_a_publisher_goes_on_when_its_worker_is_replaced(
+async def test_publisher_continues_when_its_worker_is_replaced(
     bridge: Bridge, settings: Settings, publishing_engine: Engine, receiver: Receiver
 ) -> None:
-    """A worker that is told to stop ends its round in good order, and the next one takes up another."""
+    """A worker that stops completes its activity, and the next worker runs another one."""
     queue = "replaced-publisher"
-    events = EventActivities(publishing_engine, receiver)
+    events = compose_events(settings.events, publishing_engine, receiver)
     publisher = outbox_publisher_id(queue, 0)
 
-    async def at_work() -> bool:
-        return bool(await rounds(bridge, publisher))
+    async def is_running() -> bool:
+        return bool(await running_activities(bridge, publisher))
 
-    async with compose_event_worker(on(queue, settings), bridge.client, events):
+    async with compose_event_worker(with_task_queue(settings, queue), bridge.client, events):
         await start_publishers(bridge.client, queue)
-        await until(at_work, "the first worker publishes")
+        await until(is_running, "the first worker publishes")
     history = await bridge.client.get_workflow_handle(publisher).fetch_history()
     assert any(event.HasField("activity_task_completed_event_attributes") for event in history.events)
-    async with compose_event_worker(on(queue, settings), bridge.client, events):
+    async with compose_event_worker(with_task_queue(settings, queue), bridge.client, events):
         await start_publishers(bridge.client, queue)
-        await until(at_work, "the second worker publishes")
+        await until(is_running, "the second worker publishes")
 
 
-async def test_a_publishers_history_stays_short(
+async def test_publisher_continues_as_new_before_its_history_is_long(
     bridge: Bridge, settings: Settings, publishing_engine: Engine, receiver: Receiver
 ) -> None:
-    """It goes on in a new run before its history is long, for the same shard."""
-    queue = "patient-publisher"
-    events = EventActivities(publishing_engine, receiver, round_seconds=0.02)
-    async with compose_event_worker(on(queue, settings), bridge.client, events):
+    """The new run has the same shard."""
+    queue = "short-rounds"
+    publisher = Publisher(
+        publishing_engine, receiver, park_after=timedelta(days=1), retention=timedelta(days=30)
+    )
+    events = EventActivities(publisher, round_seconds=0.02)
+    async with compose_event_worker(with_task_queue(settings, queue), bridge.client, events):
         handle = await bridge.client.start_workflow(
             OUTBOX_PUBLISHER,
             OutboxShard(number=1),
@@ -546,34 +556,39 @@ async def test_a_publishers_history_stays_short(
         async def continued() -> bool:
             return (await first.describe()).status is WorkflowExecutionStatus.CONTINUED_AS_NEW
 
-        await until(continued, "the publisher goes on in a new run")
+        await until(continued, "the publisher continues as new")
     described = await handle.describe()
     assert described.status is WorkflowExecutionStatus.RUNNING
-    # The tests' server calls a history of 200 events long.
+    # The tests' server suggests to continue as new after 200 events.
     assert (await first.describe()).history_length < 220
     await handle.terminate()
 
 
-# --- Who takes over, last: by now Temporal has mostly missed the one killed
+# --- The killed publisher. These tests are last, because its heartbeat timeout must have passed
 
 
-async def test_a_killed_publishers_events_are_sent_by_another(orphan: Orphan, receiver: Receiver) -> None:
-    """SIGKILL in the middle of a batch loses nothing: the next publisher begins with what was not marked."""
-    assert 0 < len(orphan.said) < orphan.events
-    arrived = await receiver.has(orphan.device, orphan.events)
-    assert without_repeats(orphan.said + arrived) == list(range(1, orphan.events + 1))
-
-
-async def test_a_killed_workers_publisher_is_taken_over(
-    bridge: Bridge, engine: Engine, orphan: Orphan
+async def test_events_of_a_killed_publisher_are_sent_by_another(
+    killed: KilledPublisher, receiver: Receiver
 ) -> None:
-    """Another worker of its queue takes up the round that it left, without anybody's doing."""
+    """SIGKILL during a batch loses no event: the next publisher begins with the unmarked ones."""
+    assert 0 < len(killed.sent) < killed.events
+    arrived = await receiver.wait_for(killed.device, killed.events)
+    assert without_duplicates(killed.sent + arrived) == list(range(1, killed.events + 1))
+
+
+async def test_activity_of_a_killed_worker_is_retried_by_another(
+    bridge: Bridge, engine: Engine, killed: KilledPublisher
+) -> None:
+    """Another worker of the queue runs it again after the heartbeat timeout."""
     with Session(engine) as session:
         (shard,) = session.exec(
-            select(OutboxRow.shard).where(OutboxRow.device_id == orphan.device).distinct()
+            select(OutboxRow.shard).where(OutboxRow.device_id == killed.device).distinct()
         )
 
-    async def taken_over() -> bool:
-        return any(each.attempt > 1 for each in await rounds(bridge, outbox_publisher_id(KILLED, shard or 0)))
+    async def is_retried() -> bool:
+        return any(
+            each.attempt > 1
+            for each in await running_activities(bridge, outbox_publisher_id(KILLED, shard or 0))
+        )
 
-    await until(taken_over, "the killed publisher's round is at work again")
+    await until(is_retried, "the killed publisher's activity runs again")

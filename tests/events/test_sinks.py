@@ -1,4 +1,4 @@
-"""Sinks: what arrives by each, what happens to what one does not take, and what is kept of what was sent."""
+"""Event sinks: delivery through each of them, refused events, disabled sinks, and retention."""
 
 import asyncio
 import io
@@ -34,16 +34,18 @@ from domain.outgoing_event import DeviceDesiredStateChanged
 from embedded.emulator.control import EmulatorControl
 from embedded.stack import Addresses
 from events.cloud_events import cloud_event
-from events.sink import EventRejectedError, EventSink, SinkGoneError, SinkUnavailableError
-from events.sinks.eventbridge import EventBusSink
+from events.publisher import Publisher
+from events.sink import EventRefusedError, EventSink, SinkGoneError, SinkUnavailableError
+from events.sinks.eventbridge import EventBridgeSink
 from events.sinks.webhook import open_webhook
 from observability import telemetry
+from observability.logging import silence_request_logging
 from orchestration.requests import start_publishers
 from settings import Events, Settings
-from tests.events.test_publishing import failed, on, tell, without_repeats
+from tests.events.test_publishing import failed_event, with_task_queue, without_duplicates, write_events
 from tests.harness.bridge import Bridge, Device, until
 from tests.harness.command_line import call_beside, empty_database, logging_as_it_was
-from tests.harness.endpoint import Answer, Endpoint, endpoint_up
+from tests.harness.endpoint import Answer, Endpoint, running_endpoint
 from worker import compose_event_worker, open_sink
 
 SECRET = "whsec_" + 32 * "A"
@@ -53,7 +55,7 @@ REGION = "eu-west-1"
 
 @pytest.fixture(scope="module")
 def outbox_url(engine: Engine, stack: Addresses) -> str:
-    """A database of this file's own: what a sink here refuses is nobody else's event."""
+    """A database for this file only, because events of other tests must not be refused here."""
     return empty_database(engine, stack.database_url)
 
 
@@ -67,13 +69,13 @@ def outbox(outbox_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
-    with endpoint_up() as opened:
+    with running_endpoint() as opened:
         yield opened
 
 
 @pytest.fixture
 def webhook(endpoint: Endpoint, aws: AwsClients) -> Iterator[EventSink]:
-    """The sink that the settings make of the endpoint, in the middle of a change of its secret."""
+    """The sink that the settings create for the endpoint, during a rotation of its secret."""
     chosen = Events(
         sink="webhook",
         webhook_url=SecretStr(endpoint.url),
@@ -84,7 +86,7 @@ def webhook(endpoint: Endpoint, aws: AwsClients) -> Iterator[EventSink]:
 
 
 class Publishing:
-    """The publishers of a queue of their own, at work."""
+    """Running publishers on a task queue of their own."""
 
     def __init__(self, client: Client, queue: str) -> None:
         self._client = client
@@ -94,25 +96,32 @@ class Publishing:
         handle = self._client.get_workflow_handle(outbox_publisher_id(self._queue, shard))
         return list((await handle.describe()).raw_description.pending_activities)
 
-    async def fails(self, shard: int, what: str) -> PendingActivityInfo:
-        """Wait until the publisher of a shard shows a failure."""
+    async def wait_for_failure(self, shard: int, text: str) -> PendingActivityInfo:
+        """Wait until the publisher of a shard shows a failure that contains a text."""
         found: list[PendingActivityInfo] = []
 
         async def shown() -> bool:
-            found[:] = [each for each in await self.pending(shard) if what in each.last_failure.message]
+            found[:] = [each for each in await self.pending(shard) if text in each.last_failure.message]
             return bool(found)
 
-        await until(shown, f"the publisher of shard {shard} says {what!r}")
+        await until(shown, f"the publisher of shard {shard} shows {text!r}")
         return found[0]
 
 
 @asynccontextmanager
 async def publishing(
-    client: Client, settings: Settings, engine: Engine, sink: EventSink, **options: Any
+    client: Client,
+    settings: Settings,
+    engine: Engine,
+    sink: EventSink,
+    *,
+    park_after: timedelta = timedelta(days=1),
+    retention: timedelta = timedelta(days=30),
 ) -> AsyncIterator[Publishing]:
     queue = f"sink-{uuid4()}"
-    events = EventActivities(engine, sink, disabled_recheck_seconds=0.2, **options)
-    async with compose_event_worker(on(queue, settings), client, events):
+    publisher = Publisher(engine, sink, park_after=park_after, retention=retention)
+    events = EventActivities(publisher, disabled_recheck_seconds=0.2)
+    async with compose_event_worker(with_task_queue(settings, queue), client, events):
         await start_publishers(client, queue)
         yield Publishing(client, queue)
 
@@ -122,9 +131,9 @@ def device_of(shard: int) -> UUID:
 
 
 def example(device: UUID | None = None) -> CloudEvent:
-    """An event that stands in no outbox."""
+    """Return an event that is in no outbox."""
     device = device or uuid4()
-    event = failed(device)
+    event = failed_event(device)
     return cloud_event(
         OutboxRow(
             event_id=event.event_id(1),
@@ -143,33 +152,35 @@ def rows_of(engine: Engine, device: UUID) -> list[OutboxRow]:
 
 
 def refusing(device: UUID, number: int, status: int = 422) -> Callable[[dict[str, Any]], Answer]:
-    """Takes all events but one."""
+    """Return a handler that answers one event with a status, and accepts all others."""
 
     def answer(event: dict[str, Any]) -> Answer:
-        is_it = event.get("subject") == str(device) and int(event["sequence"]) == number
-        return Answer(status) if is_it else Answer()
+        matches = event.get("subject") == str(device) and int(event["sequence"]) == number
+        return Answer(status) if matches else Answer()
 
     return answer
 
 
-async def all_arrived(endpoint: Endpoint, device: UUID, numbers: list[int]) -> None:
+async def wait_for_events(endpoint: Endpoint, device: UUID, sequences: list[int]) -> None:
+    """Wait until exactly these events of a device have arrived, in this order."""
+
     async def arrived() -> bool:
-        return without_repeats(endpoint.arrived(device)) == numbers
+        return without_duplicates(endpoint.arrived(device)) == sequences
 
-    await until(arrived, f"events {numbers} of device {device} arrive, in that order")
-
-
-# --- By webhook
+    await until(arrived, f"events {sequences} of device {device} arrive, in that order")
 
 
-async def test_a_webhook_is_signed_after_the_spec(
+# --- Webhook
+
+
+async def test_webhook_is_signed_by_the_standard_webhooks_spec(
     client: Client, settings: Settings, outbox: Engine, endpoint: Endpoint, webhook: EventSink
 ) -> None:
-    """The spec's own library takes it by either secret; its body is the CloudEvent, under the event's id."""
+    """The spec's library verifies it with either secret; the body is the CloudEvent, `webhook-id` its id."""
     device = uuid4()
     async with publishing(client, settings, outbox, webhook):
-        tell(outbox, device, 1)
-        await all_arrived(endpoint, device, [1])
+        write_events(outbox, device, 1)
+        await wait_for_events(endpoint, device, [1])
     (row,) = rows_of(outbox, device)
     (request,) = (each for each in endpoint.requests if each.event.get("subject") == str(device))
     for secret in (SECRET, OLD_SECRET):
@@ -180,43 +191,43 @@ async def test_a_webhook_is_signed_after_the_spec(
 
 
 @pytest.mark.parametrize("level", ["DEBUG", "INFO"])
-def test_no_line_of_the_log_holds_the_address(endpoint: Endpoint, webhook: EventSink, level: str) -> None:
-    """It may hold a token, and the libraries that call it would write it down."""
+def test_log_does_not_contain_the_webhook_url(endpoint: Endpoint, webhook: EventSink, level: str) -> None:
+    """The URL may contain a token, and HTTP libraries log URLs."""
     with logging_as_it_was():
         log = io.StringIO()
         telemetry.configure(level, "json", log)
         webhook.send(example())
-        logging.getLogger("thingbridge.test").info("said")
+        logging.getLogger("thingbridge.test").info("test line")
     assert len(endpoint.requests) == 1
-    assert "said" in log.getvalue()
-    assert "hush" not in log.getvalue()
+    assert "test line" in log.getvalue()
+    assert "url-token" not in log.getvalue()
 
 
-def test_no_line_of_a_hosts_log_holds_it_either(
+def test_log_of_a_host_does_not_contain_the_webhook_url(
     endpoint: Endpoint, webhook: EventSink, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A host sets up logging as it likes."""
+    """A host application configures logging itself, so the levels of the HTTP libraries are raised."""
     for library in ("httpx2", "httpcore2"):
         caplog.set_level(logging.NOTSET, library)
     with caplog.at_level(logging.DEBUG):
-        telemetry.silence_request_logging()
+        silence_request_logging()
         webhook.send(example())
     assert len(endpoint.requests) == 1
-    assert "hush" not in caplog.text
+    assert "url-token" not in caplog.text
 
 
 @pytest.mark.parametrize("status", [200, 202, 204])
-def test_any_success_says_that_it_has_arrived(endpoint: Endpoint, webhook: EventSink, status: int) -> None:
-    """Whatever the 2xx, the event counts as sent."""
+def test_any_2xx_confirms_the_event(endpoint: Endpoint, webhook: EventSink, status: int) -> None:
+    """An event counts as sent with every 2xx status."""
     endpoint.answer = lambda _: Answer(status)
     webhook.send(example())
     assert len(endpoint.requests) == 1
 
 
 @pytest.mark.parametrize(
-    ("status", "means"),
+    ("status", "error"),
     [
-        *((status, EventRejectedError) for status in (400, 413, 422)),
+        *((status, EventRefusedError) for status in (400, 413, 422)),
         *(
             (status, SinkUnavailableError)
             for status in (302, 307, 401, 403, 404, 408, 409, 425, 429, 500, 503, 599)
@@ -224,15 +235,15 @@ def test_any_success_says_that_it_has_arrived(endpoint: Endpoint, webhook: Event
         (410, SinkGoneError),
     ],
 )
-def test_an_answer_means_the_event_or_the_endpoint(
-    endpoint: Endpoint, webhook: EventSink, status: int, means: type[Exception]
+def test_status_decides_whether_event_or_sink_is_refused(
+    endpoint: Endpoint, webhook: EventSink, status: int, error: type[Exception]
 ) -> None:
-    """Three statuses refuse the event, one all of them, the rest say later; no redirect is followed."""
-    endpoint.answer = lambda _: Answer(status, {"location": endpoint.url}, b"hush")
-    with pytest.raises(means, match=rf"^127\.0\.0\.1 answered {status}\b") as raised:
+    """400, 413 and 422 refuse the event, 410 the sink; others are retried, and no redirect is followed."""
+    endpoint.answer = lambda _: Answer(status, {"location": endpoint.url}, b"url-token")
+    with pytest.raises(error, match=rf"^127\.0\.0\.1 answered {status}\b") as raised:
         webhook.send(example())
     assert len(endpoint.requests) == 1
-    assert "hush" not in str(raised.value)
+    assert "url-token" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -248,39 +259,39 @@ def test_an_answer_means_the_event_or_the_endpoint(
         (None, None),
     ],
 )
-def test_the_endpoint_says_how_long_to_wait(
+def test_retry_after_gives_the_wait(
     endpoint: Endpoint, webhook: EventSink, header: str | None, wait: timedelta | None
 ) -> None:
-    """`Retry-After` counts, in seconds or as a date, from a second to ten minutes; nothing else does."""
+    """`Retry-After` is read as seconds or as a date, and limited to between one second and ten minutes."""
     endpoint.answer = lambda _: Answer(503, {"retry-after": header} if header else {})
     with pytest.raises(SinkUnavailableError) as raised:
         webhook.send(example())
     assert raised.value.wait == wait
 
 
-async def test_temporal_waits_as_long_as_the_endpoint_says(
+async def test_retry_after_delays_the_next_attempt(
     client: Client, settings: Settings, outbox: Engine, endpoint: Endpoint, webhook: EventSink
 ) -> None:
-    """The publisher's next attempt is as far off as `Retry-After` has it."""
+    """Temporal schedules the next attempt of the publisher after that time."""
     endpoint.answer = lambda _: Answer(429, {"retry-after": "300"})
     device = device_of(2)
     async with publishing(client, settings, outbox, webhook) as publishers:
-        tell(outbox, device, 1)
-        shown = await publishers.fails(2, "answered 429 Too Many Requests")
+        write_events(outbox, device, 1)
+        shown = await publishers.wait_for_failure(2, "answered 429 Too Many Requests")
     assert shown.current_retry_interval.ToSeconds() == pytest.approx(300, abs=5)
 
 
-def test_an_endpoint_that_dawdles_is_given_up(endpoint: Endpoint) -> None:
-    """Time is counted for the whole call: an answer that comes a byte at a time comes too late."""
-    given_up = threading.Event()
+def test_slow_response_times_out_as_a_whole(endpoint: Endpoint) -> None:
+    """The timeout covers the whole call, also where the response arrives one byte at a time."""
+    stopped = threading.Event()
 
-    def dawdle(listening: socket.socket) -> None:
+    def answer_slowly(listening: socket.socket) -> None:
         with listening.accept()[0] as connection, suppress(OSError):
-            while not given_up.wait(0.05):
+            while not stopped.wait(0.05):
                 connection.sendall(b"H")
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=dawdle, args=[listening])
+        thread = threading.Thread(target=answer_slowly, args=[listening])
         thread.start()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
         with (
@@ -288,11 +299,11 @@ def test_an_endpoint_that_dawdles_is_given_up(endpoint: Endpoint) -> None:
             pytest.raises(SinkUnavailableError, match="did not answer within"),
         ):
             sink.send(example())
-        given_up.set()
+        stopped.set()
         thread.join()
 
 
-async def test_a_webhook_that_is_gone_is_sent_nothing_until_an_operator_says_so(
+async def test_410_disables_the_sink_until_an_operator_enables_it(
     client: Client,
     settings: Settings,
     outbox: Engine,
@@ -302,66 +313,66 @@ async def test_a_webhook_that_is_gone_is_sent_nothing_until_an_operator_says_so(
     aws: AwsClients,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """410 stops all, as the log and the publishers say; events wait; another URL is another sink."""
+    """Log and pending activities show it; events wait meanwhile; another URL is another sink."""
     first, second = device_of(0), device_of(1)
     endpoint.answer = lambda _: Answer(410)
     async with publishing(client, settings, outbox, webhook) as publishers:
-        tell(outbox, first, 2)
-        said = await publishers.fails(0, "127.0.0.1 answered 410 Gone")
-        assert said.last_failure.application_failure_info.type == "EventSinkDisabled"
+        write_events(outbox, first, 2)
+        shown = await publishers.wait_for_failure(0, "127.0.0.1 answered 410 Gone")
+        assert shown.last_failure.application_failure_info.type == "EventSinkDisabled"
         errors = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
-        assert any("nothing is sent to the webhook any more" in each for each in errors)
+        assert any("the event sink webhook is disabled" in each for each in errors)
         endpoint.answer = lambda _: Answer()
-        tell(outbox, second, 2)
-        attempts = (await publishers.fails(1, "410 Gone")).attempt
+        write_events(outbox, second, 2)
+        attempts = (await publishers.wait_for_failure(1, "410 Gone")).attempt
 
-        async def looked_again() -> bool:
-            return (await publishers.fails(1, "410 Gone")).attempt > attempts + 1
+        async def checked_again() -> bool:
+            return (await publishers.wait_for_failure(1, "410 Gone")).attempt > attempts + 1
 
-        await until(looked_again, "the publisher has looked again")
+        await until(checked_again, "the publisher has checked again")
         assert str(second) not in {request.event.get("subject") for request in endpoint.requests}
         listed = await call_beside("events", "list", DATABASE_URL=outbox_url)
         assert "nothing is sent to a webhook since" in listed.stdout
-        assert "hush" not in listed.stdout
-        with endpoint_up() as moved:
+        assert "url-token" not in listed.stdout
+        with running_endpoint() as moved:
             changed = Events(
                 sink="webhook", webhook_url=SecretStr(moved.url), webhook_secret=SecretStr(SECRET)
             )
             with open_sink(changed, aws) as sink:
                 async with publishing(client, settings, outbox, sink):
-                    await all_arrived(moved, first, [1, 2])
-                    await all_arrived(moved, second, [1, 2])
-        tell(outbox, first, 1, since=2)
+                    await wait_for_events(moved, first, [1, 2])
+                    await wait_for_events(moved, second, [1, 2])
+        write_events(outbox, first, 1, since=2)
         enabled = await call_beside("events", "enable", DATABASE_URL=outbox_url)
         assert enabled.stdout == "sent to again: 1\n"
-        await all_arrived(endpoint, first, [3])
+        await wait_for_events(endpoint, first, [3])
 
 
-# --- What is refused
+# --- Refused events
 
 
-async def test_a_refused_event_holds_up_its_own_device_and_no_other(
+async def test_refused_event_delays_only_its_own_device(
     client: Client, settings: Settings, outbox: Engine, endpoint: Endpoint, webhook: EventSink
 ) -> None:
-    """Others of its shard go on, its device's later ones wait, and in the end all arrive in order."""
+    """Other devices of the shard continue, later events of the device wait; finally all arrive in order."""
     held, other = device_of(3), device_of(3)
     endpoint.answer = refusing(held, 2)
     async with publishing(client, settings, outbox, webhook):
-        tell(outbox, held, 3)
+        write_events(outbox, held, 3)
 
         async def refused() -> bool:
             return rows_of(outbox, held)[1].first_refused_at is not None
 
         await until(refused, "the event is refused")
-        tell(outbox, other, 3)
-        await all_arrived(endpoint, other, [1, 2, 3])
+        write_events(outbox, other, 3)
+        await wait_for_events(endpoint, other, [1, 2, 3])
         assert endpoint.arrived(held) == [1]
         endpoint.answer = lambda _: Answer()
-        await all_arrived(endpoint, held, [1, 2, 3])
+        await wait_for_events(endpoint, held, [1, 2, 3])
     assert all(row.published_at and not row.parked_at for row in rows_of(outbox, held))
 
 
-async def test_an_event_refused_for_too_long_is_parked(
+async def test_event_refused_for_too_long_is_parked(
     client: Client,
     settings: Settings,
     outbox: Engine,
@@ -370,14 +381,14 @@ async def test_an_event_refused_for_too_long_is_parked(
     webhook: EventSink,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It is tried again until then; its device's later events go on; a resend sends it again."""
+    """It is retried until then; then later events of its device are sent; `events resend` sends it again."""
     device = uuid4()
     endpoint.answer = refusing(device, 2)
     async with publishing(client, settings, outbox, webhook, park_after=timedelta(seconds=1)):
-        tell(outbox, device, 3)
-        await all_arrived(endpoint, device, [1, 3])
+        write_events(outbox, device, 3)
+        await wait_for_events(endpoint, device, [1, 3])
 
-        # Committed only after those behind it have been sent.
+        # The batch commits after the later events have been sent.
         async def is_parked() -> bool:
             return rows_of(outbox, device)[1].parked_at is not None
 
@@ -396,30 +407,30 @@ async def test_an_event_refused_for_too_long_is_parked(
         endpoint.answer = lambda _: Answer()
         sent = await call_beside("events", "resend", str(parked.event_id), DATABASE_URL=outbox_url)
         assert sent.stdout == "sent again: 1\n"
-        await all_arrived(endpoint, device, [1, 3, 2])
+        await wait_for_events(endpoint, device, [1, 3, 2])
     again = await call_beside("events", "resend", str(parked.event_id), DATABASE_URL=outbox_url)
     assert (again.exit_code, "is refused: see `thingbridge events list`" in again.stderr) == (2, True)
 
 
-async def test_an_event_parked_while_it_is_to_be_sent_again_is_not_lost(
+async def test_event_parked_during_a_resend_is_not_lost(
     client: Client, settings: Settings, outbox: Engine, endpoint: Endpoint, webhook: EventSink
 ) -> None:
-    """An operator asks for it just when the sink refuses it for the last time: it is parked, and listed."""
-    device, patience = uuid4(), timedelta(seconds=1)
+    """Where `events resend` coincides with the last refusal, the event is parked and listed."""
+    device, park_after = uuid4(), timedelta(seconds=1)
     resent: list[int] = []
 
     def refuse(event: dict[str, Any]) -> Answer:
         if event.get("subject") != str(device):
             return Answer()
         (row,) = rows_of(outbox, device)
-        if row.first_refused_at and datetime.now(UTC) >= row.first_refused_at + patience:
+        if row.first_refused_at and datetime.now(UTC) >= row.first_refused_at + park_after:
             with Session(outbox) as session, session.begin():
                 resent.append(resend(session, row.event_id))
         return Answer(422)
 
     endpoint.answer = refuse
-    async with publishing(client, settings, outbox, webhook, park_after=patience):
-        tell(outbox, device, 1)
+    async with publishing(client, settings, outbox, webhook, park_after=park_after):
+        write_events(outbox, device, 1)
 
         async def parked() -> bool:
             return rows_of(outbox, device)[0].parked_at is not None
@@ -432,16 +443,16 @@ async def test_an_event_parked_while_it_is_to_be_sent_again_is_not_lost(
     assert "answered 422" in (listed[row.event_id] or "")
 
 
-async def test_only_what_the_sink_refuses_is_ever_parked(
+async def test_only_refused_events_are_parked(
     client: Client, settings: Settings, outbox: Engine, endpoint: Endpoint, webhook: EventSink
 ) -> None:
-    """Without any patience a refused event is parked at once, and one that failed otherwise is kept."""
+    """With no time limit at all a refused event is parked at once; one that failed otherwise is kept."""
     refused, kept = device_of(1), device_of(2)
     endpoint.answer = lambda event: Answer(400 if event.get("subject") == str(refused) else 500)
     async with publishing(client, settings, outbox, webhook, park_after=timedelta(0)) as publishers:
-        tell(outbox, kept, 2)
-        tell(outbox, refused, 2)
-        await publishers.fails(2, "answered 500")
+        write_events(outbox, kept, 2)
+        write_events(outbox, refused, 2)
+        await publishers.wait_for_failure(2, "answered 500")
 
         async def parked() -> bool:
             return all(row.parked_at for row in rows_of(outbox, refused))
@@ -449,28 +460,28 @@ async def test_only_what_the_sink_refuses_is_ever_parked(
         await until(parked, "the refused events are parked")
         assert not any(row.parked_at or row.first_refused_at for row in rows_of(outbox, kept))
         endpoint.answer = lambda _: Answer()
-        await all_arrived(endpoint, kept, [1, 2])
+        await wait_for_events(endpoint, kept, [1, 2])
     assert endpoint.arrived(refused) == []
 
 
 @pytest.mark.parametrize("arguments", [("resend",), ("resend", str(uuid4()), "--all")])
-async def test_what_is_to_be_sent_again_must_be_said(outbox_url: str, arguments: tuple[str, ...]) -> None:
-    """One event or all of them, not both and not neither."""
-    said = await call_beside("events", *arguments, DATABASE_URL=outbox_url)
-    assert said.exit_code == 2
-    assert "--all" in said.stderr
+async def test_resend_requires_one_event_or_all(outbox_url: str, arguments: tuple[str, ...]) -> None:
+    """Neither and both are refused with an error that names `--all`."""
+    result = await call_beside("events", *arguments, DATABASE_URL=outbox_url)
+    assert result.exit_code == 2
+    assert "--all" in result.stderr
 
 
-# --- What is kept
+# --- Retention
 
 
-async def test_what_was_sent_long_ago_is_deleted_and_nothing_else(
+async def test_only_events_sent_before_the_retention_time_are_deleted(
     client: Client, settings: Settings, outbox: Engine, endpoint: Endpoint, webhook: EventSink
 ) -> None:
-    """What waits or is parked stays however old, and the device's numbers go on."""
+    """Waiting and parked events are kept at any age, and the sequence of a device continues."""
     old, new, parked = uuid4(), uuid4(), uuid4()
     for device in (old, new, parked):
-        tell(outbox, device, 2)
+        write_events(outbox, device, 2)
     ages = "UPDATE iotaws_outbox SET occurred_at = now() - interval '40 days'"
     with outbox.begin() as connection:
         for change, device in (
@@ -485,16 +496,16 @@ async def test_what_was_sent_long_ago_is_deleted_and_nothing_else(
             return not rows_of(outbox, old)
 
         await until(deleted, "the old events are deleted")
-        tell(outbox, old, 1, since=2)
-        await all_arrived(endpoint, old, [3])
+        write_events(outbox, old, 1, since=2)
+        await wait_for_events(endpoint, old, [3])
     assert [len(rows_of(outbox, device)) for device in (new, parked)] == [2, 2]
 
 
-# --- By EventBridge and SNS
+# --- EventBridge and SNS
 
 
 class Queue:
-    """An SQS queue, where it can be seen what arrived."""
+    """An SQS queue that shows what arrived."""
 
     def __init__(self, name: str, **attributes: str) -> None:
         self._sqs = boto3.client("sqs")
@@ -502,9 +513,9 @@ class Queue:
         found = self._sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=["QueueArn"])
         self.arn = found["Attributes"]["QueueArn"]
 
-    async def has(self, count: int) -> list[Any]:
-        """Wait for so many messages."""
-        got: list[Any] = []
+    async def receive(self, count: int) -> list[Any]:
+        """Wait for a number of messages, and return them."""
+        received: list[Any] = []
 
         async def arrived() -> bool:
             answer = await asyncio.to_thread(
@@ -515,18 +526,18 @@ class Queue:
                 MessageAttributeNames=["All"],
             )
             for message in answer.get("Messages", []):
-                got.append(message)
+                received.append(message)
                 self._sqs.delete_message(QueueUrl=self.url, ReceiptHandle=message["ReceiptHandle"])
-            return len(got) >= count
+            return len(received) >= count
 
         await until(arrived, f"{count} messages arrive")
-        return got
+        return received
 
 
-async def test_eventbridge_gets_the_cloud_event_as_detail(
+async def test_eventbridge_receives_the_cloud_event_as_detail(
     client: Client, settings: Settings, outbox: Engine, stack: Addresses, aws: AwsClients
 ) -> None:
-    """A rule finds it by source and type; what the bus refuses for its size is parked."""
+    """A rule matches it by source and type; an event that the bus refuses because of its size is parked."""
     name = f"bus-{uuid4()}"
     queue, events = Queue(name), boto3.client("events")
     events.create_event_bus(Name=name)
@@ -540,9 +551,9 @@ async def test_eventbridge_gets_the_cloud_event_as_detail(
     try:
         with open_sink(chosen, aws) as sink:
             async with publishing(client, settings, outbox, sink, park_after=timedelta(0)):
-                tell(outbox, large, 1)
-                tell(outbox, device, 2)
-                messages = [json.loads(message["Body"]) for message in await queue.has(2)]
+                write_events(outbox, large, 1)
+                write_events(outbox, device, 2)
+                messages = [json.loads(message["Body"]) for message in await queue.receive(2)]
 
                 async def parked() -> bool:
                     return rows_of(outbox, large)[0].parked_at is not None
@@ -558,32 +569,32 @@ async def test_eventbridge_gets_the_cloud_event_as_detail(
 
 
 @pytest.mark.parametrize(
-    ("code", "means"),
+    ("code", "error"),
     [
-        ("MalformedDetail", EventRejectedError),
+        ("MalformedDetail", EventRefusedError),
         ("InternalFailure", SinkUnavailableError),
         ("AccessDeniedException", SinkUnavailableError),
     ],
 )
-def test_an_entry_that_failed_is_no_success(
+def test_failed_entry_of_a_successful_call_is_an_error(
     stack: Addresses,
     endpoint: Endpoint,
     monkeypatch: pytest.MonkeyPatch,
     code: str,
-    means: type[Exception],
+    error: type[Exception],
 ) -> None:
-    """EventBridge's call succeeds where its entry does not: the entry's code says whose fault it is."""
+    """PutEvents answers 200 where its entry fails; the code of the entry decides which error it is."""
     failure = {"FailedEntryCount": 1, "Entries": [{"ErrorCode": code, "ErrorMessage": "no"}]}
     endpoint.answer = lambda _: Answer(200, body=json.dumps(failure).encode())
     monkeypatch.setenv("AWS_ENDPOINT_URL_EVENTBRIDGE", f"http://127.0.0.1:{endpoint.port}")
-    with pytest.raises(means, match=f"^PutEvents: {code}: no$"):
-        EventBusSink(AwsClients(1), "bus").send(example())
+    with pytest.raises(error, match=f"^PutEvents: {code}: no$"):
+        EventBridgeSink(AwsClients(1), "bus").send(example())
 
 
-async def test_sns_gets_the_cloud_event_as_message(
+async def test_sns_receives_the_cloud_event_as_message(
     client: Client, settings: Settings, outbox: Engine, aws: AwsClients
 ) -> None:
-    """Type and tenant are its attributes; a message that SNS finds too long is parked, the next one goes."""
+    """Type and tenant are message attributes; a message that is too long is parked, the next one is sent."""
     queue, sns = Queue(f"sns-{uuid4()}"), boto3.client("sns")
     topic = sns.create_topic(Name=f"topic-{uuid4()}")["TopicArn"]
     sns.subscribe(
@@ -606,7 +617,7 @@ async def test_sns_gets_the_cloud_event_as_message(
         session.commit()
     with open_sink(Events(sink="sns", topic_arn=topic), aws) as sink:
         async with publishing(client, settings, outbox, sink, park_after=timedelta(0)):
-            (message,) = await queue.has(1)
+            (message,) = await queue.receive(1)
     large, small = rows_of(outbox, device)
     assert (json.loads(message["Body"])["id"], json.loads(message["Body"])["data"]) == (
         str(small.event_id),
@@ -618,10 +629,10 @@ async def test_sns_gets_the_cloud_event_as_message(
     assert "Publish: InvalidParameter" in (large.refused_because or "")
 
 
-async def test_a_fifo_topic_keeps_each_devices_order(
+async def test_fifo_topic_keeps_the_order_of_a_device(
     client: Client, settings: Settings, outbox: Engine, aws: AwsClients
 ) -> None:
-    """The device is the message's group, and the event's id what a repeat is known by."""
+    """The device is the message group, and the event id is the deduplication id."""
     name = f"fifo-{uuid4()}.fifo"
     queue, sns = Queue(name, FifoQueue="true"), boto3.client("sns")
     topic = sns.create_topic(Name=name, Attributes={"FifoTopic": "true"})["TopicArn"]
@@ -631,43 +642,43 @@ async def test_a_fifo_topic_keeps_each_devices_order(
     device = uuid4()
     with open_sink(Events(sink="sns", topic_arn=topic), aws) as sink:
         async with publishing(client, settings, outbox, sink):
-            tell(outbox, device, 3)
-            got = [message["Attributes"] for message in await queue.has(3)]
+            write_events(outbox, device, 3)
+            received = [message["Attributes"] for message in await queue.receive(3)]
     rows = rows_of(outbox, device)
-    assert {each["MessageGroupId"] for each in got} == {str(device)}
-    assert [each["MessageDeduplicationId"] for each in got] == [str(row.event_id) for row in rows]
+    assert {each["MessageGroupId"] for each in received} == {str(device)}
+    assert [each["MessageDeduplicationId"] for each in received] == [str(row.event_id) for row in rows]
 
 
-# --- A sink that is away
+# --- Unavailable sink
 
 
-async def test_a_sink_that_dies_holds_up_no_saga_and_gets_everything_in_order(
+async def test_unavailable_sink_delays_no_saga_and_loses_no_event(
     bridge: Bridge, settings: Settings, engine: Engine, endpoint: Endpoint, webhook: EventSink
 ) -> None:
-    """Sagas end while nothing listens, and killed once more in the middle, it gets all of it all the same."""
-    devices = [Device(f"AWAY-{number}") for number in range(3)]
+    """Sagas end while the endpoint is down, and after another outage all events arrive in order."""
+    devices = [Device(f"UNAVAILABLE-{number}") for number in range(3)]
     busy = [device_of(shard) for shard in range(4)]
     publishing_engine = open_engine(settings.database_url.get_secret_value(), pool_size=10)
-    endpoint.down()
+    endpoint.stop()
     async with publishing(bridge.client, settings, publishing_engine, webhook) as publishers:
         for device in busy:
-            tell(engine, device, 20)
-        await publishers.fails(0, "no answer from 127.0.0.1")
+            write_events(engine, device, 20)
+        await publishers.wait_for_failure(0, "no answer from 127.0.0.1")
         await asyncio.gather(*(bridge.send_and_wait(each, each.event("Provisioned")) for each in devices))
         assert endpoint.requests == []
-        endpoint.up()
+        endpoint.start()
 
         async def some_arrived() -> bool:
             return any(len(endpoint.arrived(device)) > 5 for device in busy)
 
         await until(some_arrived, "some events arrive")
-        endpoint.down()
+        endpoint.stop()
         for device in busy:
-            tell(engine, device, 10, since=20)
-        endpoint.up()
+            write_events(engine, device, 10, since=20)
+        endpoint.start()
         for device in busy:
-            await all_arrived(endpoint, device, list(range(1, 31)))
+            await wait_for_events(endpoint, device, list(range(1, 31)))
         for each in devices:
-            await all_arrived(endpoint, each.device_id, [1])
+            await wait_for_events(endpoint, each.device_id, [1])
     publishing_engine.dispose()
     assert all(bridge.published(each) == ["AwsThingProvisionedEvent"] for each in devices)

@@ -1,4 +1,4 @@
-"""A receiver of webhooks on a socket of its own, which can be killed and come back at the same address."""
+"""An HTTP endpoint for webhooks that can be stopped and started again at the same address."""
 
 import json
 import socket
@@ -13,7 +13,7 @@ from uuid import UUID
 
 @dataclass(frozen=True)
 class Answer:
-    """What a request is answered with."""
+    """A response to send."""
 
     status: int = 204
     headers: dict[str, str] = field(default_factory=dict)
@@ -22,7 +22,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Request:
-    """What came, and how it was answered."""
+    """A received request, and the status of its response."""
 
     headers: dict[str, str]
     body: bytes
@@ -40,20 +40,20 @@ class _Server(ThreadingHTTPServer):
 
 
 class Endpoint:
-    """Answers each event as it is told to; as long as nobody says otherwise, that it has arrived."""
+    """Answers each event with the response of `answer`; by default with 204."""
 
     def __init__(self) -> None:
-        # Bound and never listening: it keeps the port for this endpoint while nothing answers there.
+        # This socket is bound and never listens: it reserves the port while no server runs.
         self._address = socket.socket()
         self._address.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._address.bind(("127.0.0.1", 0))
         self.port = self._address.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/hooks?token=hush"
+        self.url = f"http://127.0.0.1:{self.port}/hooks?token=url-token"
         self.requests: list[Request] = []
         self.answer: Callable[[dict[str, Any]], Answer] = lambda _: Answer()
         self._server: _Server | None = None
 
-    def up(self) -> None:
+    def start(self) -> None:
         endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -74,18 +74,18 @@ class Endpoint:
         self._server = _Server(("127.0.0.1", self.port), Handler)
         threading.Thread(target=self._server.serve_forever, args=[0.01], daemon=True).start()
 
-    def down(self) -> None:
+    def stop(self) -> None:
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
 
     def close(self) -> None:
-        self.down()
+        self.stop()
         self._address.close()
 
     def arrived(self, device: UUID) -> list[int]:
-        """The numbers of the device's events that were taken, as they came."""
+        """Return the sequences of a device's accepted events, in order of arrival."""
         return [
             int(request.event["sequence"])
             for request in self.requests.copy()
@@ -94,10 +94,10 @@ class Endpoint:
 
 
 @contextmanager
-def endpoint_up() -> Iterator[Endpoint]:
-    """An endpoint that answers, until it is taken down."""
+def running_endpoint() -> Iterator[Endpoint]:
+    """Run an endpoint."""
     endpoint = Endpoint()
-    endpoint.up()
+    endpoint.start()
     try:
         yield endpoint
     finally:

@@ -1,4 +1,4 @@
-"""What the processes say, measure and trace of devices' lives: all of it, as promised, and no secret."""
+"""Logs, metrics and traces of device lifecycles: complete, as documented, and without secrets."""
 
 import asyncio
 import re
@@ -18,11 +18,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from sqlalchemy import create_engine
 
 from embedded.processes import choose_ports
-from events.sink import LogSink
+from events.sinks.log import LogSink
 from observability import metrics
 from observability.gauges import measure_outbox, stop_measuring
 from observability.metrics import EVENTS_PARKED, Count, Duration, Gauge
-from observability.telemetry import serving_metrics
+from observability.metrics_server import serving_metrics
 from orchestration.tracing import RunTracingInterceptor
 from tests import ROOT
 from tests.harness.bridge import Bridge
@@ -39,7 +39,7 @@ STEPS = ("ensure_thing", "issue_certificate", "attach_certificate", "activate_ce
 
 @pytest_asyncio.fixture(scope="module")
 async def observed(bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness) -> Observed:
-    """Lived once for all tests here."""
+    """The lifecycles, run once for all tests of this file."""
     try:
         return await observe(bridge, http_api, enrolment)
     finally:
@@ -49,10 +49,10 @@ async def observed(bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarnes
 # --- Metrics
 
 
-def test_each_thing_that_happened_is_counted_once(observed: Observed) -> None:
-    """The counters say what came of the lives, under the device's tenant and the operation."""
+def test_each_occurrence_is_counted_once(observed: Observed) -> None:
+    """Each counter has the device's tenant and the operation as labels."""
     tenant, other = observed.device.tenant_id, observed.failed.tenant_id
-    counted = {
+    expected = {
         ("provisioning_things_created", tenant, "ensure_thing"): 1,
         ("provisioning_things_created", other, "ensure_thing"): 1,
         ("provisioning_certificates_issued", tenant, "issue_certificate"): 1,
@@ -75,17 +75,17 @@ def test_each_thing_that_happened_is_counted_once(observed: Observed) -> None:
     }
     found = {
         (name, whose, operation): observed.count(f"thingbridge_{name}_total", whose, operation=operation)
-        for name, whose, operation in counted
+        for name, whose, operation in expected
     }
-    assert found == counted
-    # The desired change became a command too, which may have met the decommission anywhere.
+    assert found == expected
+    # The change of desired state became a command too, which the decommission may have ended at any point.
     assert observed.count("thingbridge_jobs_dispatched_total", tenant, operation="create_job") >= 2
     assert observed.count("thingbridge_jobs_failed_total", tenant, operation="publish_command_end") >= 1
     assert observed.count("thingbridge_provisioning_failed_total", other, reason="AccessDenied") == 1
 
 
 def test_calls_to_aws_are_counted_by_result(observed: Observed) -> None:
-    """Each call is of the tenant it was made for, with what AWS answered and how long that took."""
+    """Each call has the tenant it was made for, its result and its duration."""
     calls, other = "thingbridge_aws_calls_total", observed.failed.tenant_id
     assert observed.count(calls, other, service="iot", operation="CreateThing", result="throttled") == 1
     assert observed.count(calls, other, service="iot", operation="CreateThing", result="ok") == 1
@@ -96,7 +96,7 @@ def test_calls_to_aws_are_counted_by_result(observed: Observed) -> None:
 
 
 def test_steps_and_events_are_measured(observed: Observed) -> None:
-    """How long each step of a saga took, what was sent, and that nothing waits in the outbox."""
+    """Durations of the saga's steps, the number of sent events and the age of each shard are exported."""
     for step in STEPS:
         took = "thingbridge_provisioning_step_duration_seconds_count"
         assert observed.count(took, observed.device.tenant_id, operation=step) == 1, step
@@ -111,8 +111,8 @@ def test_steps_and_events_are_measured(observed: Observed) -> None:
     assert {s.labels["shard"] for s in samples(observed.worker_metrics) if s.name == oldest} == set("0123")
 
 
-def test_the_sdks_own_metrics_are_on_the_same_page(observed: Observed) -> None:
-    """Under the names that Temporal documents, so that its public dashboards read them."""
+def test_metrics_of_temporals_sdk_are_on_the_same_page(observed: Observed) -> None:
+    """They have the names that Temporal documents, so that its public dashboards work."""
     of_worker = names_on(observed.worker_metrics)
     assert of_worker >= {
         "temporal_request",
@@ -127,12 +127,12 @@ def test_the_sdks_own_metrics_are_on_the_same_page(observed: Observed) -> None:
 
 
 def names_on(page: str) -> set[str]:
-    """As they stand there: a parser of the client library would add `_total` to a counter."""
+    """Return the names of all series as written; the client library's parser adds `_total` to counters."""
     return set(re.findall(r"^(\w+)\{", page, re.MULTILINE))
 
 
-def test_the_table_of_metrics_is_the_code(observed: Observed) -> None:
-    """`docs/metrics.md` lists every metric there is, and those exported carry just the labels it says."""
+def test_table_of_metrics_matches_the_code(observed: Observed) -> None:
+    """`docs/metrics.md` lists every metric, and exported metrics have exactly the documented labels."""
     listed = {
         name: set(re.findall(r"`(\w+)`", labels))
         for name, labels in re.findall(r"^\| `(thingbridge_\w+)` \|(.*?)\|", METRICS, re.MULTILINE)
@@ -156,79 +156,80 @@ def exported_name(instrument: Count | Duration | Gauge) -> str:
     return f"{name}_{instrument.unit}" if instrument.unit else name
 
 
-def test_a_gauge_has_the_value_of_whoever_watches() -> None:
-    """The last one who can tell is asked, at the moment of looking."""
+def test_gauge_reads_its_value_at_each_scrape() -> None:
+    """It is read at the time of the scrape, not when the function was set."""
     level = {"a": 1.0}
-    gauge = Gauge("test", "level", "A test's", label="tank")
-    gauge.watch(lambda: level)
+    gauge = Gauge("test", "level", "A level", label="tank")
+    gauge.read_with(lambda: level)
     level["a"] = 2.0
     (only,) = gauge.observations()
     assert only.value == 2.0
     assert only.attributes == {"tenant_id": "global", "operation": "level", "tank": "a"}
 
 
-async def test_a_denied_call_is_told_apart_among_a_thousand_tenants() -> None:
-    """Each tenant has dozens of APIs and results, and an alert asks for one of these."""
+async def test_denied_call_keeps_its_labels_among_a_thousand_tenants() -> None:
+    """Each tenant has dozens of APIs and results, and an alert selects one of these."""
     script = """
 from observability import telemetry
 telemetry.configure("INFO", "text", measured=True)
 from tests import ROOT
 from observability import metrics
+from observability.exposition import exposition
 from observability.metrics import AWS_CALL_DURATION, AWS_CALLS
 for number in range(1_000):
     for api in range(20):
         AWS_CALLS.add(f"tenant-{number}", f"Api{api}", service="iot", result="ok")
 AWS_CALLS.add("tenant-1", "CreateThing", service="iot", result="denied")
 AWS_CALL_DURATION.record("tenant-1", "CreateThing", 0.03, service="iot")
-print(telemetry.exposition().decode())
+print(exposition().decode())
 """
-    told = await asyncio.create_subprocess_exec(
+    process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", script, cwd=METRICS_FILE.parent.parent, stdout=asyncio.subprocess.PIPE
     )
-    shown = (await told.communicate())[0].decode()
+    shown = (await process.communicate())[0].decode()
     assert re.search(r'^thingbridge_aws_calls_total\{.*result="denied".*\} 1\.0$', shown, re.MULTILINE)
     assert "otel_metric_overflow" not in shown
-    # The buckets stay those of the instrument.
+    # The view keeps the buckets of the instrument.
     assert re.search(
         r'^thingbridge_aws_call_duration_seconds_bucket\{.*le="0\.05".*\} 1\.0$', shown, re.MULTILINE
     )
 
 
-def test_a_database_that_hangs_hides_no_other_metric() -> None:
-    """What is looked up in it is left out meanwhile, however many ask."""
-    answers = threading.Event()
+def test_database_that_hangs_hides_no_other_metric() -> None:
+    """Gauges that read the database have no value then, also with several scrapes at the same time."""
+    connected = threading.Event()
 
     def connect() -> Never:
-        answers.wait()
-        raise psycopg.OperationalError("away")
+        connected.wait()
+        raise psycopg.OperationalError("unavailable")
 
     engine = create_engine("postgresql+psycopg://", creator=connect)
     measure_outbox(engine, LogSink().kind, LogSink().fingerprint)
     try:
         with ThreadPoolExecutor(2) as scrapes:
-            asked = [scrapes.submit(lambda: list(EVENTS_PARKED.observations())) for _ in range(2)]
+            results = [scrapes.submit(lambda: list(EVENTS_PARKED.observations())) for _ in range(2)]
             try:
-                assert [scrape.result(60) for scrape in asked] == [[], []]
+                assert [scrape.result(60) for scrape in results] == [[], []]
             finally:
-                answers.set()
+                connected.set()
     finally:
         stop_measuring()
 
 
-async def test_a_taken_port_is_refused_by_name() -> None:
-    """A worker that could not be watched does not start, and says which setting to change."""
+async def test_worker_exits_if_its_metrics_port_is_in_use() -> None:
+    """The error names the setting to change."""
     (port,) = choose_ports(0)
     with serving_metrics("127.0.0.1", port):
-        said = await run("worker", IOT_AWS_TELEMETRY__METRICS_PORT=str(port))
-    assert said.exit_code == 2
-    assert f"IOT_AWS_TELEMETRY__METRICS_PORT: 127.0.0.1:{port} cannot be listened on" in said.stderr
+        result = await run("worker", IOT_AWS_TELEMETRY__METRICS_PORT=str(port))
+    assert result.exit_code == 2
+    assert f"IOT_AWS_TELEMETRY__METRICS_PORT: 127.0.0.1:{port} cannot be listened on" in result.stderr
 
 
 # --- Traces
 
 
-def test_one_trace_leads_from_the_call_to_aws(observed: Observed) -> None:
-    """HTTP, the signal, the workflow, its activities and their calls to AWS bear one trace id."""
+def test_one_trace_covers_request_workflow_activities_and_aws(observed: Observed) -> None:
+    """The HTTP request, the signal, the workflow, its activities and their calls to AWS have one trace id."""
     first = min(
         (span for span in observed.spans if span.name == "POST /api/iot/device-events"),
         key=lambda span: span.start_time_unix_nano,
@@ -245,16 +246,16 @@ def test_one_trace_leads_from_the_call_to_aws(observed: Observed) -> None:
     }
 
 
-def test_a_call_to_aws_is_below_its_activity(observed: Observed) -> None:
-    """Each is where it was made, so that a slow step shows what it waited for."""
+def test_span_of_an_aws_call_is_a_child_of_its_activity(observed: Observed) -> None:
+    """A slow step therefore shows which call it waited for."""
     by_id = {span.span_id: span for span in observed.spans}
-    (made,) = of_workflow(observed, "iot.CreateThing", observed.device.workflow_id)
-    assert by_id[made.parent_span_id].name == "RunActivity:ensure_thing"
+    (call,) = spans_of_workflow(observed, "iot.CreateThing", observed.device.workflow_id)
+    assert by_id[call.parent_span_id].name == "RunActivity:ensure_thing"
 
 
-def test_a_signal_without_a_trace_begins_one(observed: Observed) -> None:
-    """A client that knows nothing of traces is served as ever, and its device's run is one trace."""
-    runs = of_workflow(observed, "RunWorkflow:DeviceLifecycle", observed.failed.workflow_id)
+def test_signal_without_trace_headers_begins_a_trace(observed: Observed) -> None:
+    """Events of a client without tracing are processed, and the run of its device is one trace."""
+    runs = spans_of_workflow(observed, "RunWorkflow:DeviceLifecycle", observed.failed.workflow_id)
     (trace_id,) = {span.trace_id for span in runs}
     names = {span.name for span in observed.spans if span.trace_id == trace_id}
     assert names >= {"RunActivity:mark_failed", "RunActivity:resume_binding", "iot.CreateThing"}
@@ -262,8 +263,8 @@ def test_a_signal_without_a_trace_begins_one(observed: Observed) -> None:
     assert {"iot.CreateThing", "iot.AttachPolicy"} <= {span.name for span in throttled}
 
 
-def of_workflow(observed: Observed, name: str, workflow_id: str) -> Iterator[Span]:
-    """The spans of that name in the traces of a workflow."""
+def spans_of_workflow(observed: Observed, name: str, workflow_id: str) -> Iterator[Span]:
+    """Return the spans of a name in the traces of a workflow."""
     traces = {
         span.trace_id
         for span in observed.spans
@@ -274,22 +275,22 @@ def of_workflow(observed: Observed, name: str, workflow_id: str) -> Iterator[Spa
 
 
 @pytest.mark.parametrize("name", [name for name in RECORDED if name.endswith("-1")][:5])
-async def test_histories_replay_as_well_with_tracing_on(name: str) -> None:
-    """It adds no command to a run that began without it, and tells nothing twice."""
-    told = InMemorySpanExporter()
+async def test_histories_replay_with_tracing_enabled(name: str) -> None:
+    """Tracing adds no command to a run that began without it, and exports no span twice."""
+    exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(told))
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
     tracing = RunTracingInterceptor(provider.get_tracer("test"), always_create_workflow_spans=True)
     await replayer(tracing).replay_workflow(recorded(name))
     provider.shutdown()
-    assert not [span.name for span in told.get_finished_spans() if span.name.startswith("StartActivity")]
+    assert not [span.name for span in exporter.get_finished_spans() if span.name.startswith("StartActivity")]
 
 
 # --- Logs
 
 
-def test_every_line_of_a_device_names_it(observed: Observed) -> None:
-    """What an activity of the device's saga logs, or Temporal of it, has tenant, device, Thing and run."""
+def test_log_lines_of_a_device_have_its_ids(observed: Observed) -> None:
+    """Lines that an activity or Temporal logs for a device have its tenant, device, Thing and run."""
     for device in (observed.device, observed.failed):
         run = {"workflow_id": device.workflow_id}
         ids = {
@@ -298,17 +299,17 @@ def test_every_line_of_a_device_names_it(observed: Observed) -> None:
             "thing_name": device.thing_name,
         }
         lines = [line for line in observed.log if run.items() <= line.get("temporal_activity", {}).items()]
-        # The SDK says this before it has read what the activity is about.
-        begun = [line for line in lines if line["message"].startswith("Starting activity")]
-        assert len(lines) > len(begun) > len(STEPS)
+        # The SDK logs this line before the activity's input is decoded.
+        started = [line for line in lines if line["message"].startswith("Starting activity")]
+        assert len(lines) > len(started) > len(STEPS)
         for line in lines:
-            wanted = run if line in begun else run | ids
-            assert wanted.items() <= line.items(), line
+            expected = run if line in started else run | ids
+            assert expected.items() <= line.items(), line
             assert line["run_id"] == line["temporal_activity"]["workflow_run_id"]
 
 
-def test_a_failure_names_the_device(observed: Observed) -> None:
-    """The line an operator looks for leads to the device and to its run."""
+def test_log_line_of_a_failure_has_the_ids(observed: Observed) -> None:
+    """An operator finds the device and its run by them."""
     (line,) = [
         line for line in observed.log if line["level"] == "ERROR" and "AccessDenied" in line["message"]
     ]
@@ -319,16 +320,16 @@ def test_a_failure_names_the_device(observed: Observed) -> None:
 
 
 def test_requests_are_logged_with_tenant_and_trace(observed: Observed) -> None:
-    """A call can be followed from the line of its answer."""
-    answered = [line for line in observed.log if line.get("path") == "/api/iot/device-events"]
-    assert len(answered) == 3
-    assert {line["tenant_id"] for line in answered} == {str(observed.device.tenant_id)}
+    """The trace of a request can be found from its log line."""
+    requests = [line for line in observed.log if line.get("path") == "/api/iot/device-events"]
+    assert len(requests) == 3
+    assert {line["tenant_id"] for line in requests} == {str(observed.device.tenant_id)}
     traces = {span.trace_id.hex() for span in observed.spans}
-    assert {line["trace_id"] for line in answered} <= traces
+    assert {line["trace_id"] for line in requests} <= traces
 
 
-def test_no_secret_is_said_measured_or_traced(observed: Observed) -> None:
-    """No part of a private key, no caller's key and no credentials for AWS, at the most talkative."""
+def test_no_secret_is_logged_measured_or_traced(observed: Observed) -> None:
+    """No part of a private key, no caller's key and no credentials for AWS are exported at level DEBUG."""
     assert len(observed.secrets) > 40
     for place, text in observed.texts.items():
         assert len(text) > 10_000, place

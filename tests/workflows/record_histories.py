@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -41,7 +41,8 @@ from domain.outbox import OutboxShard
 from domain.provisioning_status import ProvisioningStatus
 from embedded.policy import create_device_policy
 from embedded.stack import Addresses, Stack, isolate
-from events.sink import LogSink
+from events.publisher import Publisher
+from events.sinks.log import LogSink
 from orchestration.client import connect
 from orchestration.search_attributes import register_search_attributes
 from settings import Settings
@@ -188,7 +189,8 @@ async def outbox_publisher(bridge: Bridge, device: Device) -> Sequence[str]:
     async def continued_as_new() -> bool:
         return (await publisher.describe()).run_id != publisher.first_execution_run_id
 
-    events = EventActivities(bridge.engine, LogSink(), round_seconds=0.1)
+    sending = Publisher(bridge.engine, LogSink(), park_after=timedelta(days=1), retention=timedelta(days=30))
+    events = EventActivities(sending, round_seconds=0.1)
     async with compose_event_worker(settings, bridge.client, events):
         await until(continued_as_new, "the publisher goes on in a new run")
     return [publisher.id]
