@@ -18,6 +18,7 @@ from temporalio.worker import Worker
 from activities.attempt import AttemptInterceptor
 from activities.shadow_deltas import ShadowDeltaActivities
 from aws.clients import AwsClients
+from aws.shadows import Shadows
 from db.engine import open_engine
 from db.migrate import upgrade
 from db.models import AwsThingBinding, ShadowDeltaRow
@@ -144,8 +145,8 @@ class Fleet:
 def polling_worker(fleet: Fleet, aws: AwsClients, page_size: int) -> Worker:
     """A worker for the fleet's polls alone, not yet running: the commands they start wait where nobody is."""
     deltas = ShadowDeltaActivities(
-        aws,
         fleet.bridge.engine,
+        Shadows(aws),
         partial(
             send_command,
             fleet.bridge.client,

@@ -15,9 +15,10 @@ from temporalio.client import WorkflowHandle
 from temporalio.common import RawValue
 from temporalio.testing import ActivityEnvironment
 
-from activities.command_groups import CommandGroupActivities
 from activities.commands import CommandActivities
 from aws.clients import AwsClients
+from aws.groups import ThingGroups
+from aws.jobs import Jobs
 from db.models import DeviceStateRow
 from domain.failure import RetryLaterError
 from domain.job import CommandPlan, JobWatch, TargetSelection
@@ -200,11 +201,10 @@ async def test_what_aws_refuses_to_show_does_not_end_the_watching(
     commands: Commands, aws: AwsClients, engine: Engine
 ) -> None:
     """A look that comes seldom comes at the deadline: Temporal ends what would wait for longer, at once."""
-    groups = CommandGroupActivities(
-        aws, engine, name_prefix=PREFIX, unused_after=timedelta(hours=1), settles_seconds=1
-    )
     hour = timedelta(hours=1)
-    watching = CommandActivities(aws, engine, groups, job_id_prefix=PREFIX, tracking=hour, poll=hour)
+    activities = CommandActivities(
+        engine, Jobs(aws), ThingGroups(aws), job_id_prefix=PREFIX, tracking=hour, poll=hour
+    )
     device = commands.device("CMD-SELDOM")
     commands.emulator.add_fault(
         "iot:DescribeJobExecution", resource=device.thing_name, code="AccessDeniedException", status=403
@@ -218,7 +218,7 @@ async def test_what_aws_refuses_to_show_does_not_end_the_watching(
     )
     watch = JobWatch(job_id="none", plan=plan, deadline=datetime.now(UTC) + timedelta(minutes=1))
     with pytest.raises(RetryLaterError, match="AccessDenied") as refused:
-        ActivityEnvironment().run(watching.watch_job, watch)
+        ActivityEnvironment().run(activities.watch_job, watch)
     assert 0 < refused.value.seconds <= 60
 
 
