@@ -91,16 +91,8 @@ class CommandActivities:
             RetryLaterError: AWS is still building the dynamic group of the command's query.
             AwsError: AWS refused a request or did not answer.
         """
-        workflow_id = activity.info().workflow_id
-        if workflow_id is None or not is_job_id_of(command.correlation_id, workflow_id):
-            raise _invalid(
-                Fault(
-                    field="correlationId",
-                    reason=f"the workflow's id must be PREFIX-{command.correlation_id}",
-                )
-            )
-        if fault := command.fault():
-            raise _invalid(fault)
+        if fault := _workflow_id_fault(command) or command.fault():
+            raise PermanentError(FailureCode.INVALID_COMMAND, str(fault))
         target = self._find_target(command)
         return CommandPlan(
             target_arn=target.arn,
@@ -277,8 +269,11 @@ def _seconds_until(deadline: datetime, *, at_most: float) -> float:
     return min(at_most, (deadline - datetime.now(UTC)).total_seconds())
 
 
-def _invalid(fault: Fault) -> PermanentError:
-    return PermanentError(FailureCode.INVALID_COMMAND, str(fault))
+def _workflow_id_fault(command: Command) -> Fault | None:
+    workflow_id = activity.info().workflow_id
+    if workflow_id is not None and is_job_id_of(command.correlation_id, workflow_id):
+        return None
+    return Fault(field="correlationId", reason=f"the workflow's id must be PREFIX-{command.correlation_id}")
 
 
 def _printable(text: str) -> str:

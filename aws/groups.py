@@ -65,7 +65,7 @@ class ThingGroups:
         """Delete the dynamic group of this name and query; a group with another query is left alone."""
         with suppress(NotFoundError):
             group = self._aws.call(self._aws.iot.describe_thing_group, thingGroupName=name)
-            # The query proves that the bridge created the group; the version guards against a change meanwhile.
+            # The query proves that the bridge created the group; the version guards against a later change.
             if group.get("queryString") == query:
                 self._aws.call(
                     self._aws.iot.delete_dynamic_thing_group,
