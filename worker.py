@@ -38,6 +38,9 @@ from activities.things import ThingActivities
 from aws.clients import AwsClients, AwsConfigurationError, FleetSecret
 from aws.credentials import FleetCredentials
 from aws.errors import AwsError
+from aws.groups import ThingGroups
+from aws.jobs import Jobs
+from aws.shadows import Shadows
 from db.aws_credentials import record_check
 from db.aws_location import save_location
 from db.engine import open_engine
@@ -98,8 +101,6 @@ _PLACE_RETRY_SECONDS: Final = 30
 _KEYS_RETRY_SECONDS: Final = 30
 # A look is a call or two, and even at the highest rate there is a few are under way at once.
 _JOB_THREADS: Final = 8
-# AWS builds a dynamic group within seconds, or minutes for a large fleet.
-_GROUP_SETTLES_SECONDS: Final = 1.0
 
 
 class _Shared(TypedDict):
@@ -148,8 +149,10 @@ def compose_activities(
     if Area.SHADOW in areas:
         activities += _compose_deltas(settings, client, aws, engine)
     if Area.JOBS in areas:
-        groups = _compose_groups(settings, aws, engine)
-        commands = _compose_commands(settings, aws, engine, groups)
+        groups = CommandGroupActivities(
+            engine, ThingGroups(aws), unused_after=timedelta(hours=settings.jobs.job_tracking_ttl_hours)
+        )
+        commands = _compose_commands(settings, aws, engine)
         activities += [
             commands.prepare_command,
             commands.create_job,
@@ -177,7 +180,7 @@ def _compose_lifecycle(settings: Settings, aws: AwsClients, engine: Engine) -> S
     )
     certificates = CertificateActivities(aws, bindings, secrets, policy_name=provisioning.device_policy_name)
     things = ThingActivities(aws, bindings, certificates)
-    shadows = ShadowActivities(aws, engine)
+    shadows = ShadowActivities(engine, Shadows(aws))
     teardown = TeardownActivities(aws, bindings, secrets)
     return (
         states.apply_event,
@@ -202,8 +205,8 @@ def _compose_deltas(
     settings: Settings, client: Client, aws: AwsClients, engine: Engine
 ) -> Sequence[Callable[..., Any]]:
     deltas = ShadowDeltaActivities(
-        aws,
         engine,
+        Shadows(aws),
         partial(
             send_command,
             client,
@@ -228,25 +231,12 @@ def _compose_claims(settings: Settings, client: Client, engine: Engine) -> Seque
     return claims.warn_of_expiring_claims, claims.follow_up_enrolments
 
 
-def _compose_groups(settings: Settings, aws: AwsClients, engine: Engine) -> CommandGroupActivities:
-    jobs = settings.jobs
-    return CommandGroupActivities(
-        aws,
-        engine,
-        name_prefix=jobs.job_id_prefix,
-        unused_after=timedelta(hours=jobs.job_tracking_ttl_hours),
-        settles_seconds=_GROUP_SETTLES_SECONDS,
-    )
-
-
-def _compose_commands(
-    settings: Settings, aws: AwsClients, engine: Engine, groups: CommandGroupActivities
-) -> CommandActivities:
+def _compose_commands(settings: Settings, aws: AwsClients, engine: Engine) -> CommandActivities:
     jobs = settings.jobs
     return CommandActivities(
-        aws,
         engine,
-        groups,
+        Jobs(aws),
+        ThingGroups(aws),
         job_id_prefix=jobs.job_id_prefix,
         tracking=timedelta(hours=jobs.job_tracking_ttl_hours),
         poll=timedelta(seconds=jobs.status_poll_interval_seconds),
@@ -328,7 +318,7 @@ def compose_event_worker(settings: Settings, client: Client, events: EventActivi
 def compose_job_worker(settings: Settings, client: Client, aws: AwsClients, engine: Engine) -> Worker:
     """The worker that looks at jobs, not yet running: so many an interval, for all workers together."""
     own, jobs = settings.worker, settings.jobs
-    commands = _compose_commands(settings, aws, engine, _compose_groups(settings, aws, engine))
+    commands = _compose_commands(settings, aws, engine)
     return Worker(
         client,
         task_queue=job_queue(own.task_queue),

@@ -1,10 +1,9 @@
-"""A command's way through AWS IoT Jobs: target found, job made, looked at and cancelled, end told."""
+"""The activities of a command: find the target, create, watch and cancel the job, publish the end."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import Engine
@@ -12,19 +11,11 @@ from sqlmodel import Session
 from temporalio import activity
 
 from activities.bindings import transaction
-from activities.command_groups import CommandGroupActivities
-from aws.clients import AwsClients
-from aws.errors import (
-    AlreadyExistsError,
-    AwsError,
-    ConflictError,
-    InvalidRequestError,
-    NotFoundError,
-    QuotaExceededError,
-)
-from aws.jobs import CANCELED, look_at_job
+from aws.errors import AwsError, QuotaExceededError
+from aws.groups import ThingGroups
+from aws.jobs import CreatedJob, Jobs
 from db.bindings import newest_binding
-from db.command_groups import mark_group_used
+from db.command_groups import mark_group_used, use_group
 from db.models import AwsThingBinding, DeviceStateRow
 from db.outbox import put
 from domain.command import (
@@ -35,6 +26,7 @@ from domain.command import (
     is_job_id_of,
 )
 from domain.failure import FailureCode, PermanentError, RetryLaterError, StepError
+from domain.fault import Fault
 from domain.job import (
     CommandPlan,
     CommandReport,
@@ -48,34 +40,43 @@ from domain.outgoing_event import DeviceCommandCompleted, DeviceCommandFailed
 from domain.provisioning_status import ProvisioningStatus
 from observability.metrics import DISPATCH_ERRORS, JOBS_COMPLETED, JOBS_DISPATCHED, JOBS_FAILED, JOBS_REUSED
 
-# How soon to ask again for what AWS did not grant: an operator is likely at it.
-_REFUSED_SECONDS: Final = 30.0
+# Short: an operator is probably granting the missing permission right now.
+_REFUSED_RETRY_SECONDS: Final = 30.0
+
+
+class _Target(NamedTuple):
+    """The target of a command's job in AWS; the Thing and its tenant where the target is a device."""
+
+    arn: str
+    selection: TargetSelection
+    thing_name: str | None = None
+    tenant_id: UUID | None = None
 
 
 class CommandActivities:
     """The steps of a command.
 
     Args:
-        aws: the way to AWS.
         engine: the bridge's database.
-        groups: the thing groups.
-        job_id_prefix: how the names of the bridge's dynamic groups begin.
-        tracking: how long a command may take, from its start to its end.
-        poll: how long between two looks at a job.
+        jobs: the jobs in AWS.
+        groups: the thing groups in AWS.
+        job_id_prefix: the prefix of the names of the bridge's dynamic groups.
+        tracking: the longest time that a command may run.
+        poll: the interval between two requests for a job's state.
     """
 
     def __init__(
         self,
-        aws: AwsClients,
         engine: Engine,
-        groups: CommandGroupActivities,
+        jobs: Jobs,
+        groups: ThingGroups,
         *,
         job_id_prefix: str,
         tracking: timedelta,
         poll: timedelta,
     ) -> None:
-        self._aws = aws
         self._engine = engine
+        self._jobs = jobs
         self._groups = groups
         self._job_id_prefix = job_id_prefix
         self._tracking_seconds = tracking.total_seconds()
@@ -83,158 +84,153 @@ class CommandActivities:
 
     @activity.defn(name="prepare_command", no_thread_cancel_exception=True)
     def prepare_command(self, command: Command) -> CommandPlan:
-        """Check a command, and find in AWS whom it is for.
+        """Check a command and find its target in AWS.
 
         Raises:
-            ApplicationError: it can be carried out for nobody, or its target is not there.
+            PermanentError: the command is not valid, or its target does not exist.
+            RetryLaterError: AWS is still building the dynamic group of the command's query.
+            AwsError: AWS refused a request or did not answer.
         """
-        job_id = activity.info().workflow_id or ""
-        if not is_job_id_of(command.correlation_id, job_id):
-            raise PermanentError(
-                FailureCode.INVALID_COMMAND,
-                f"correlationId: the workflow's id must be PREFIX-{command.correlation_id}",
-            )
-        if fault := command.fault():
-            raise PermanentError(FailureCode.INVALID_COMMAND, fault)
-        target = command.target
-        if target.kind is TargetKind.QUERY:
-            return self._plan(self._groups.for_query(target.value), TargetSelection.CONTINUOUS)
-        if target.kind is TargetKind.GROUP:
-            return self._plan(self._groups.find(target.value), TargetSelection.SNAPSHOT)
-        binding = self._active_binding(command)
-        return self._plan(binding.thing_arn or "", TargetSelection.SNAPSHOT, binding)
+        if fault := _workflow_id_fault(command) or command.fault():
+            raise PermanentError(FailureCode.INVALID_COMMAND, str(fault))
+        target = self._find_target(command)
+        return CommandPlan(
+            target_arn=target.arn,
+            selection=target.selection,
+            thing_name=target.thing_name,
+            tenant_id=target.tenant_id,
+            tracking_seconds=self._tracking_seconds,
+            poll_seconds=self._poll_seconds,
+        )
 
     @activity.defn(name="create_job", no_thread_cancel_exception=True)
     def create_job(self, order: JobOrder) -> str:
-        """Make the command's job, and return its ARN; one that does the same already is this one.
+        """Create the command's job and return its ARN; an existing job that does the same is used.
 
         Raises:
-            ApplicationError: the device is no longer there, another job bears the id, or AWS refuses it;
-                retryable, while AWS holds as many jobs as it allows at once.
+            PermanentError: the device no longer has an Active binding, the target no longer exists, or
+                another job has the id.
+            RetryLaterError: the account has as many open jobs as AWS allows.
+            AwsError: AWS refused a request or did not answer.
         """
         tenant_id = order.command.tenant_id or order.plan.tenant_id
         try:
-            arn, made = self._make_job(order)
+            job = self._create_job(order)
         except StepError:
             DISPATCH_ERRORS.add(tenant_id, "create_job")
             raise
-        (JOBS_DISPATCHED if made else JOBS_REUSED).add(tenant_id, "create_job")
-        return arn
-
-    def _make_job(self, order: JobOrder) -> tuple[str, bool]:
-        """The ARN of the command's job, and whether it was made now."""
-        command, plan = order.command, order.plan
-        if command.target.kind is TargetKind.DEVICE:
-            # AWS may have had it wait for days: the Thing of that name can be another device's by now.
-            self._active_binding(command)
-        try:
-            made = self._aws.call(
-                self._aws.iot.create_job,
-                jobId=order.job_id,
-                targets=[plan.target_arn],
-                document=command.document_json(),
-                targetSelection=plan.selection.value,
-            )
-        except AlreadyExistsError as error:
-            try:
-                arn = self._own_job(order.job_id, command, plan)
-            except NotFoundError:
-                raise ConflictError("JobDeleted", f"gone since, to be made anew: {error.what}") from None
-            if arn is None:
-                raise PermanentError(
-                    FailureCode.JOB_ID_TAKEN,
-                    f"job {order.job_id} has another document, or is for another target",
-                ) from None
-            return arn, False
-        except NotFoundError as error:
-            raise PermanentError(
-                FailureCode.NO_SUCH_TARGET, f"{plan.target_arn} is no longer there: {error.what}"
-            ) from None
-        except QuotaExceededError as error:
-            wait = _until(order.deadline, at_most=plan.poll_seconds)
-            if wait <= 0:
-                raise
-            raise RetryLaterError("JobLimitReached", error.what, wait) from None
-        return made["jobArn"], True
+        (JOBS_DISPATCHED if job.is_new else JOBS_REUSED).add(tenant_id, "create_job")
+        return job.arn
 
     @activity.defn(name="watch_job", no_thread_cancel_exception=True)
     def watch_job(self, watch: JobWatch) -> JobState:
-        """Look once at the job; return if it has ended or the deadline has come, else be retried.
+        """Describe the job once; return its state if it has ended or the deadline is reached.
 
-        A retry adds nothing to the workflow's history, however many there are.
+        Otherwise the attempt fails and Temporal retries it, since retries add nothing to the workflow's
+        history, however many there are.
+
+        Raises:
+            RetryLaterError: the job is open, or AWS refuses to describe it.
+            AwsError: AWS did not answer.
         """
         plan = watch.plan
-        wait = _until(watch.deadline, at_most=plan.poll_seconds)
-        # Past the deadline Temporal's own limit ends it. Up to there no wait may pass it: Temporal would end
-        # the activity at once, and the job would be cancelled before its time.
-        with _mendable(wait if wait > 0 else min(plan.poll_seconds, _REFUSED_SECONDS)):
-            standing = look_at_job(self._aws, watch.job_id, plan.thing_name)
-        wait = _until(watch.deadline, at_most=plan.poll_seconds)
-        if standing.over or wait <= 0:
-            return standing
-        # The last wait is cut short: the last look is at the deadline, not one interval before it.
-        raise RetryLaterError("JobOpen", f"found {standing.status}, to be looked at again", wait)
+        wait = _seconds_until(watch.deadline, at_most=plan.poll_seconds)
+        # Temporal fails the activity at once if the next retry would be after its own timeout, and the job
+        # would be cancelled early. So no delay is longer than the time to the deadline.
+        with _retry_if_refused(wait if wait > 0 else min(plan.poll_seconds, _REFUSED_RETRY_SECONDS)):
+            state = self._jobs.describe(watch.job_id, plan.thing_name)
+        wait = _seconds_until(watch.deadline, at_most=plan.poll_seconds)
+        if state.over or wait <= 0:
+            return state
+        # The last delay is shortened, so that the last attempt is at the deadline and not before it.
+        raise RetryLaterError("JobOpen", f"the job is {state.status}", wait)
 
     @activity.defn(name="cancel_job", no_thread_cancel_exception=True)
     def cancel_job(self, cancellation: JobCancellation) -> JobState:
-        """Cancel the job, unless it has ended; how it was found, or how it came to end all the same."""
-        job_id, plan = cancellation.job_id, cancellation.plan
-        with _mendable(min(plan.poll_seconds, _REFUSED_SECONDS)):
-            if cancellation.unconfirmed and not self._was_made(job_id, cancellation.unconfirmed, plan):
+        """Cancel the job unless it has ended.
+
+        Returns:
+            The end that the job reached by itself, or else its state before the cancellation.
+
+        Raises:
+            RetryLaterError: AWS refuses to describe or to cancel the job.
+            AwsError: AWS did not answer.
+        """
+        job_id, plan, command = cancellation.job_id, cancellation.plan, cancellation.unconfirmed
+        with _retry_if_refused(min(plan.poll_seconds, _REFUSED_RETRY_SECONDS)):
+            if command is not None and not self._jobs.exists(
+                job_id, target_arn=plan.target_arn, document=command.document_json()
+            ):
                 return JobState(status=None)
-            found = look_at_job(self._aws, job_id, plan.thing_name)
-            if found.over:
-                return found
-            refusal = None
-            try:
-                self._aws.call(self._aws.iot.cancel_job, jobId=job_id, force=cancellation.force)
-            except NotFoundError:
-                pass
-            except InvalidRequestError as error:
-                refusal = error.what
-            except QuotaExceededError as error:
-                raise RetryLaterError("CancellationLimitReached", error.what, _REFUSED_SECONDS) from None
-            ended = look_at_job(self._aws, job_id, plan.thing_name)
-        if refusal and not ended.over:
-            raise RetryLaterError("JobNotCancellable", refusal, seconds=5)
-        return ended if ended.over and ended.status != CANCELED else found
+            return self._jobs.cancel(job_id, plan.thing_name, force=cancellation.force)
 
     @activity.defn(name="publish_command_end", no_thread_cancel_exception=True)
     def publish_command_end(self, report: CommandReport) -> None:
-        """Put the end of a command into the outbox, once."""
+        """Enqueue the event of a command's end, once."""
         command, end = report.command, report.end
         target = command.target
         with transaction(self._engine) as session:
             binding = _binding_of(session, command) if target.kind is TargetKind.DEVICE else None
-            about = {
-                # Only of a device the sender could mean: an event makes a device's row, and with it the
-                # tenant it belongs to for ever.
+            content = {
+                # None for a device of another tenant: an event creates the device's row, which binds the
+                # device to its tenant for good.
                 "device_id": binding.device_id if binding else None,
                 "tenant_id": binding.tenant_id if binding else command.tenant_id,
                 "thing_name": binding.thing_name if binding else None,
                 "job_id": report.job_id,
                 "correlation_id": command.correlation_id,
-                "operation": _tellable(command.operation),
-                "target": target.model_copy(update={"value": _tellable(target.value)}),
+                "operation": _printable(command.operation),
+                "target": target.model_copy(update={"value": _printable(target.value)}),
                 "status_details": end.status_details,
                 "counts": end.counts,
             }
             event = (
-                DeviceCommandCompleted(**about, outcome=end.outcome)
+                DeviceCommandCompleted(**content, outcome=end.outcome)
                 if end.outcome
-                else DeviceCommandFailed(**about, status=end.status, reason=end.reason or end.status)
+                else DeviceCommandFailed(**content, status=end.status, reason=end.reason or end.status)
             )
-            told = put(session, event, report.job_id)
+            is_new = put(session, event, report.job_id)
             if target.kind is TargetKind.QUERY:
                 mark_group_used(session, dynamic_group_name(self._job_id_prefix, target.value))
-        if told:
+        if is_new:
             (JOBS_COMPLETED if end.outcome else JOBS_FAILED).add(event.tenant_id, "publish_command_end")
 
-    def _active_binding(self, command: Command) -> AwsThingBinding:
-        """The Active binding of the device a command is for.
+    def _find_target(self, command: Command) -> _Target:
+        kind, value = command.target.kind, command.target.value
+        if kind is TargetKind.GROUP:
+            return _Target(self._groups.find(value), TargetSelection.SNAPSHOT)
+        if kind is TargetKind.QUERY:
+            name = dynamic_group_name(self._job_id_prefix, value)
+            # Committed before any request to AWS, so that the sweep does not delete the group meanwhile.
+            with transaction(self._engine) as session:
+                use_group(session, name, value)
+            return _Target(self._groups.get_or_create_dynamic(name, value), TargetSelection.CONTINUOUS)
+        return self._active_device(command)
+
+    def _create_job(self, order: JobOrder) -> CreatedJob:
+        command, plan = order.command, order.plan
+        if command.target.kind is TargetKind.DEVICE:
+            # A quota of AWS can have delayed this for days: another device can own the Thing's name by now.
+            self._active_device(command)
+        try:
+            return self._jobs.create(
+                order.job_id,
+                target_arn=plan.target_arn,
+                document=command.document_json(),
+                selection=plan.selection,
+            )
+        except QuotaExceededError as error:
+            wait = _seconds_until(order.deadline, at_most=plan.poll_seconds)
+            if wait <= 0:
+                raise
+            raise RetryLaterError("JobLimitReached", error.what, wait) from None
+
+    def _active_device(self, command: Command) -> _Target:
+        """Return the Thing of the device that a command is for.
 
         Raises:
-            ApplicationError: it has none, or is being torn down: what is made now would be left behind.
+            PermanentError: the device has no Active binding, or is being decommissioned: a job created now
+                would be left behind.
         """
         with Session(self._engine) as session:
             binding = _binding_of(session, command)
@@ -245,44 +241,22 @@ class CommandActivities:
         if binding is None or binding.thing_arn is None or status is not ProvisioningStatus.ACTIVE:
             what = f"device {command.target.value} has no Active binding"
             raise PermanentError(FailureCode.NO_SUCH_TARGET, f"{what}: it is {status}" if status else what)
-        return binding
-
-    def _plan(
-        self, target_arn: str, selection: TargetSelection, binding: AwsThingBinding | None = None
-    ) -> CommandPlan:
-        return CommandPlan(
-            target_arn=target_arn,
-            selection=selection,
-            thing_name=binding.thing_name if binding else None,
-            tenant_id=binding.tenant_id if binding else None,
-            tracking_seconds=self._tracking_seconds,
-            poll_seconds=self._poll_seconds,
-        )
-
-    def _own_job(self, job_id: str, command: Command, plan: CommandPlan) -> str | None:
-        """The ARN of the job of that id, or None where it does something else."""
-        document = self._aws.call(self._aws.iot.get_job_document, jobId=job_id).get("document", "")
-        job = self._aws.call(self._aws.iot.describe_job, jobId=job_id)["job"]
-        same = _canonical(document) == _canonical(command.document_json())
-        return job["jobArn"] if same and job.get("targets") == [plan.target_arn] else None
-
-    def _was_made(self, job_id: str, command: Command, plan: CommandPlan) -> bool:
-        try:
-            return self._own_job(job_id, command, plan) is not None
-        except NotFoundError:
-            return False
+        return _Target(binding.thing_arn, TargetSelection.SNAPSHOT, binding.thing_name, binding.tenant_id)
 
 
 def _binding_of(session: Session, command: Command) -> AwsThingBinding | None:
-    """The newest binding of the device a command is for, unless that is another tenant's."""
-    binding = newest_binding(session, UUID(command.target.value)) if not command.target.fault() else None
-    foreign = binding and command.tenant_id is not None and command.tenant_id != binding.tenant_id
-    return None if foreign else binding
+    """Return the newest binding of a command's device; None where it belongs to another tenant."""
+    if command.target.fault():
+        return None
+    binding = newest_binding(session, UUID(command.target.value))
+    if binding is None or command.tenant_id not in {None, binding.tenant_id}:
+        return None
+    return binding
 
 
 @contextmanager
-def _mendable(seconds: float) -> Iterator[None]:
-    """Ask again also for what AWS refuses: the job goes on meanwhile, and a permission can be given."""
+def _retry_if_refused(seconds: float) -> Iterator[None]:
+    """Retry also what AWS refuses for good: the job continues meanwhile, and a permission can be granted."""
     try:
         yield
     except AwsError as error:
@@ -291,20 +265,18 @@ def _mendable(seconds: float) -> Iterator[None]:
         raise RetryLaterError(error.failure_code or error.code, error.what, seconds) from None
 
 
-def _until(deadline: datetime, *, at_most: float) -> float:
-    """Seconds until the deadline."""
+def _seconds_until(deadline: datetime, *, at_most: float) -> float:
     return min(at_most, (deadline - datetime.now(UTC)).total_seconds())
 
 
-def _canonical(document: str) -> str | None:
-    """A job document in the one form in which two that say the same are equal; None where it is no JSON."""
-    try:
-        return json.dumps(json.loads(document), sort_keys=True)
-    except ValueError:
+def _workflow_id_fault(command: Command) -> Fault | None:
+    workflow_id = activity.info().workflow_id
+    if workflow_id is not None and is_job_id_of(command.correlation_id, workflow_id):
         return None
+    return Fault(field="correlationId", reason=f"the workflow's id must be PREFIX-{command.correlation_id}")
 
 
-def _tellable(text: str) -> str:
-    """What a sender wrote, fit for an event also where the command was refused for it."""
+def _printable(text: str) -> str:
+    """Return a shortened text without control characters: a command can be rejected because it has them."""
     shown = text[:DOCUMENT_LIMIT_BYTES]
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in shown)

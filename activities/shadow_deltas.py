@@ -1,4 +1,4 @@
-"""The desired changes in the fleet's shadows: found, told once each, and made commands."""
+"""The activities of the shadow poll: find the deltas of the fleet, publish each once, start its command."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -16,8 +16,8 @@ from temporalio.service import RPCError
 
 from activities.attempt import AttemptTooSlowError, record_progress
 from activities.bindings import transaction
-from aws.clients import AwsClients
-from aws.errors import AwsError, NotFoundError
+from aws.errors import AwsError
+from aws.shadows import Shadows
 from db.models import ShadowDeltaRow
 from db.outbox import put
 from db.shadow_deltas import (
@@ -46,20 +46,17 @@ from domain.shadow import Delta, InvalidShadowError, read_delta
 from observability.context import set_context
 from observability.metrics import DELTAS_DETECTED, POLL_FAILED, POLL_VISITED
 
+# So many devices without an answer in a row show that AWS is throttling or down, not that these devices fail.
 _UNANSWERED_IN_A_ROW: Final = 5
-"""As many devices without an answer are no matter of these devices any more: AWS is throttling, or away."""
-
-_STARTED_AT_ONCE: Final = 10
-"""Commands on their way to Temporal side by side, each a few milliseconds of its server's."""
-
-_COMMANDS_A_ROUND: Final = 100
-
-# Not one device's error: it would be every other one's too, so the page waits until it is mended.
-_DATABASE_AWAY: Final = (OperationalError, InterfaceError, NoConnectionFreeError)
+# Each start costs Temporal's server a few milliseconds.
+_CONCURRENT_STARTS: Final = 10
+_COMMANDS_PER_BATCH: Final = 100
+# These errors affect every device and not one, so the page is retried until the database is back.
+_DATABASE_DOWN: Final = (OperationalError, InterfaceError, NoConnectionFreeError)
 
 
 class _Outcome(StrEnum):
-    """What came of one shadow; but for the first, names of the counts."""
+    """The result of reading one shadow; all but UNCHANGED are names of `DeltaCounts` fields."""
 
     UNCHANGED = "unchanged"
     CHANGED = "changed"
@@ -68,35 +65,35 @@ class _Outcome(StrEnum):
 
 
 class SendCommand(Protocol):
-    """Starts a command's workflow for a Thing, unless it runs or has run."""
+    """Starts a command's workflow for a Thing, unless one is running or has run."""
 
     def __call__(self, command: Command, *, thing_name: str) -> Awaitable[Any]: ...
 
 
 class ShadowDeltaActivities:
-    """What the fleet's shadows want of their devices.
+    """The activities of the shadow poll.
 
     Args:
-        aws: the clients.
         engine: the bridge's database.
-        send: hands a command to Temporal.
-        page_size: how many bindings make a page.
-        job_id_prefix: how the ids of the commands' jobs begin.
-        starts_commands: whether they run there at all, else each delta is told and that is all.
+        shadows: the Device Shadows in AWS.
+        send: starts a command's workflow.
+        page_size: the number of bindings of a page.
+        job_id_prefix: the prefix of the ids of the commands' jobs.
+        starts_commands: whether this deployment runs commands; if not, deltas are published only.
     """
 
     def __init__(
         self,
-        aws: AwsClients,
         engine: Engine,
+        shadows: Shadows,
         send: SendCommand,
         *,
         page_size: int,
         job_id_prefix: str,
         starts_commands: bool,
     ) -> None:
-        self._aws = aws
         self._engine = engine
+        self._shadows = shadows
         self._send = send
         self._page_size = page_size
         self._job_id_prefix = job_id_prefix
@@ -104,7 +101,7 @@ class ShadowDeltaActivities:
 
     @activity.defn(name="next_delta_pages", no_thread_cancel_exception=True)
     def next_delta_pages(self, request: PagesRequest) -> list[DeltaPage]:
-        """The bounds of the next pages of active bindings; fewer than asked for where the fleet ends."""
+        """Return the bounds of the next pages of active bindings; fewer than requested at the fleet's end."""
         with Session(self._engine) as session:
             ends = page_ends(session, request.after, page_size=self._page_size, at_most=request.at_most)
         starts = [request.after, *ends]
@@ -112,37 +109,39 @@ class ShadowDeltaActivities:
 
     @activity.defn(name="poll_delta_page", no_thread_cancel_exception=True)
     def poll_delta_page(self, page: DeltaPage) -> DeltaCounts:
-        """Read the shadows of a page's devices, and tell of each delta that was not told before.
+        """Read the shadows of a page's devices and publish each delta that was not published before.
 
         Raises:
-            ApplicationError: the page cannot be read to its end now; the next attempt goes on from there.
+            AwsError: several devices in a row got no answer from AWS; the next attempt continues from there.
+            AttemptTooSlowError, ApplicationError: the next attempt continues from there.
+            CancelledError: the poll was cancelled.
         """
         details = activity.info().heartbeat_details
         progress = PageProgress.model_validate(details[0]) if details else PageProgress(after=page.after)
         record_progress(progress)
         with Session(self._engine) as session:
-            ahead = visits(session, progress.after, page.through)
+            remaining = visits(session, progress.after, page.through)
         unanswered = 0
-        for visit in ahead:
-            _unless_told_to_stop()
+        for visit in remaining:
+            _stop_if_requested()
             set_context(tenant_id=visit.tenant_id, device_id=visit.device_id, thing_name=visit.thing_name)
             try:
                 outcome = self._visit(visit)
                 unanswered = 0
-            except (AttemptTooSlowError, *_DATABASE_AWAY):
+            except (AttemptTooSlowError, *_DATABASE_DOWN):
                 raise
             except (AwsError, InvalidShadowError) as error:
                 unanswered = unanswered + 1 if _is_no_answer(error) else 0
                 if unanswered == _UNANSWERED_IN_A_ROW:
                     raise
-                activity.logger.warning("the shadow of %s was not read: %s", visit.thing_name, error)
+                activity.logger.warning("shadow of %s not read: %s", visit.thing_name, error)
                 outcome = _Outcome.FAILED
-            except Exception:  # noqa: BLE001  # whatever is wrong with one device, the rest go on
-                activity.logger.exception("the shadow of %s was not read", visit.thing_name)
+            except Exception:  # noqa: BLE001  # no error of one device may stop the other devices
+                activity.logger.exception("shadow of %s not read", visit.thing_name)
                 outcome = _Outcome.FAILED
             _count(visit, outcome)
-            progress = _behind(visit, outcome, progress)
-            # Those without an answer are not behind us yet: should it prove to be AWS, they are read again.
+            progress = _advance(progress, visit, outcome)
+            # Devices without an answer are not recorded yet: if AWS is the cause, they are read again.
             if not unanswered:
                 record_progress(progress)
         return progress.counts
@@ -151,20 +150,26 @@ class ShadowDeltaActivities:
     async def start_delta_commands(self) -> int:
         """Start the command of each delta that has none yet, and return how many were started.
 
-        A delta and the note that its command is started are two commits, with the start between: a crash
-        leaves a delta to the next poll, and the id, which is the delta's own, makes a second start no other.
+        The delta is committed before the start, and the time of the start after it. A crash in between
+        leaves the delta to the next poll; the command's id is made from the delta, so a second start finds
+        the same command.
+
+        Raises:
+            ApplicationError: Temporal accepted none of a batch of commands.
         """
         started, after = 0, None
         if not self._starts_commands:
             return started
-        while batch := await asyncio.to_thread(self._uncommanded, after):
-            slots = asyncio.Semaphore(_STARTED_AT_ONCE)
-            faults = await asyncio.gather(*(self._start(delta, slots) for delta in batch))
-            done = [delta for delta, fault in zip(batch, faults, strict=True) if fault is None]
-            await asyncio.to_thread(self._mark, done)
-            if not done:
-                raise ApplicationError(f"Temporal takes none of the commands: {faults[0]}", type="NotStarted")
-            started, after = started + len(done), batch[-1].device_id
+        while batch := await asyncio.to_thread(self._pending_commands, after):
+            slots = asyncio.Semaphore(_CONCURRENT_STARTS)
+            errors = await asyncio.gather(*(self._start(delta, slots) for delta in batch))
+            accepted = [delta for delta, error in zip(batch, errors, strict=True) if error is None]
+            await asyncio.to_thread(self._mark_started, accepted)
+            if not accepted:
+                raise ApplicationError(
+                    f"Temporal accepted none of the commands: {errors[0]}", type="NotStarted"
+                )
+            started, after = started + len(accepted), batch[-1].device_id
         return started
 
     def _visit(self, visit: Visit) -> _Outcome:
@@ -176,57 +181,54 @@ class ShadowDeltaActivities:
                 delete_delta(session, visit.device_id)
             return _Outcome.CLEARED
         if delta.digest != visit.known_hash:
-            return self._tell(visit, delta)
-        # Found by this very poll, in an attempt that died before it could say so.
-        return _Outcome.CHANGED if visit.found_by == _this_run() else _Outcome.UNCHANGED
+            return self._publish(visit, delta)
+        # An attempt of this poll can have published the delta and crashed before it counted it.
+        return _Outcome.CHANGED if visit.found_by == _run_id() else _Outcome.UNCHANGED
 
     def _read(self, thing_name: str) -> Delta | None:
-        """The delta in a Thing's classic shadow, if it has both."""
-        try:
-            payload = self._aws.call(
-                lambda: self._aws.iot_data.get_thing_shadow(thingName=thing_name)["payload"].read()
-            )
-        except NotFoundError:
+        """Return the delta of a Thing's classic shadow; None without a shadow or without a delta."""
+        document = self._shadows.read(thing_name)
+        if document is None:
             return None
-        delta = read_delta(payload)
+        delta = read_delta(document)
         return delta if delta.state else None
 
-    def _tell(self, visit: Visit, delta: Delta) -> _Outcome:
+    def _publish(self, visit: Visit, delta: Delta) -> _Outcome:
         correlation_id = delta_correlation_id(visit.device_id, delta.version)
         with transaction(self._engine) as session:
-            # It may have been decommissioned since it was listed.
+            # The device can have been decommissioned since the page was listed.
             if not lock_active(session, visit):
                 return _Outcome.UNCHANGED
-            kept = save_delta(session, visit, delta, correlation_id, found_by=_this_run())
-            if kept is None:
-                # Another attempt at this page was first, and told of it in the same transaction.
+            row = save_delta(session, visit, delta, correlation_id, found_by=_run_id())
+            if row is None:
+                # Another attempt at this page was first, and enqueued the event in the same transaction.
                 return _Outcome.CHANGED
-            if not put(session, self._event(visit, kept), kept.shadow_version):
-                # A shadow that was deleted and begins again has come to a version that was told of before:
-                # the ids made of it are another delta's, whose repeat this would be to everyone.
-                kept.correlation_id = uuid4()
-                put(session, self._event(visit, kept), kept.shadow_version, kept.correlation_id)
+            if not put(session, self._event(visit, row), row.shadow_version):
+                # The versions of a deleted shadow begin again, so an earlier delta was published at this
+                # version. The ids made from the version are that delta's: consumers would drop this event.
+                row.correlation_id = uuid4()
+                put(session, self._event(visit, row), row.shadow_version, row.correlation_id)
         DELTAS_DETECTED.add(visit.tenant_id, "poll_delta_page")
         return _Outcome.CHANGED
 
-    def _event(self, visit: Visit, kept: ShadowDeltaRow) -> DeviceDesiredStateChanged:
+    def _event(self, visit: Visit, row: ShadowDeltaRow) -> DeviceDesiredStateChanged:
         return DeviceDesiredStateChanged(
             device_id=visit.device_id,
             tenant_id=visit.tenant_id,
             binding_id=visit.binding_id,
             thing_name=visit.thing_name,
-            shadow_version=kept.shadow_version,
-            delta=kept.delta,
-            correlation_id=kept.correlation_id,
-            job_id=job_id(self._job_id_prefix, kept.correlation_id),
+            shadow_version=row.shadow_version,
+            delta=row.delta,
+            correlation_id=row.correlation_id,
+            job_id=job_id(self._job_id_prefix, row.correlation_id),
         )
 
-    def _uncommanded(self, after: UUID | None) -> list[PendingCommand]:
+    def _pending_commands(self, after: UUID | None) -> list[PendingCommand]:
         with Session(self._engine) as session:
-            return pending_commands(session, after, at_most=_COMMANDS_A_ROUND)
+            return pending_commands(session, after, at_most=_COMMANDS_PER_BATCH)
 
     async def _start(self, delta: PendingCommand, slots: asyncio.Semaphore) -> RPCError | None:
-        """Start a delta's command, unless it runs or has run; return why that could not be done."""
+        """Start a delta's command unless it is running or has run; return the error if Temporal refused."""
         command = Command(
             correlation_id=delta.correlation_id,
             target=CommandTarget(kind=TargetKind.DEVICE, value=str(delta.device_id)),
@@ -234,19 +236,19 @@ class ShadowDeltaActivities:
             parameters=delta.delta,
             tenant_id=delta.tenant_id,
         )
-        # In a task of its own, so of this delta alone.
+        # `gather` runs this in a separate task, so the context is this delta's only.
         set_context(tenant_id=delta.tenant_id, device_id=delta.device_id, thing_name=delta.thing_name)
         async with slots:
             try:
                 await self._send(command, thing_name=delta.thing_name)
             except RPCError as error:
-                activity.logger.warning("the command for %s was not started: %s", delta.thing_name, error)
+                activity.logger.warning("command for %s not started: %s", delta.thing_name, error)
                 return error
             finally:
                 activity.heartbeat()
         return None
 
-    def _mark(self, started: list[PendingCommand]) -> None:
+    def _mark_started(self, started: list[PendingCommand]) -> None:
         with transaction(self._engine) as session:
             mark_command_started(session, started)
 
@@ -257,7 +259,7 @@ def _count(visit: Visit, outcome: _Outcome) -> None:
         POLL_FAILED.add(visit.tenant_id, "poll_delta_page")
 
 
-def _behind(visit: Visit, outcome: _Outcome, progress: PageProgress) -> PageProgress:
+def _advance(progress: PageProgress, visit: Visit, outcome: _Outcome) -> PageProgress:
     counted = {} if outcome is _Outcome.UNCHANGED else {outcome.value: 1}
     return PageProgress(
         after=visit.binding_id, counts=progress.counts.plus(DeltaCounts(visited=1, **counted))
@@ -265,23 +267,27 @@ def _behind(visit: Visit, outcome: _Outcome, progress: PageProgress) -> PageProg
 
 
 def _is_no_answer(error: AwsError | InvalidShadowError) -> bool:
-    """Whether AWS said nothing of the device: throttled, unreachable, or closed to these credentials."""
+    """Return whether AWS answered nothing about the device: throttled, unreachable, or access denied."""
     if not isinstance(error, AwsError):
         return False
     return error.retryable or error.failure_code is FailureCode.ACCESS_DENIED
 
 
-def _this_run() -> str:
-    return activity.info().workflow_run_id or ""
+def _run_id() -> str:
+    run_id = activity.info().workflow_run_id
+    if run_id is None:
+        raise ApplicationError("this activity runs as part of a poll only", non_retryable=True)
+    return run_id
 
 
-def _unless_told_to_stop() -> None:
-    """Let go of the page where the poll was cancelled, and hand it on where this worker stops.
+def _stop_if_requested() -> None:
+    """End the attempt where the poll was cancelled or this worker is shutting down.
 
     Raises:
-        CancelledError, ApplicationError: so.
+        CancelledError: the poll was cancelled.
+        ApplicationError: this worker is shutting down; another worker continues from the recorded progress.
     """
     if activity.is_cancelled():
         raise CancelledError("the poll was cancelled")
     if activity.is_worker_shutdown():
-        raise ApplicationError("this worker stops: another goes on from here", type="WorkerStops")
+        raise ApplicationError("this worker is shutting down: another one continues", type="WorkerStops")

@@ -7,11 +7,11 @@ from temporalio import activity
 
 from activities.bindings import BindingActivities
 from activities.certificates import CertificateActivities
-from activities.shadows import erase_shadows
 from aws.attachments import certificates_of
 from aws.clients import AwsClients
 from aws.errors import AlreadyExistsError, ConflictError, InvalidRequestError, NotFoundError
-from aws.jobs import erase_jobs
+from aws.jobs import Jobs
+from aws.shadows import Shadows
 from domain.failure import FailureCode, PermanentError, RetryLaterError
 from domain.names import DEVICE_ID_STAMP, TENANT_ID_STAMP, tenant_key
 from domain.provisioning_status import ProvisioningStatus
@@ -59,8 +59,9 @@ class ThingActivities:
         name = plan.device.thing_name
         if not plan.thing or name is None:
             return
-        erase_jobs(self._aws, name)
-        erase_shadows(self._aws, name)
+        shadows = Shadows(self._aws)
+        Jobs(self._aws).delete_for_thing(name)
+        shadows.delete_all(name)
         try:
             self._aws.call(self._aws.iot.delete_thing, thingName=name)
         except NotFoundError:
@@ -71,7 +72,7 @@ class ThingActivities:
                 "DetachSettling", f"AWS still holds the Thing: {error.what}", seconds=2
             ) from None
         # A device still connected can have made one again in between.
-        erase_shadows(self._aws, name)
+        shadows.delete_all(name)
 
     def _adopt(self, device: Device, name: str, known_certificate: str | None) -> str | None:
         """Stamp the Thing that already bears the name as this device's; its ARN, or None if there is none."""

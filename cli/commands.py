@@ -54,7 +54,7 @@ def read_command(
         parameters=_read_parameters(parameters),
     )
     if fault := command.fault():
-        raise typer.BadParameter(fault)
+        raise typer.BadParameter(str(fault))
     return command
 
 

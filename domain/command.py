@@ -1,4 +1,4 @@
-"""A command to a device or a group, and the ids and names that other systems can work out for themselves."""
+"""A command to a device or a group, and its ids and names, which other systems can compute as well."""
 
 import json
 import re
@@ -7,19 +7,20 @@ from hashlib import sha256
 from typing import Any, Final, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic import Field, ValidationError
 
+from domain.fault import Fault
+from domain.model import CamelModel
 from domain.names import NO_TENANT
 
 APPLY_DESIRED_STATE: Final = "shadow.applyDesiredState"
-"""The operation of the command that a shadow's delta becomes."""
+"""The operation of a command that applies the delta of a shadow."""
 
 DOCUMENT_LIMIT_BYTES: Final = 32 * 1024
 """AWS's limit for a job document."""
 
 _OPERATION_LIMIT: Final = 256
-# A shadow's own limit is 8; far below the depth at which JSON parsers give up.
+# AWS limits shadows to 8 levels; JSON parsers fail only far beyond this limit.
 _NESTING_LIMIT: Final = 64
 
 _GROUP_NAME: Final = re.compile(r"[A-Za-z0-9:_-]{1,128}")
@@ -27,7 +28,11 @@ _JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,27}-([0-9a-f]{8}(?:-[0-9a-f]{4}){3
 
 
 class InvalidCommandError(ValueError):
-    """What was sent is no command; says the field at fault, never its value."""
+    """A document is not a command; `fault` names the field and never quotes its value."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(str(fault))
+        self.fault = fault
 
 
 class TargetKind(StrEnum):
@@ -38,54 +43,53 @@ class TargetKind(StrEnum):
     QUERY = "query"
 
 
-class CommandTarget(BaseModel):
-    """Whom a command is for: a device's id, a thing group's name, or a fleet-indexing query."""
-
-    model_config = ConfigDict(frozen=True)
+class CommandTarget(CamelModel):
+    """The target of a command: a device's id, a thing group's name, or a fleet-indexing query."""
 
     kind: TargetKind
     value: str
 
-    def fault(self) -> str | None:
-        """Why nothing can bear this name, if so."""
+    def fault(self) -> Fault | None:
+        """Return why no target can have this value; None where one can."""
         if self.kind is TargetKind.DEVICE and not _is_uuid(self.value):
-            return "target: must be a device's UUID"
+            return Fault(field="target", reason="must be a device's UUID")
         if self.kind is TargetKind.GROUP and not _GROUP_NAME.fullmatch(self.value):
-            return "target: must be a thing group's name, of 1 to 128 letters, digits, ':', '_' and '-'"
+            return Fault(
+                field="target",
+                reason="must be a thing group's name, of 1 to 128 letters, digits, ':', '_' and '-'",
+            )
         if not (self.value.strip() and self.value.isprintable()):
-            return "target: must be a fleet-indexing query, without control characters"
+            return Fault(field="target", reason="must be a fleet-indexing query, without control characters")
         return None
 
 
-class Command(BaseModel):
-    """One operation for one target, by the correlation id that makes a repeat of it the same command."""
-
-    model_config = ConfigDict(frozen=True, alias_generator=to_camel, validate_by_name=True)
+class Command(CamelModel):
+    """One operation for one target. Two commands with the same correlation id are the same command."""
 
     correlation_id: UUID
     target: CommandTarget
     operation: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
     tenant_id: UUID | None = None
 
     @classmethod
     def from_json(cls, document: bytes) -> Self:
-        """Read a command.
+        """Return the command that a JSON document contains.
 
         Raises:
-            InvalidCommandError: it is none; names the first field at fault.
+            InvalidCommandError: the document is not a command.
         """
         try:
             return cls.model_validate_json(document)
         except ValidationError as error:
-            # Input and context are left out: the value must not travel any further.
-            fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            field = ".".join(map(str, fault["loc"])) or "command"
-            what = "is missing" if fault["type"] == "missing" else f"is not what it must be ({fault['type']})"
-            raise InvalidCommandError(f"{field}: {what}") from None
+            # Without input and context: the value can be a secret and must not reach logs or histories.
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            field = ".".join(map(str, first["loc"])) or "command"
+            reason = "is missing" if first["type"] == "missing" else f"is not valid ({first['type']})"
+            raise InvalidCommandError(Fault(field=field, reason=reason)) from None
 
     def document(self) -> dict[str, Any]:
-        """The job document, as the device reads it."""
+        """Return the job document that the device reads."""
         return {
             "operation": self.operation,
             "correlationId": str(self.correlation_id),
@@ -93,59 +97,68 @@ class Command(BaseModel):
         }
 
     def document_json(self) -> str:
-        """The job document as it is sent.
+        """Return the job document as the JSON text that AWS stores.
 
         Raises:
-            ValueError: it holds what JSON cannot.
+            ValueError: the parameters contain a value that JSON cannot represent.
         """
         return json.dumps(self.document(), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
-    def fault(self) -> str | None:
-        """What keeps this from being carried out whoever it is for: the field and the reason."""
+    def fault(self) -> Fault | None:
+        """Return why this command cannot be carried out for any target; None where it can."""
         if not (self.operation.strip() and self.operation.isprintable()):
-            return "operation: must be a word or more, without control characters"
+            return Fault(field="operation", reason="must be printable text and not blank")
         if len(self.operation) > _OPERATION_LIMIT:
-            return f"operation: has {len(self.operation)} characters, at most {_OPERATION_LIMIT} are allowed"
+            return Fault(
+                field="operation",
+                reason=f"has {len(self.operation)} characters, at most {_OPERATION_LIMIT} are allowed",
+            )
         if self.tenant_id == NO_TENANT:
-            return "tenantId: must not be the zero UUID, the null tenant is null"
+            return Fault(field="tenantId", reason="must not be the zero UUID, the null tenant is null")
+        return self._parameters_fault() or self.target.fault()
+
+    def _parameters_fault(self) -> Fault | None:
         if _is_nested_deeper(self.parameters, _NESTING_LIMIT):
-            return f"parameters: nest deeper than {_NESTING_LIMIT} levels"
+            return Fault(field="parameters", reason=f"nest deeper than {_NESTING_LIMIT} levels")
         try:
             size = len(self.document_json().encode())
         except ValueError:
-            return "parameters: hold a number or a letter that JSON cannot"
+            return Fault(field="parameters", reason="contain a value that JSON cannot represent")
         if size > DOCUMENT_LIMIT_BYTES:
-            return f"parameters: make a job document of {size} bytes, AWS allows {DOCUMENT_LIMIT_BYTES}"
-        return self.target.fault()
+            return Fault(
+                field="parameters",
+                reason=f"make a job document of {size} bytes, AWS allows {DOCUMENT_LIMIT_BYTES}",
+            )
+        return None
 
 
 def delta_correlation_id(device_id: UUID, shadow_version: int) -> UUID:
-    """The correlation id of the command for a delta first seen at that version of the shadow.
+    """Return the correlation id of the command for a delta first seen at this version of the shadow.
 
-    Both ids are in the byte order of .NET's Guid, in which the earlier implementation hashed them.
+    Both UUIDs use the byte order of .NET's Guid, since the earlier implementation hashed them so.
     """
     version = shadow_version.to_bytes(8, "little", signed=True)
     return UUID(bytes_le=sha256(device_id.bytes_le + version).digest()[:16])
 
 
 def job_id(prefix: str, correlation_id: UUID) -> str:
-    """The id of a command's job, which is also its workflow's."""
+    """Return the id of a command's job, which is also the id of its workflow."""
     return f"{prefix}-{correlation_id}"
 
 
 def is_job_id(name: str) -> bool:
-    """Whether a command's job may have that id."""
+    """Return whether a command's job can have this id."""
     return _JOB_ID.fullmatch(name) is not None
 
 
 def is_job_id_of(correlation_id: UUID, name: str) -> bool:
-    """Whether that is the id of the command's job under any prefix there may be."""
+    """Return whether this is the id of the command's job, with any prefix."""
     match = _JOB_ID.fullmatch(name)
     return match is not None and match[1] == str(correlation_id)
 
 
 def dynamic_group_name(prefix: str, query: str) -> str:
-    """The name of the dynamic thing group that stands for a query."""
+    """Return the name of the dynamic thing group of a query."""
     return f"{prefix}-dynamic-{sha256(query.encode()).hexdigest()[:16]}"
 
 
@@ -160,5 +173,5 @@ def _is_uuid(text: str) -> bool:
 def _is_nested_deeper(value: Any, levels: int) -> bool:
     if not isinstance(value, dict | list):
         return False
-    held = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_is_nested_deeper(each, levels - 1) for each in held)
+    members = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_nested_deeper(member, levels - 1) for member in members)

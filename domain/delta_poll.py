@@ -1,4 +1,4 @@
-"""What the poll of the shadows says to its activities. It stands in histories: see `domain.saga`."""
+"""The messages between the shadow poll and its activities, stored in histories (see `domain.saga`)."""
 
 from typing import Self
 from uuid import UUID
@@ -7,7 +7,7 @@ from domain.model import Message
 
 
 class DeltaCounts(Message):
-    """What came of reading shadows."""
+    """The counts of shadows that were read, by result."""
 
     visited: int = 0
     changed: int = 0
@@ -15,41 +15,41 @@ class DeltaCounts(Message):
     failed: int = 0
 
     def plus(self, other: "DeltaCounts") -> Self:
-        """Both together."""
-        both = {name: getattr(self, name) + getattr(other, name) for name in type(other).model_fields}
-        return self.model_copy(update=both)
+        """Return the sums of both."""
+        sums = {name: getattr(self, name) + getattr(other, name) for name in type(other).model_fields}
+        return self.model_copy(update=sums)
 
 
 class PagesRequest(Message):
-    """The next pages behind a binding; none for the first ones."""
+    """A request for the bounds of the pages that follow a binding; None: of the first pages."""
 
     after: UUID | None
     at_most: int
 
 
 class DeltaPage(Message):
-    """The bindings behind `after`, and up to and with `through`, in the order of their ids."""
+    """The bindings after `after`, up to and including `through`, in the order of their ids."""
 
     after: UUID | None
     through: UUID
 
 
 class PageProgress(Message):
-    """How far an attempt at a page has come, for the attempt that takes over from it."""
+    """The progress of an attempt at a page; the next attempt continues from it."""
 
     after: UUID | None
     counts: DeltaCounts = DeltaCounts()
 
 
 class PollTotals(DeltaCounts):
-    """What came of a poll; `failed_pages` were given up, and their devices are left to the next poll."""
+    """The counts of a poll; `failed_pages` could not be read and are left to the next poll."""
 
     failed_pages: int = 0
     commanded: int = 0
 
 
 class PollProgress(Message):
-    """How far a poll has come, for the run that goes on with it."""
+    """The progress of a poll; the run that continues as new begins from it."""
 
     after: UUID | None = None
     totals: PollTotals = PollTotals()

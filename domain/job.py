@@ -1,4 +1,4 @@
-"""What a command's workflow and activities say to each other. It stands in histories (see `domain.saga`)."""
+"""The messages between a command's workflow and its activities, stored in histories (see `domain.saga`)."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -12,14 +12,14 @@ from domain.model import Message
 
 
 class TargetSelection(StrEnum):
-    """Whether a job is for those in its target now, or also for those that come to it."""
+    """Whether a job is for the current members of its target only, or also for later ones."""
 
     SNAPSHOT = "SNAPSHOT"
     CONTINUOUS = "CONTINUOUS"
 
 
 class CommandPlan(Message):
-    """Whom the job is for, as AWS knows them, and how long and how often it is looked at."""
+    """The target of a job in AWS, how long the command may run, and how often the job is described."""
 
     target_arn: str
     selection: TargetSelection
@@ -30,7 +30,7 @@ class CommandPlan(Message):
 
 
 class JobOrder(Message):
-    """A job to be made."""
+    """A job to create."""
 
     job_id: str
     command: Command
@@ -39,7 +39,7 @@ class JobOrder(Message):
 
 
 class JobWatch(Message):
-    """A job to be looked at until it has ended, or the deadline has come."""
+    """A job to describe repeatedly until it has ended or the deadline is reached."""
 
     job_id: str
     plan: CommandPlan
@@ -47,9 +47,9 @@ class JobWatch(Message):
 
 
 class JobCancellation(Message):
-    """A job to be cancelled.
+    """A job to cancel.
 
-    `unconfirmed` is the command where the job may never have been made, and another's may bear its id.
+    `unconfirmed` is the command, where it is uncertain that its job was created: another job can have the id.
     """
 
     job_id: str
@@ -59,9 +59,9 @@ class JobCancellation(Message):
 
 
 class JobState(Message):
-    """How a job was found: for a Thing its execution, for a group the job as a whole.
+    """The state of a job: of its execution for a Thing, of the whole job for a group.
 
-    `status` is AWS's word for it, or None where there is no such job.
+    `status` is AWS's status; None where there is no such job.
     """
 
     status: str | None
@@ -73,7 +73,7 @@ class JobState(Message):
 
 
 class CommandEnd(Message):
-    """How a command ended: with an outcome, or for a reason."""
+    """The end of a command: an outcome where it succeeded, a reason where it failed."""
 
     status: str
     outcome: Literal["succeeded", "windowClosed"] | None = None
@@ -83,7 +83,7 @@ class CommandEnd(Message):
 
 
 class CommandReport(Message):
-    """The end of a command, to be told."""
+    """The end of a command, to be published."""
 
     job_id: str
     command: Command

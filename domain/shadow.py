@@ -1,37 +1,35 @@
-"""The delta of a Device Shadow: what is desired of a device and not yet reported by it."""
+"""The delta of a Device Shadow: the desired state that the device has not reported yet."""
 
 import json
 import math
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, NoReturn
 
-from pydantic import BaseModel, ConfigDict
-
 
 class InvalidShadowError(ValueError):
-    """A shadow document that is not one; says what is wrong with it, and quotes nothing of it."""
+    """A shadow document is not valid; the message names the fault and quotes no content."""
 
 
-class Delta(BaseModel):
-    """A shadow's `state.delta`, nested values kept as JSON, and the shadow's version it was read at."""
-
-    model_config = ConfigDict(frozen=True)
+@dataclass(frozen=True)
+class Delta:
+    """A shadow's `state.delta` as JSON values, and the version of the shadow that it was read from."""
 
     version: int
     state: dict[str, Any]
 
     @property
     def digest(self) -> str:
-        """The same for the same delta, whatever the order of its members; hex."""
+        """Return a hash in hex that is equal for equal deltas, whatever the order of their members."""
         canonical = json.dumps(self.state, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return sha256(canonical.encode()).hexdigest()
 
 
 def read_delta(payload: bytes) -> Delta:
-    """Read what GetThingShadow answered; the delta is empty where there is none.
+    """Return the delta of a document that GetThingShadow returned; it is empty where there is none.
 
     Raises:
-        InvalidShadowError: it is no shadow document, or holds what PostgreSQL's JSON cannot.
+        InvalidShadowError: it is not a shadow document, or contains text that PostgreSQL cannot store.
     """
     try:
         document = json.loads(payload, parse_constant=_refuse_constant, parse_float=_finite)
@@ -47,7 +45,7 @@ def read_delta(payload: bytes) -> Delta:
         raise InvalidShadowError("the shadow's `delta` is not an object")
     if not _storable(delta):
         raise InvalidShadowError(
-            "the shadow's `delta` holds a character that is no text (U+0000, a surrogate)"
+            "the shadow's `delta` contains a character that is not text (U+0000 or a surrogate)"
         )
     return Delta(version=version, state=delta)
 

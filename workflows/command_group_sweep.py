@@ -1,4 +1,4 @@
-"""Deleting the dynamic thing groups that no command uses any more."""
+"""The sweep that deletes the dynamic thing groups that commands no longer use."""
 
 from temporalio import workflow
 
@@ -9,11 +9,11 @@ from workflows.policies import sweep
 
 @workflow.defn(name=COMMAND_GROUP_SWEEP)
 class CommandGroupSweep:
-    """One run of the schedule."""
+    """One run of the sweep, started by its schedule."""
 
     @workflow.run
     async def run(self) -> int:
-        """Delete what is unused, and return how many groups that were."""
+        """Delete the unused groups, and return how many were deleted."""
         return await workflow.execute_activity_method(
             CommandGroupActivities.sweep_command_groups,
             **sweep("Delete the dynamic thing groups no command uses"),

@@ -1,12 +1,10 @@
-"""One command: its job made, watched to its end or its deadline, cancelled if need be, and its end told."""
+"""The workflow of one command: create its job, watch it, cancel it at the deadline, publish the end."""
 
 from asyncio import CancelledError, shield
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
-from pydantic.alias_generators import to_camel
 from temporalio import workflow
 from temporalio.api.common.v1 import Payload
 from temporalio.common import RawValue
@@ -26,6 +24,7 @@ from domain.job import (
     JobWatch,
     TargetSelection,
 )
+from domain.model import CamelModel
 from domain.names import (
     CANCEL_SIGNAL,
     DEVICE_COMMAND,
@@ -48,15 +47,13 @@ from workflows.policies import (
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
-_NOTHING: Final = RawValue(Payload())
+_NO_ARGUMENT: Final = RawValue(Payload())
 _CANCELED: Final = "CANCELED"
 _TIMED_OUT: Final = "TIMED_OUT"
 
 
-class DeviceCommandStatus(BaseModel):
-    """The answer to the `status` query, and what a run returns."""
-
-    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True)
+class DeviceCommandStatus(CamelModel):
+    """The response of the `status` query and the result of a run."""
 
     job_id: str
     operation: str | None
@@ -74,13 +71,14 @@ class DeviceCommandStatus(BaseModel):
 
 @workflow.defn(name=DEVICE_COMMAND)
 class DeviceCommand:
-    """The workflow of a command, whose id is its job's (see the contract, "Shadow and commands").
+    """The workflow of a command; its id is the job's id (see the contract, "Shadow and commands").
 
-    It takes its argument as it was sent: what is no command ends the run in words, and blocks nothing.
+    The argument is read as raw JSON: an invalid command ends the run with a reason, where an argument that
+    cannot be decoded would block it.
     """
 
     @workflow.init
-    def __init__(self, argument: RawValue = _NOTHING) -> None:
+    def __init__(self, argument: RawValue = _NO_ARGUMENT) -> None:
         self._job_id = workflow.info().workflow_id
         self._command: Command | None = None
         self._plan: CommandPlan | None = None
@@ -88,13 +86,13 @@ class DeviceCommand:
         self._end: CommandEnd | None = None
         self._cancelled = False
         self._step = "reading the command"
-        self._at_work: ActivityHandle[Any] | None = None
-        # Why the job could not be made, or not be cancelled, where that was no answer for good.
-        self._hindrance: str | None = None
+        self._running_activity: ActivityHandle[Any] | None = None
+        # Why the job could not be created or cancelled before the retries ran out.
+        self._last_error: str | None = None
 
     @workflow.run
-    async def run(self, argument: RawValue = _NOTHING) -> DeviceCommandStatus:
-        """Carry the command out, and return how it ended; it fails for no reason of AWS's or the device's.
+    async def run(self, argument: RawValue = _NO_ARGUMENT) -> DeviceCommandStatus:
+        """Carry out the command and return how it ended; an error of AWS or of the device fails no run.
 
         Args:
             argument: a command, as JSON.
@@ -102,27 +100,27 @@ class DeviceCommand:
         try:
             self._command = command = Command.from_json(argument.payload.data)
         except InvalidCommandError as error:
-            # Whom to tell it to is not known either.
+            # No event is published: the command names no target that the event could be about.
             self._end = CommandEnd(status=FailureCode.INVALID_COMMAND, reason=str(error))
         else:
             self._end = await self._carry_out(command)
-            await self._tell(command, self._end)
+            await self._publish_end(command, self._end)
         self._show("ended")
         return self.status()
 
     @workflow.signal(dynamic=True)
     def on_signal(self, name: str, _arguments: Sequence[RawValue]) -> None:
-        """Take any signal at all; a cancellation ends what is at work at once, and may carry anything."""
+        """Accept any signal; `cancel`, with any arguments, cancels the running activity at once."""
         if name != CANCEL_SIGNAL:
             workflow.logger.warning("signal ignored: must be %s", CANCEL_SIGNAL)
             return
         self._cancelled = True
-        if self._at_work is not None:
-            self._at_work.cancel()
+        if self._running_activity is not None:
+            self._running_activity.cancel()
 
     @workflow.query(name=STATUS_QUERY)
     def status(self) -> DeviceCommandStatus:
-        """Where the command stands."""
+        """Return the current state of the command."""
         command, end = self._command, self._end
         return DeviceCommandStatus(
             job_id=self._job_id,
@@ -140,123 +138,124 @@ class DeviceCommand:
 
     async def _carry_out(self, command: Command) -> CommandEnd:
         try:
-            plan = await self._interruptible(
+            plan = await self._run_unless_cancelled(
                 CommandActivities.prepare_command,
                 command,
-                command_step(self._titled("Find the target"), PREPARATION),
+                command_step(self._begin("Find the target"), PREPARATION),
             )
         except ActivityError as error:
             return _failed(error, PREPARATION)
         if plan is None:
             return CommandEnd(status=_CANCELED, reason="cancelled before it had a job")
-        self._know(plan)
+        self._store_plan(plan)
         deadline = workflow.info().start_time + timedelta(seconds=plan.tracking_seconds)
         order = JobOrder(job_id=self._job_id, command=command, plan=plan, deadline=deadline)
         try:
-            await self._make_job(order)
+            await self._create_job(order)
         except ActivityError as error:
             return _failed(error, timedelta(seconds=plan.tracking_seconds))
-        standing = await self._watch_job(order)
-        if standing is None or not standing.over:
+        state = await self._watch_job(order)
+        if state is None or state.status is None or not state.over:
             on_request = self._cancelled
-            standing = await self._cancel_job(order)
-            if not standing.over or standing.status == _CANCELED:
-                return self._closed(standing, plan, on_request=on_request)
+            state = await self._cancel_job(order)
+            if state.status is None or not state.over or state.status == _CANCELED:
+                return self._end_of_cancelled_job(state, plan, on_request=on_request)
         return CommandEnd(
-            status=standing.status or "",
-            outcome="succeeded" if standing.succeeded else None,
-            reason=standing.reason,
-            status_details=standing.status_details,
-            counts=standing.counts,
+            status=state.status,
+            outcome="succeeded" if state.succeeded else None,
+            reason=state.reason,
+            status_details=state.status_details,
+            counts=state.counts,
         )
 
-    async def _make_job(self, order: JobOrder) -> None:
-        """Make the job. Where this is cancelled, or runs out of time, it may have been made all the same."""
+    async def _create_job(self, order: JobOrder) -> None:
+        """Create the job. AWS can have created it even where this is cancelled or its retries run out."""
         left = order.deadline - workflow.now()
         if left <= timedelta():
             return
         try:
-            self._job_arn = await self._interruptible(
+            self._job_arn = await self._run_unless_cancelled(
                 CommandActivities.create_job,
                 order,
-                command_step(self._titled("Make the job"), left + LATENESS),
+                command_step(self._begin("Create the job"), left + LATENESS),
             )
         except ActivityError as error:
             if isinstance(error.cause, ApplicationError) and error.cause.non_retryable:
                 raise
-            self._hindrance = failure_of(error, left.total_seconds())[1]
+            self._last_error = failure_of(error, left.total_seconds())[1]
 
     async def _watch_job(self, order: JobOrder) -> JobState | None:
-        """The job's end, or how it was found at the deadline; None where it was not looked at until then."""
+        """Return the job's state at its end or at the deadline; None where it could not be described."""
         if self._job_arn is None:
             return None
         left = max(order.deadline - workflow.now(), timedelta())
         try:
-            return await self._interruptible(
+            return await self._run_unless_cancelled(
                 CommandActivities.watch_job,
                 JobWatch(job_id=order.job_id, plan=order.plan, deadline=order.deadline),
-                job_watch(self._titled("Watch the job"), job_queue(workflow.info().task_queue), left),
+                job_watch(self._begin("Watch the job"), job_queue(workflow.info().task_queue), left),
             )
         except ActivityError:
-            return None  # no worker looked in time: it is looked at once more before it is cancelled
+            return None  # no worker was free in time; the job is described again before it is cancelled
 
     async def _cancel_job(self, order: JobOrder) -> JobState:
-        """Cancel the job in AWS, if there is one; how it was found."""
+        """Cancel the job in AWS, if it exists, and return its state."""
         continuous = order.plan.selection is TargetSelection.CONTINUOUS
         cancellation = JobCancellation(
             job_id=order.job_id,
             plan=order.plan,
-            # Where a continuous job's window closes, devices that are at it may finish.
+            # When the window of a continuous job closes, devices that have started it may finish.
             force=self._cancelled or not continuous,
             unconfirmed=order.command if self._job_arn is None else None,
         )
         try:
-            return await self._undisturbed(
-                CommandActivities.cancel_job, cancellation, job_cancellation(self._titled("Cancel the job"))
+            return await self._run_to_end(
+                CommandActivities.cancel_job, cancellation, job_cancellation(self._begin("Cancel the job"))
             )
         except ActivityError as error:
-            self._hindrance = failure_of(error, CANCELLATION_PATIENCE.total_seconds())[1]
+            self._last_error = failure_of(error, CANCELLATION_PATIENCE.total_seconds())[1]
             return JobState(status=None)
 
-    def _closed(self, standing: JobState, plan: CommandPlan, *, on_request: bool) -> CommandEnd:
-        """The end that was set to a command whose job did not end by itself."""
+    def _end_of_cancelled_job(self, state: JobState, plan: CommandPlan, *, on_request: bool) -> CommandEnd:
+        """Return the end of a command whose job was cancelled on request or at the deadline."""
         if on_request:
             status, reason = _CANCELED, "cancelled on request"
         elif plan.selection is TargetSelection.CONTINUOUS and self._job_arn:
-            return CommandEnd(status="COMPLETED", outcome="windowClosed", counts=standing.counts)
+            return CommandEnd(status="COMPLETED", outcome="windowClosed", counts=state.counts)
         else:
             hours = plan.tracking_seconds / 3600
             status, reason = _TIMED_OUT, f"not ended within {hours:g} h, and cancelled"
         return CommandEnd(
             status=status,
-            reason=f"{reason}; {self._hindrance}" if self._hindrance else reason,
-            status_details=standing.status_details,
-            counts=standing.counts,
+            reason=f"{reason}; {self._last_error}" if self._last_error else reason,
+            status_details=state.status_details,
+            counts=state.counts,
         )
 
-    async def _tell(self, command: Command, end: CommandEnd) -> None:
+    async def _publish_end(self, command: Command, end: CommandEnd) -> None:
         report = CommandReport(
             job_id=self._job_id,
-            # The parameters are in no event, and may be long.
+            # No event contains the parameters, which can be long.
             command=command.model_copy(update={"parameters": {}}),
             end=end,
         )
-        await self._undisturbed(
-            CommandActivities.publish_command_end, report, checkpoint(self._titled("Tell the end"))
+        await self._run_to_end(
+            CommandActivities.publish_command_end, report, checkpoint(self._begin("Publish the end"))
         )
 
-    # How
+    # How an activity runs, and what the Temporal UI shows of it
 
-    async def _interruptible(
+    async def _run_unless_cancelled(
         self, step: Callable[[Any, Argument], Result], argument: Argument, config: ActivityConfig
     ) -> Result | None:
-        """Run a step; None where the command is cancelled before it or meanwhile."""
-        # Cancelled by hand is the same as by signal; an attempt that was at work then can have ended well.
+        """Run an activity; return None where the command was cancelled before it or while it ran."""
+        # The `cancel` signal and the cancellation of the workflow are treated alike. An attempt that runs at
+        # that moment can still succeed.
         if workflow.cancellation_reason() is not None:
             self._cancelled = True
         if self._cancelled:
             return None
-        self._at_work = handle = workflow.start_activity_method(step, argument, **config)
+        self._running_activity = handle = workflow.start_activity_method(step, argument, **config)
         try:
             return await handle
         except (ActivityError, CancelledError) as error:
@@ -265,12 +264,12 @@ class DeviceCommand:
             self._cancelled = True
             return None
         finally:
-            self._at_work = None
+            self._running_activity = None
 
-    async def _undisturbed(
+    async def _run_to_end(
         self, step: Callable[[Any, Argument], Result], argument: Argument, config: ActivityConfig
     ) -> Result:
-        """Run a step to its end, also where the run is cancelled by hand meanwhile."""
+        """Run an activity to its end, also where the workflow is cancelled meanwhile."""
         handle = workflow.start_activity_method(step, argument, **config)
         while True:
             try:
@@ -279,22 +278,22 @@ class DeviceCommand:
                 if handle.cancelled():
                     raise
 
-    def _know(self, plan: CommandPlan) -> None:
-        """Keep whom the command is for, and have a device's commands found by it."""
+    def _store_plan(self, plan: CommandPlan) -> None:
+        """Store the plan, and set the search attributes by which a device's commands are found."""
         self._plan = plan
         if plan.thing_name is not None:
             workflow.upsert_search_attributes(
                 [TENANT_ID.value_set(tenant_key(plan.tenant_id)), THING_NAME.value_set(plan.thing_name)]
             )
 
-    def _titled(self, step: str) -> str:
-        """Show the step in the UI, and give what stands there beside its activity (200 bytes at most)."""
+    def _begin(self, step: str) -> str:
+        """Show the step in the Temporal UI, and return the summary of its activity (200 bytes at most)."""
         self._show(step)
         thing_name = self._plan.thing_name if self._plan else None
         return f"{step}: {thing_name}" if thing_name else step
 
     def _show(self, step: str) -> None:
-        """Keep what the Temporal UI shows of this run."""
+        """Store the step, and set the details that the Temporal UI shows of this run."""
         self._step = step
         lines = [f"**{step}**", f"Job: `{self._job_arn or self._job_id}`"]
         if self._command:
@@ -310,6 +309,6 @@ class DeviceCommand:
 
 
 def _failed(error: ActivityError, retried: timedelta) -> CommandEnd:
-    """The end of a command that never came to a job: its status is the failure's code."""
+    """Return the end of a command without a job: its status is the failure's code."""
     code, reason = failure_of(error, retried.total_seconds())
     return CommandEnd(status=code, reason=reason)

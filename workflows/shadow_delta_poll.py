@@ -1,4 +1,4 @@
-"""The poll of the whole fleet's shadows, page by page."""
+"""The poll of the shadows of the whole fleet, page by page."""
 
 from asyncio import Semaphore, gather
 from typing import Final
@@ -12,42 +12,43 @@ from domain.names import SHADOW_DELTA_POLL
 from orchestration.failures import unless_cancelled
 from workflows.policies import delta_page, poll_step
 
-# A quarter of the threads of one worker as it is set by default: the sagas keep the rest. At 20 ms a read
-# they are 400 reads a second.
-_PAGES_AT_ONCE: Final = 8
+# A quarter of the default number of threads of one worker: the rest is for the sagas. With 20 ms for each
+# read, this allows 400 reads per second.
+_CONCURRENT_PAGES: Final = 8
 
-# Six events a page at most, and a dozen for the batch: a run of 4,096 events, where Temporal suggests a new
-# one, is some 13 batches. A million bindings in pages of 100 are 10,000 pages, 200 batches and 16 runs.
-_PAGES_A_BATCH: Final = 50
+# A page adds at most 6 events to the history, a batch 12 more. Temporal suggests to continue as new at 4,096
+# events, which is after about 13 batches. A million bindings in pages of 100 are 10,000 pages, 200 batches
+# and 16 runs.
+_PAGES_PER_BATCH: Final = 50
 
 
 @workflow.defn(name=SHADOW_DELTA_POLL)
 class ShadowDeltaPoll:
-    """Visits every active binding once, and starts the commands that their shadows want."""
+    """Reads the shadow of every active binding once, and starts a command for each new delta."""
 
     @workflow.init
     def __init__(self, progress: PollProgress | None = None) -> None:
-        """Begin at the first binding, or go on from where another run ended."""
+        """Begin at the first binding, or where the previous run ended."""
         self._progress = progress or PollProgress()
-        self._slots = Semaphore(_PAGES_AT_ONCE)
+        self._slots = Semaphore(_CONCURRENT_PAGES)
 
     @workflow.run
     async def run(self, progress: PollProgress | None = None) -> PollTotals:
-        """Poll to the end of the fleet.
+        """Read the shadows of the whole fleet.
 
         Args:
-            progress: none from a client; where the run before this one ended.
+            progress: where the previous run ended; None from a client.
 
         Returns:
-            What came of it. A page that could not be read fails no poll: the next one reads it again.
+            The counts of the poll. A page that cannot be read does not fail it: the next poll reads it again.
         """
         while True:
             self._show()
             pages = await self._next_pages()
             await gather(*(self._poll(page) for page in pages))
-            # Also where no page is left: a poll that crashed may have found what it did not start.
+            # Also without pages: an earlier poll can have crashed before it started its commands.
             await self._start_commands()
-            if len(pages) < _PAGES_A_BATCH:
+            if len(pages) < _PAGES_PER_BATCH:
                 self._show()
                 return self._progress.totals
             self._progress = self._progress.model_copy(update={"after": pages[-1].through})
@@ -57,7 +58,7 @@ class ShadowDeltaPoll:
     async def _next_pages(self) -> list[DeltaPage]:
         return await workflow.execute_activity_method(
             ShadowDeltaActivities.next_delta_pages,
-            PagesRequest(after=self._progress.after, at_most=_PAGES_A_BATCH),
+            PagesRequest(after=self._progress.after, at_most=_PAGES_PER_BATCH),
             **poll_step("List the next pages"),
         )
 
@@ -71,7 +72,7 @@ class ShadowDeltaPoll:
                 )
             except ActivityError as error:
                 unless_cancelled(error)
-                workflow.logger.error("a page was not read, the next poll does: %s", error.cause)
+                workflow.logger.error("page not read, left to the next poll: %s", error.cause)
                 self._add(PollTotals(failed_pages=1))
             else:
                 self._add(counts)
@@ -84,7 +85,7 @@ class ShadowDeltaPoll:
             )
         except ActivityError as error:
             unless_cancelled(error)
-            workflow.logger.error("commands were not started, the next poll does: %s", error.cause)
+            workflow.logger.error("commands not started, left to the next poll: %s", error.cause)
         else:
             self._add(PollTotals(commanded=started))
 
@@ -93,7 +94,7 @@ class ShadowDeltaPoll:
         self._progress = self._progress.model_copy(update={"totals": totals})
 
     def _show(self) -> None:
-        """Keep what the Temporal UI shows of this run."""
+        """Set the details that the Temporal UI shows of this run."""
         totals = self._progress.totals
         workflow.set_current_details(
             f"Shadows read: **{totals.visited}**, of which {totals.failed} failed\n\n"

@@ -17,7 +17,6 @@ from api.fields import HyphenatedTenantId, HyphenatedUuid
 from api.temporal import Temporal
 from db.bindings import newest_binding
 from domain.command import Command, CommandTarget, TargetKind, is_job_id
-from domain.fault import Fault
 from domain.fields import rule_error
 from domain.names import STATUS_QUERY, tenant_key
 from orchestration.requests import (
@@ -152,8 +151,7 @@ class Commands:
             tenant_id=tenant_id,
         )
         if fault := command.fault():
-            field, _, reason = fault.partition(": ")
-            raise not_valid([Fault(field=field, reason=reason)])
+            raise not_valid([fault])
         client = await self._temporal()
         job_id = await send_command(client, command, self._task_queue, self._job_id_prefix)
         if new.correlation_id and await command_sent(client, job_id) != command:

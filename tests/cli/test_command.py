@@ -106,7 +106,7 @@ async def test_a_command_that_is_refused_says_why(commands: Commands) -> None:
         (["reboot", "--device", "no-uuid", "--correlation-id", "7"], "Invalid value"),
         (["reboot", "--group", "a b"], "target: must be a thing group's name"),
         (["reboot", "--query", " "], "target: must be a fleet-indexing query"),
-        ([" ", "--group", "a"], "operation: must be a word"),
+        ([" ", "--group", "a"], "operation: must be printable text"),
         (["reboot", "--group", "a", "--parameters", "{"], "is not JSON"),
         (["reboot", "--group", "a", "--parameters", "[1]"], "must be a JSON object"),
         (["reboot", "--group", "a", "--parameters", '{"a": NaN}'], "is not JSON"),

@@ -1,4 +1,4 @@
-"""A fleet of active bindings in a database of its own: what a poll counts there is this fleet's alone."""
+"""A fleet of active bindings in a separate database, so that a poll counts only this fleet."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -18,6 +18,7 @@ from temporalio.worker import Worker
 from activities.attempt import AttemptInterceptor
 from activities.shadow_deltas import ShadowDeltaActivities
 from aws.clients import AwsClients
+from aws.shadows import Shadows
 from db.engine import open_engine
 from db.migrate import upgrade
 from db.models import AwsThingBinding, ShadowDeltaRow
@@ -33,7 +34,7 @@ from workflows.shadow_delta_poll import ShadowDeltaPoll
 
 @dataclass(frozen=True)
 class Member:
-    """A device of the fleet, with its binding's id."""
+    """A device of the fleet, with the id of its binding."""
 
     device: Device
     binding_id: UUID
@@ -48,7 +49,7 @@ class Member:
 
 
 class Fleet:
-    """Bindings put straight into the database, the shadows behind them, and what polls made of those."""
+    """Bindings inserted into the database, their shadows, and the results of polls."""
 
     def __init__(self, bridge: Bridge, database_url: str, queue: str) -> None:
         self.bridge = bridge
@@ -56,7 +57,7 @@ class Fleet:
         self.queue = queue
 
     def bind(self, count: int, status: ProvisioningStatus = ProvisioningStatus.ACTIVE) -> list[Member]:
-        """Make bindings, and return their devices in the order in which a poll visits them."""
+        """Insert bindings, and return their devices in the order in which a poll visits them."""
         tenant, batch = uuid4(), uuid4().hex[:8]
         members = [Member(Device(f"{batch}-{number:04}", tenant), uuid4()) for number in range(count)]
         with Session(self.bridge.engine) as session:
@@ -75,15 +76,19 @@ class Fleet:
         return sorted(members, key=lambda member: member.binding_id)
 
     def desire(self, member: Member, state: dict[str, Any] | None) -> None:
+        """Write the desired state of a device's shadow."""
         self._update(member, {"desired": state})
 
     def report(self, member: Member, state: dict[str, Any]) -> None:
+        """Write the reported state of a device's shadow."""
         self._update(member, {"reported": state})
 
     def shadow_reads(self) -> int:
+        """Return how often shadows were read from the emulator."""
         return self.bridge.emulator.calls().get("iot-data:GetThingShadow", 0)
 
     async def start_poll(self) -> WorkflowHandle[Any, Any]:
+        """Start a poll of the fleet."""
         return await self.bridge.client.start_workflow(
             SHADOW_DELTA_POLL,
             id=f"{self.queue}-{uuid4()}",
@@ -92,31 +97,33 @@ class Fleet:
         )
 
     async def poll(self) -> PollTotals:
-        """Poll the fleet once, as the schedule does."""
+        """Poll the fleet once, and return the counts."""
         totals: PollTotals = await (await self.start_poll()).result()
         return totals
 
     def delta(self, member: Member) -> ShadowDeltaRow | None:
-        """What is remembered of the device's delta."""
+        """Return the stored delta of a device; None where there is none."""
         with Session(self.bridge.engine) as session:
             return session.get(ShadowDeltaRow, member.device_id)
 
-    def known_delta(self, member: Member) -> ShadowDeltaRow:
+    def require_delta(self, member: Member) -> ShadowDeltaRow:
+        """Return the stored delta of a device, which must exist."""
         row = self.delta(member)
         assert row is not None
         return row
 
     def deltas(self) -> Sequence[ShadowDeltaRow]:
+        """Return the stored deltas of the fleet."""
         with Session(self.bridge.engine) as session:
             return session.exec(select(ShadowDeltaRow).order_by(col(ShadowDeltaRow.device_id))).all()
 
     def published(self, member: Member) -> list[dict[str, Any]]:
-        """The data of the desired changes told of the device, in order."""
+        """Return the data of the device's DeviceDesiredStateChangedEvents, in order."""
         rows = self.bridge.outbox(member.device)
         return [row.data for row in rows if row.type == "DeviceDesiredStateChangedEvent"]
 
     async def commands(self, job_id: str) -> list[dict[str, Any]]:
-        """What the command of that id was started with, once for each run there was."""
+        """Return the argument of each run of the command of this id."""
         handle = self.bridge.client.get_workflow_handle(job_id)
         started = [
             event.workflow_execution_started_event_attributes
@@ -127,11 +134,12 @@ class Fleet:
         return [json.loads(payload.data) for each in started for payload in each.input.payloads]
 
     def execute(self, statement: str, **parameters: Any) -> None:
+        """Execute an SQL statement in the fleet's database."""
         with self.bridge.engine.begin() as connection:
             connection.execute(text(statement), parameters)
 
     def empty(self) -> None:
-        """Have no bindings any more, and remember nothing."""
+        """Delete all bindings, deltas, device states and events."""
         tables = "thing_bindings", "shadow_deltas", "device_states", "outbox"
         self.execute("TRUNCATE " + ", ".join(f"iotaws_{table}" for table in tables))
 
@@ -142,10 +150,10 @@ class Fleet:
 
 
 def polling_worker(fleet: Fleet, aws: AwsClients, page_size: int) -> Worker:
-    """A worker for the fleet's polls alone, not yet running: the commands they start wait where nobody is."""
+    """Return a worker for the fleet's polls, not yet running; no worker runs the commands that they start."""
     deltas = ShadowDeltaActivities(
-        aws,
         fleet.bridge.engine,
+        Shadows(aws),
         partial(
             send_command,
             fleet.bridge.client,
@@ -171,7 +179,7 @@ def polling_worker(fleet: Fleet, aws: AwsClients, page_size: int) -> Worker:
 
 @contextmanager
 def fleet_of_its_own(bridge: Bridge, database_url: str, queue: str) -> Iterator[Fleet]:
-    """A fleet in a new database beside the tests' own."""
+    """Yield an empty fleet in a new database."""
     url = empty_database(bridge.engine, database_url)
     engine = open_engine(url, pool_size=40)
     upgrade(engine)

@@ -1,4 +1,4 @@
-"""The tests' hand on commands: send them, take the devices' part, look at what came of it."""
+"""A client for tests of commands: send them, act as the devices, and inspect the results."""
 
 import asyncio
 import json
@@ -21,43 +21,43 @@ from tests.harness.bridge import Bridge, Device, until
 
 PREFIX: Final = "granit"
 QUEUE: Final = "commands"
-UNHURRIED: Final = "unhurried-commands"
-"""Here a job is looked at once, and not again while a test lasts."""
+RARELY_POLLED: Final = "rarely-polled-commands"
+"""On this queue a job is described once, and not again during a test."""
 SHORT: Final = "short-commands"
-"""Here a command's time is short: its job is looked at when it is made, and when the time is over."""
+"""On this queue the deadline is near: a job is described when it is created, and at the deadline."""
 
-# How often a job is looked at, in seconds; a setting allows 15 to 3600.
-_OFTEN: Final = 0.1
-_SELDOM: Final = 3600.0
-# Time for a group to be built and a job to be made, on a slow machine too; the tests wait for its end.
-_SHORT_TIME: Final = timedelta(seconds=12)
-_LONG_TIME: Final = timedelta(hours=72)
+# The poll interval of a job in seconds; the setting allows 15 to 3600.
+_SHORT_INTERVAL: Final = 0.1
+_LONG_INTERVAL: Final = 3600.0
+# Enough to build a group and create a job on a slow machine; the tests wait until it is over.
+_NEAR_DEADLINE: Final = timedelta(seconds=12)
+_FAR_DEADLINE: Final = timedelta(hours=72)
 
 
 def queues(settings: Settings) -> dict[str, Settings]:
-    """The settings of the workers of each queue, which no one else may set so."""
+    """Return the settings of the workers of each queue; some values are outside the allowed ranges."""
     return {
-        QUEUE: tracking(settings, _LONG_TIME, _OFTEN),
-        UNHURRIED: tracking(settings, _LONG_TIME, _SELDOM),
-        SHORT: tracking(settings, _SHORT_TIME, _SELDOM),
+        QUEUE: tracking(settings, _FAR_DEADLINE, _SHORT_INTERVAL),
+        RARELY_POLLED: tracking(settings, _FAR_DEADLINE, _LONG_INTERVAL),
+        SHORT: tracking(settings, _NEAR_DEADLINE, _LONG_INTERVAL),
     }
 
 
-def tracking(settings: Settings, limit: timedelta, often: float) -> Settings:
-    """Settings by which commands are tracked for so long and looked at so often."""
+def tracking(settings: Settings, limit: timedelta, interval: float) -> Settings:
+    """Return settings with this time limit for commands and this poll interval for jobs."""
     jobs = settings.jobs.model_copy(
         update={
             "job_tracking_ttl_hours": limit / timedelta(hours=1),
-            "status_poll_interval_seconds": often,
-            # As many as there may be, so that none waits for its turn.
-            "status_poll_batch_size": 500 * often,
+            "status_poll_interval_seconds": interval,
+            # High, so that the rate limit delays no request.
+            "status_poll_batch_size": 500 * interval,
         }
     )
     return settings.model_copy(update={"jobs": jobs})
 
 
 class Commands:
-    """The tests' hand on commands and on the devices that take them."""
+    """Sends commands, acts as their devices, and reads the results from AWS and the database."""
 
     def __init__(self, bridge: Bridge) -> None:
         self.bridge = bridge
@@ -66,7 +66,7 @@ class Commands:
         self.jobs_data = boto3.client("iot-jobs-data", endpoint_url=bridge.aws_endpoint_url)
 
     def device(self, serial_number: str, tenant_id: UUID | None = None) -> Device:
-        """A device whose binding is Active; it has a Thing and nothing else, since commands need no more."""
+        """Return a device with an Active binding and a Thing; commands need nothing else."""
         device = Device(serial_number, tenant_id or uuid4())
         thing = self.iot.create_thing(thingName=device.thing_name)
         with Session(self.bridge.engine) as session, session.begin():
@@ -82,65 +82,74 @@ class Commands:
         return device
 
     def group(self, name: str, *devices: Device) -> str:
-        """A static thing group of these."""
+        """Create a static thing group of these devices, and return its name."""
         self.iot.create_thing_group(thingGroupName=name)
         for device in devices:
             self.iot.add_thing_to_thing_group(thingGroupName=name, thingName=device.thing_name)
         return name
 
     async def send(self, command: Command, queue: str = QUEUE) -> WorkflowHandle[Any, Any]:
+        """Send a command, and return the handle of its workflow."""
         return self.bridge.client.get_workflow_handle(
             await send_command(self.bridge.client, command, queue, PREFIX)
         )
 
-    async def done(self, command: Command, queue: str = QUEUE) -> dict[str, Any]:
-        """Send a command that ends without anyone's doing, and return how."""
+    async def run_to_end(self, command: Command, queue: str = QUEUE) -> dict[str, Any]:
+        """Send a command that ends without an action of the test, and return its final status."""
         return await self.wait_for_end(await self.send(command, queue))
 
     async def wait_for_end(self, handle: WorkflowHandle[Any, Any]) -> dict[str, Any]:
-        """Wait until a command has ended, and return how."""
-        ended: dict[str, Any] = await asyncio.wait_for(handle.result(), 60)
-        return ended
+        """Wait until a command has ended, and return its final status."""
+        status: dict[str, Any] = await asyncio.wait_for(handle.result(), 60)
+        return status
 
     async def has_job(self, handle: WorkflowHandle[Any, Any]) -> None:
-        async def there() -> bool:
+        """Wait until the command has created its job."""
+
+        async def created() -> bool:
             return (await handle.query("status"))["jobArn"] is not None
 
-        await until(there, f"{handle.id} has a job")
+        await until(created, f"{handle.id} has a job")
 
     async def looked_at(self, handle: WorkflowHandle[Any, Any], times: int) -> None:
-        """Wait until the job has been looked at so often."""
+        """Wait until the job has been described this number of times."""
         await self.wait_for_activity(handle, "watch_job", attempts=times + 1)
 
     async def wait_for_activity(self, handle: WorkflowHandle[Any, Any], activity: str, attempts: int) -> None:
-        """Wait until an activity is at some attempt, or waits for it."""
+        """Wait until an activity runs its attempt of this number, or waits for it."""
 
-        async def there() -> bool:
+        async def reached() -> bool:
             pending = (await handle.describe()).raw_description.pending_activities
             return any(each.activity_type.name == activity and each.attempt >= attempts for each in pending)
 
-        await until(there, f"{handle.id} is at attempt {attempts} of {activity}")
+        await until(reached, f"{handle.id} is at attempt {attempts} of {activity}")
 
     def carries_out(
         self, device: Device, outcome: str = "SUCCEEDED", **status_details: str
     ) -> dict[str, Any] | None:
-        """The device takes its next job and ends it; the document it was given."""
+        """Act as the device: end its next job with this outcome, and return the job's document."""
         simulated = SimulatedDevice(self.bridge.aws_endpoint_url, device.thing_name)
         return simulated.take_one(outcome, status_details)
 
-    def starts(self, device: Device) -> None:
-        """The device takes its next job and is at it."""
+    def start_execution(self, device: Device) -> None:
+        """Act as the device: start its next job and leave it in progress."""
         self.jobs_data.start_next_pending_job_execution(thingName=device.thing_name)
 
     def make_job(self, command: Command, document: dict[str, Any], device: Device) -> str:
-        """A job under the command's id, made by someone else."""
+        """Create a job with the command's id, as another system would, and return its id."""
         name = job_id(PREFIX, command.correlation_id)
         arn = self.iot.describe_thing(thingName=device.thing_name)["thingArn"]
         self.iot.create_job(jobId=name, targets=[arn], document=json.dumps(document, indent=1))
         return name
 
-    def known_group(self, query: str, last_used: datetime, query_in_aws: str | None = "") -> str:
-        """A dynamic group that commands used until then, and its name; None where AWS no longer holds it."""
+    def recorded_group(self, query: str, last_used: datetime, query_in_aws: str | None = "") -> str:
+        """Create a dynamic group that commands last used at this time, and return its name.
+
+        Args:
+            query: the query in the database.
+            last_used: the time of the last use.
+            query_in_aws: the query in AWS; empty for the same, None for a group that AWS no longer has.
+        """
         name = dynamic_group_name(PREFIX, query)
         with Session(self.bridge.engine) as session, session.begin():
             session.add(CommandGroupRow(name=name, query=query, last_used_at=last_used))
@@ -148,24 +157,28 @@ class Commands:
             self.iot.create_dynamic_thing_group(thingGroupName=name, queryString=query_in_aws or query)
         return name
 
-    def known_groups(self) -> set[str]:
+    def recorded_groups(self) -> set[str]:
+        """Return the names of the dynamic groups in the database."""
         with Session(self.bridge.engine) as session:
             return set(session.exec(select(CommandGroupRow.name)).all())
 
     def last_used(self, name: str) -> datetime:
+        """Return when a command last used a dynamic group."""
         with Session(self.bridge.engine) as session:
             return session.exec(
                 select(CommandGroupRow.last_used_at).where(CommandGroupRow.name == name)
             ).one()
 
     def groups_in_aws(self) -> set[str]:
+        """Return the names of the thing groups in AWS."""
         return {group["groupName"] for group in self.iot.list_thing_groups()["thingGroups"]}
 
     def job(self, handle: WorkflowHandle[Any, Any]) -> dict[str, Any] | None:
-        """The command's job in AWS, if there is one."""
+        """Return the command's job in AWS; None where there is none."""
         return self.job_named(handle.id)
 
     def job_named(self, name: str) -> dict[str, Any] | None:
+        """Return the job of this id in AWS; None where there is none."""
         try:
             job: dict[str, Any] = self.iot.describe_job(jobId=name)["job"]
         except self.iot.exceptions.ResourceNotFoundException:
@@ -173,11 +186,12 @@ class Commands:
         return job
 
     def execution(self, handle: WorkflowHandle[Any, Any], device: Device) -> str:
+        """Return the status of the command's execution for a device."""
         described = self.iot.describe_job_execution(jobId=handle.id, thingName=device.thing_name)
         return str(described["execution"]["status"])
 
     def event(self, job_id: str) -> tuple[str, dict[str, Any]]:
-        """Type and data of the one event that tells of a command."""
+        """Return type and data of the one event of a command."""
         with Session(self.bridge.engine) as session:
             (row,) = [row for row in session.exec(select(OutboxRow)).all() if row.data.get("jobId") == job_id]
         assert row.device_id == (UUID(row.data["deviceId"]) if row.data["deviceId"] else None)
@@ -185,7 +199,7 @@ class Commands:
 
 
 def to(target: Device | str | CommandTarget, operation: str = "reboot", **more: Any) -> Command:
-    """A command to a device, or to a group of that name."""
+    """Return a new command for a device, or for a thing group of this name."""
     if isinstance(target, Device):
         target = CommandTarget(kind=TargetKind.DEVICE, value=str(target.device_id))
     elif isinstance(target, str):
@@ -194,5 +208,5 @@ def to(target: Device | str | CommandTarget, operation: str = "reboot", **more: 
 
 
 def to_all(query: str) -> Command:
-    """A command to whatever a query finds."""
+    """Return a new command for the devices that match a query."""
     return to(CommandTarget(kind=TargetKind.QUERY, value=query))

@@ -1,4 +1,4 @@
-"""Whatever is sent as a command, what cannot be carried out ends with its reason, by itself."""
+"""Commands that cannot be carried out: each ends with its reason and affects no other command."""
 
 import json
 from typing import Any
@@ -11,17 +11,17 @@ from tests.harness.bridge import Device
 from tests.harness.commands import PREFIX, QUEUE, Commands, to, to_all
 
 
-async def test_each_bad_command_fails_by_itself_with_its_reason(commands: Commands) -> None:
-    """No operation, a long document, an unknown target, a refused query: each is told, and no job made."""
+async def test_each_bad_command_fails_with_its_own_reason(commands: Commands) -> None:
+    """Each one publishes a DeviceCommandFailedEvent with the reason, and creates no job."""
     device = commands.device("BAD-CMD")
-    others = to(device, tenant_id=uuid4())
+    other_tenant = to(device, tenant_id=uuid4())
     bad = {
         "operation: must be": to(device, " "),
         "operation: has 300": to(device, "x" * 300),
         "AWS allows 32768": to(device, parameters={"blob": "é" * 16_500}),
         "nest deeper": to(device, parameters={"a": json.loads("[" * 80 + "]" * 80)}),
         "no Active binding": to(Device("NEVER-SEEN")),
-        "has no Active binding. ": others,
+        "has no Active binding. ": other_tenant,
         "there is no thing group nobody": to("nobody"),
         "target: must be a device's UUID": to(CommandTarget(kind=TargetKind.DEVICE, value="\x00zzz")),
         "AWS refuses the query": to_all("thingName:(("),
@@ -32,58 +32,60 @@ async def test_each_bad_command_fails_by_itself_with_its_reason(commands: Comman
         assert reason in ended["reason"]
         assert ended["status"] in {"InvalidCommand", "NoSuchTarget"}
         assert commands.job(handle) is None
-        kind, data = commands.event(handle.id)
-        assert (kind, data["status"]) == ("DeviceCommandFailedEvent", ended["status"])
+        event_type, data = commands.event(handle.id)
+        assert (event_type, data["status"]) == ("DeviceCommandFailedEvent", ended["status"])
         assert reason in data["reason"]
-    # Another tenant's device is not told of a command that was never meant for it.
+    # The event of a command of another tenant does not name the device.
     assert commands.event(handles["has no Active binding. "].id)[1]["deviceId"] is None
 
 
-async def test_a_device_that_is_not_active_takes_no_command(commands: Commands) -> None:
-    """Neither one being provisioned nor one decommissioned is a target; the reason says which."""
+async def test_a_command_to_a_device_that_is_not_active_fails(commands: Commands) -> None:
+    """The reason names the status of the device's binding."""
     device = commands.device("NOT-ACTIVE")
     await commands.bridge.send_and_wait(device, device.event("Decommissioned", 1))
-    ended = await commands.done(to(device))
+    ended = await commands.run_to_end(to(device))
     assert (ended["status"], "it is Decommissioned" in ended["reason"]) == ("NoSuchTarget", True)
 
 
-async def test_a_command_to_an_unknown_device_binds_it_to_no_tenant(commands: Commands) -> None:
-    """The device may still be provisioned, for whatever tenant the platform says."""
+async def test_a_command_to_an_unknown_device_does_not_assign_a_tenant(commands: Commands) -> None:
+    """The device can still be provisioned for any tenant."""
     device = Device("SOON-KNOWN")
-    await commands.done(to(device, tenant_id=uuid4()))
+    await commands.run_to_end(to(device, tenant_id=uuid4()))
     await commands.bridge.send_and_wait(device, device.event("Provisioned"))
     assert commands.bridge.require_binding(device).tenant_id == device.tenant_id
 
 
 @pytest.mark.parametrize("sent", [(), (7,), ({"operation": "x"},), (b"\x00",)], ids=str)
-async def test_what_is_no_command_ends_in_words(commands: Commands, sent: tuple[Any, ...]) -> None:
-    """A workflow started with anything else ends and says so; an undecodable argument would block it."""
+async def test_an_argument_that_is_not_a_command_ends_the_run_with_a_reason(
+    commands: Commands, sent: tuple[Any, ...]
+) -> None:
+    """An argument that the workflow cannot decode would block it; so it reads raw JSON."""
     ended = await commands.bridge.client.execute_workflow(
         "DeviceCommand", args=sent, id=f"{PREFIX}-{uuid4()}", task_queue=QUEUE
     )
     assert ended["status"] == "InvalidCommand"
 
 
-async def test_a_workflow_id_that_is_not_the_commands_is_refused(commands: Commands) -> None:
-    """The job's id is made of the correlation id, so that a repeat anywhere is the same command."""
+async def test_a_workflow_id_without_the_correlation_id_is_rejected(commands: Commands) -> None:
+    """The id is made from the correlation id, so that every repeat is the same command."""
     ended = await commands.bridge.client.execute_workflow(
         "DeviceCommand", to("any"), id=f"{PREFIX}-{uuid4()}", task_queue=QUEUE
     )
     assert ended["reason"].startswith("correlationId: ")
 
 
-async def test_a_full_account_fails_a_new_query_with_that_reason(commands: Commands) -> None:
-    """AWS allows few dynamic groups: at the quota the command says so."""
+async def test_a_new_query_fails_when_the_group_quota_is_used_up(commands: Commands) -> None:
+    """AWS allows few dynamic groups; the command fails with QuotaExceeded."""
     commands.emulator.settings(dynamic_groups_at_most=0)
-    ended = await commands.done(to_all("thingName:quota"))
+    ended = await commands.run_to_end(to_all("thingName:quota"))
     assert (ended["status"], "LimitExceededException" in ended["reason"]) == ("QuotaExceeded", True)
     assert commands.event(ended["jobId"])[1]["status"] == "QuotaExceeded"
 
 
-async def test_a_group_of_another_query_is_not_used(commands: Commands) -> None:
-    """A group that bears the name of the query's, and is not it, is left alone."""
+async def test_a_group_with_another_query_is_not_used(commands: Commands) -> None:
+    """A group that has the expected name and another query is neither used nor changed."""
     name = dynamic_group_name(PREFIX, "thingName:mine")
     commands.iot.create_dynamic_thing_group(thingGroupName=name, queryString="thingName:theirs")
-    ended = await commands.done(to_all("thingName:mine"))
+    ended = await commands.run_to_end(to_all("thingName:mine"))
     assert (ended["status"], "delete it" in ended["reason"]) == ("InvalidCommand", True)
     assert commands.iot.describe_thing_group(thingGroupName=name)["queryString"] == "thingName:theirs"

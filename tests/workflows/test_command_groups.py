@@ -1,4 +1,4 @@
-"""Commands to groups: static ones, and those made for a query and deleted when unused."""
+"""Commands to static thing groups and to queries, and the sweep of unused dynamic groups."""
 
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -6,11 +6,11 @@ from uuid import uuid4
 from domain.command import dynamic_group_name
 from tests.harness.commands import PREFIX, QUEUE, SHORT, Commands, to, to_all
 
-# --- To a group
+# --- Commands to a group
 
 
-async def test_a_group_is_looked_up_as_a_job_and_not_as_a_thing(commands: Commands) -> None:
-    """A static group's command completes when each of its devices has succeeded, with the counts."""
+async def test_a_groups_command_ends_with_the_counts_of_its_job(commands: Commands) -> None:
+    """It completes when each device has succeeded; the job is described, not the executions."""
     first, second = commands.device("GRP-1"), commands.device("GRP-2")
     commands.emulator.forget_calls()
     handle = await commands.send(to(commands.group("both", first, second)))
@@ -19,15 +19,15 @@ async def test_a_group_is_looked_up_as_a_job_and_not_as_a_thing(commands: Comman
         commands.carries_out(device)
     ended = await commands.wait_for_end(handle)
     assert (ended["status"], ended["outcome"], ended["counts"]["SUCCEEDED"]) == ("COMPLETED", "succeeded", 2)
-    kind, data = commands.event(handle.id)
-    assert (kind, data["deviceId"], data["thingName"]) == ("DeviceCommandCompletedEvent", None, None)
+    event_type, data = commands.event(handle.id)
+    assert (event_type, data["deviceId"], data["thingName"]) == ("DeviceCommandCompletedEvent", None, None)
     assert data["target"] == {"kind": "group", "value": "both"}
     assert data["counts"] == ended["counts"]
     assert "iot:DescribeJobExecution" not in commands.emulator.calls()
 
 
 async def test_one_failed_execution_fails_a_groups_command(commands: Commands) -> None:
-    """A job is COMPLETED in AWS whatever its executions came to; the command is so only if all succeeded."""
+    """A job is COMPLETED in AWS also with failed executions; the command completes only without them."""
     first, second = commands.device("GRP-3"), commands.device("GRP-4")
     handle = await commands.send(to(commands.group("one-fails", first, second)))
     await commands.has_job(handle)
@@ -41,8 +41,8 @@ async def test_one_failed_execution_fails_a_groups_command(commands: Commands) -
     assert commands.event(handle.id)[0] == "DeviceCommandFailedEvent"
 
 
-async def test_a_new_query_has_its_group_made_active_before_its_job(commands: Commands) -> None:
-    """AWS takes no job for a group it is still building; the next command to the query uses that group."""
+async def test_the_group_of_a_new_query_is_active_before_the_job_is_created(commands: Commands) -> None:
+    """AWS accepts no job for a group that it is still building; the next command uses the same group."""
     device = commands.device("DYN-1")
     query = f"thingName:{device.thing_name}"
     commands.emulator.forget_calls()
@@ -58,15 +58,15 @@ async def test_a_new_query_has_its_group_made_active_before_its_job(commands: Co
     assert commands.emulator.calls()["iot:CreateDynamicThingGroup"] == 1
 
 
-async def test_at_the_deadline_jobs_are_cancelled_and_windows_close(commands: Commands) -> None:
-    """Each job is looked at once more; then a device's is timed out, a query's, with no end, completes."""
-    done, busy, off, late = [commands.device(f"END-{number}") for number in range(4)]
-    query = " OR ".join(f"thingName:{device.thing_name}" for device in (done, busy, off))
+async def test_the_deadline_cancels_jobs_and_closes_continuous_ones(commands: Commands) -> None:
+    """Each job is described once more; then a device's command times out, and a query's completes."""
+    done, busy, offline, late = [commands.device(f"END-{number}") for number in range(4)]
+    query = " OR ".join(f"thingName:{device.thing_name}" for device in (done, busy, offline))
     window = await commands.send(to_all(query), SHORT)
     await commands.has_job(window)
     commands.carries_out(done)
-    commands.starts(busy)
-    timed_out = await commands.send(to(off), SHORT)
+    commands.start_execution(busy)
+    timed_out = await commands.send(to(offline), SHORT)
     in_time = await commands.send(to(late), SHORT)
     await commands.looked_at(in_time, 1)
     commands.carries_out(late)
@@ -79,40 +79,40 @@ async def test_at_the_deadline_jobs_are_cancelled_and_windows_close(commands: Co
         "IN_PROGRESS": 1,
         "QUEUED": 1,
     }
-    kind, data = commands.event(window.id)
-    assert (kind, data["outcome"], data["counts"]) == (
+    event_type, data = commands.event(window.id)
+    assert (event_type, data["outcome"], data["counts"]) == (
         "DeviceCommandCompletedEvent",
         "windowClosed",
         ended["counts"],
     )
-    # Who is at work may finish; who has not begun need not.
-    assert [commands.execution(window, each) for each in (busy, off)] == ["IN_PROGRESS", "CANCELED"]
+    # A device that has started the job may finish it; the other executions are cancelled.
+    assert [commands.execution(window, each) for each in (busy, offline)] == ["IN_PROGRESS", "CANCELED"]
 
     assert (await commands.wait_for_end(in_time))["status"] == "SUCCEEDED"
 
     ended = await commands.wait_for_end(timed_out)
     assert (ended["status"], ended["outcome"]) == ("TIMED_OUT", None)
-    kind, data = commands.event(timed_out.id)
-    assert (kind, data["status"]) == ("DeviceCommandFailedEvent", "TIMED_OUT")
-    assert commands.execution(timed_out, off) == "CANCELED"
+    event_type, data = commands.event(timed_out.id)
+    assert (event_type, data["status"]) == ("DeviceCommandFailedEvent", "TIMED_OUT")
+    assert commands.execution(timed_out, offline) == "CANCELED"
     job = commands.job(timed_out)
     assert job is not None
     assert job["status"] == "CANCELED"
 
 
-# --- Groups that no command uses
+# --- The sweep of unused groups
 
 
-async def test_the_sweep_deletes_unused_groups_and_spares_the_others(commands: Commands) -> None:
-    """What no command used for the time limit goes; one failing group holds up none; a stranger's stays."""
+async def test_the_sweep_deletes_only_unused_groups_of_the_bridge(commands: Commands) -> None:
+    """A group that cannot be deleted delays no other; a group with another query is left alone."""
     old = datetime.now(UTC) - timedelta(hours=73)
-    ages = {"thingName:old": old, "thingName:stuck": old, "thingName:new": datetime.now(UTC)}
-    names = {query: commands.known_group(query, used) for query, used in ages.items()}
-    foreign = commands.known_group("thingName:taken", old, query_in_aws="thingName:foreign")
-    gone = commands.known_group("thingName:gone", old, query_in_aws=None)
+    ages = {"thingName:old": old, "thingName:undeletable": old, "thingName:new": datetime.now(UTC)}
+    names = {query: commands.recorded_group(query, used) for query, used in ages.items()}
+    foreign = commands.recorded_group("thingName:taken", old, query_in_aws="thingName:foreign")
+    gone = commands.recorded_group("thingName:gone", old, query_in_aws=None)
     commands.emulator.add_fault(
         "iot:DeleteDynamicThingGroup",
-        resource=names["thingName:stuck"],
+        resource=names["thingName:undeletable"],
         code="AccessDeniedException",
         status=403,
     )
@@ -121,20 +121,20 @@ async def test_the_sweep_deletes_unused_groups_and_spares_the_others(commands: C
     )
     assert deleted == 3
     assert commands.groups_in_aws() & {*names.values(), foreign, gone} == {
-        names["thingName:stuck"],
+        names["thingName:undeletable"],
         names["thingName:new"],
         foreign,
     }
-    assert commands.known_groups() & {*names.values(), foreign, gone} == {
-        names["thingName:stuck"],
+    assert commands.recorded_groups() & {*names.values(), foreign, gone} == {
+        names["thingName:undeletable"],
         names["thingName:new"],
     }
 
 
-async def test_a_group_in_use_is_spared_however_old_it_is(commands: Commands) -> None:
-    """A command marks its group when it begins, and when it ends."""
+async def test_the_sweep_keeps_an_old_group_that_a_command_uses(commands: Commands) -> None:
+    """A command records the use of its group when it begins and when it ends."""
     query = "thingName:used-again"
-    name = commands.known_group(query, datetime.now(UTC) - timedelta(days=400))
+    name = commands.recorded_group(query, datetime.now(UTC) - timedelta(days=400))
     handle = await commands.send(to_all(query))
     await commands.has_job(handle)
     began = commands.last_used(name)

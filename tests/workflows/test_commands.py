@@ -1,4 +1,4 @@
-"""Commands to devices: watched durably to their end, cancelled, and told of once."""
+"""Commands to devices: their jobs are watched to the end or cancelled, and the end is published once."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,22 +15,23 @@ from temporalio.client import WorkflowHandle
 from temporalio.common import RawValue
 from temporalio.testing import ActivityEnvironment
 
-from activities.command_groups import CommandGroupActivities
 from activities.commands import CommandActivities
 from aws.clients import AwsClients
+from aws.groups import ThingGroups
+from aws.jobs import Jobs
 from db.models import DeviceStateRow
 from domain.failure import RetryLaterError
 from domain.job import CommandPlan, JobWatch, TargetSelection
 from domain.names import job_queue
 from settings import Settings
 from tests.harness.bridge import Bridge, commands_on, until
-from tests.harness.commands import PREFIX, UNHURRIED, Commands, to
+from tests.harness.commands import PREFIX, RARELY_POLLED, Commands, to
 
-# --- To a device
+# --- Commands to a device
 
 
 async def test_a_device_that_succeeds_completes_the_command(commands: Commands) -> None:
-    """The end of an execution is SUCCEEDED, for which COMPLETED is not waited; its details are told."""
+    """An execution ends with SUCCEEDED, not with COMPLETED; the event contains its status details."""
     device = commands.device("CMD-OK")
     parameters = {"fan": {"speed": [1, {"max": 2.5}], "on": True}, "mode": None}
     command = to(device, "configure", parameters=parameters)
@@ -69,11 +70,11 @@ async def test_a_device_that_succeeds_completes_the_command(commands: Commands) 
     assert indexed.items() >= {"TenantId": str(device.tenant_id), "ThingName": device.thing_name}.items()
 
 
-async def test_how_a_device_fails_is_told(commands: Commands) -> None:
-    """Each way an execution can end but one is a failure, with AWS's word for it and the device's details."""
+async def test_each_failed_execution_status_is_published(commands: Commands) -> None:
+    """The event contains the status of the execution and the status details of the device."""
     device = commands.device("CMD-FAILS")
 
-    async def fails(status: str, **details: str) -> WorkflowHandle[Any, Any]:
+    async def send_and_fail(status: str, **details: str) -> WorkflowHandle[Any, Any]:
         handle = await commands.send(to(device))
         await commands.has_job(handle)
         if status in {"FAILED", "REJECTED"}:
@@ -90,17 +91,17 @@ async def test_how_a_device_fails_is_told(commands: Commands) -> None:
         "TIMED_OUT": {},
         "CANCELED": {},
     }.items():
-        handle = await fails(status, **details)
+        handle = await send_and_fail(status, **details)
         ended = await commands.wait_for_end(handle)
         assert (ended["status"], ended["outcome"]) == (status, None)
-        kind, data = commands.event(handle.id)
-        assert (kind, data["status"]) == ("DeviceCommandFailedEvent", status)
+        event_type, data = commands.event(handle.id)
+        assert (event_type, data["status"]) == ("DeviceCommandFailedEvent", status)
         assert data["statusDetails"] == details
         assert data["reason"]
 
 
-async def test_a_job_that_is_rolled_out_late_is_waited_for(commands: Commands) -> None:
-    """An execution that is not there yet has not ended."""
+async def test_a_job_without_an_execution_yet_is_watched(commands: Commands) -> None:
+    """A missing execution of an open job is not an end: AWS may roll the job out later."""
     device = commands.device("CMD-LATE")
     commands.emulator.settings(job_rolls_out_seconds=1)
     handle = await commands.send(to(device))
@@ -113,23 +114,23 @@ async def test_a_job_that_is_rolled_out_late_is_waited_for(commands: Commands) -
     assert (await commands.wait_for_end(handle))["status"] == "SUCCEEDED"
 
 
-async def test_a_device_decommissioned_meanwhile_ends_its_command(commands: Commands) -> None:
-    """Its job is erased with the Thing, and the command is told of as removed."""
+async def test_the_decommission_of_its_device_ends_a_command(commands: Commands) -> None:
+    """The job is deleted with the Thing, and the published status is REMOVED."""
     device = commands.device("CMD-GONE")
     handle = await commands.send(to(device))
     await commands.has_job(handle)
     await commands.bridge.send_and_wait(device, device.event("Decommissioned", 1))
     assert (await commands.wait_for_end(handle))["status"] == "REMOVED"
-    kind, data = commands.event(handle.id)
-    assert (kind, data["status"], data["thingName"]) == (
+    event_type, data = commands.event(handle.id)
+    assert (event_type, data["status"], data["thingName"]) == (
         "DeviceCommandFailedEvent",
         "REMOVED",
         device.thing_name,
     )
 
 
-async def test_a_command_is_not_carried_out_by_its_devices_successor(commands: Commands) -> None:
-    """While its job waits to be made its device is decommissioned, and its serial provisioned anew."""
+async def test_a_command_is_not_sent_to_a_later_device_of_the_same_name(commands: Commands) -> None:
+    """While CreateJob is retried, the device is decommissioned and its serial number provisioned again."""
     device = commands.device("CMD-HEIR")
     fault = commands.emulator.add_fault(
         "iot:CreateJob", resource=device.thing_name, code="LimitExceededException", status=410
@@ -138,15 +139,15 @@ async def test_a_command_is_not_carried_out_by_its_devices_successor(commands: C
     await commands.wait_for_activity(handle, "create_job", attempts=2)
     assert commands.emulator.awaits(fault)
     await commands.bridge.send_and_wait(device, device.event("Decommissioned", 1))
-    heir = commands.device("CMD-HEIR", device.tenant_id)
+    successor = commands.device("CMD-HEIR", device.tenant_id)
     commands.emulator.clear_faults()
     assert (await commands.wait_for_end(handle))["status"] == "NoSuchTarget"
     assert commands.job(handle) is None
-    assert commands.carries_out(heir) is None
+    assert commands.carries_out(successor) is None
 
 
-async def test_a_device_that_is_being_torn_down_gets_no_command(commands: Commands) -> None:
-    """Its binding is Active until all is erased; a job made meanwhile would be left behind."""
+async def test_a_device_that_is_being_decommissioned_gets_no_job(commands: Commands) -> None:
+    """Its binding is Active until the teardown ends; a job created meanwhile would be left behind."""
     device = commands.device("CMD-DOOMED")
     with Session(commands.bridge.engine) as session, session.begin():
         session.add(
@@ -154,12 +155,12 @@ async def test_a_device_that_is_being_torn_down_gets_no_command(commands: Comman
                 device_id=device.device_id, tenant_id=device.tenant_id, decommissioned_at=datetime.now(UTC)
             )
         )
-    ended = await commands.done(to(device))
+    ended = await commands.run_to_end(to(device))
     assert (ended["status"], ended["jobArn"]) == ("NoSuchTarget", None)
 
 
 async def test_a_job_deleted_in_aws_ends_its_command(commands: Commands) -> None:
-    """Where neither execution nor job is to be found, there is nothing left to wait for."""
+    """Without an execution and without a job the status is REMOVED."""
     device = commands.device("CMD-DELETED")
     handle = await commands.send(to(device))
     await commands.has_job(handle)
@@ -167,8 +168,8 @@ async def test_a_job_deleted_in_aws_ends_its_command(commands: Commands) -> None
     assert (await commands.wait_for_end(handle))["status"] == "REMOVED"
 
 
-async def test_watching_adds_nothing_to_the_history(commands: Commands) -> None:
-    """Dozens of looks at a job leave the workflow's history as long as the first one did."""
+async def test_watching_a_job_adds_no_history_events(commands: Commands) -> None:
+    """The history is as long after 24 requests for the job's state as after the first one."""
     device = commands.device("CMD-WATCHED")
     handle = await commands.send(to(device))
     await commands.looked_at(handle, 1)
@@ -180,8 +181,8 @@ async def test_watching_adds_nothing_to_the_history(commands: Commands) -> None:
     assert (await handle.describe()).history_length < 40
 
 
-async def test_what_aws_refuses_to_show_is_asked_for_again(commands: Commands) -> None:
-    """A permission that is missing while the job goes on ends nothing: it can be given."""
+async def test_a_refused_description_of_a_job_is_retried(commands: Commands) -> None:
+    """A missing permission does not end the command: it can be granted while the job continues."""
     device = commands.device("CMD-UNSEEN")
     fault = commands.emulator.add_fault(
         "iot:DescribeJobExecution",
@@ -196,15 +197,14 @@ async def test_what_aws_refuses_to_show_is_asked_for_again(commands: Commands) -
     assert (await commands.wait_for_end(handle))["status"] == "SUCCEEDED"
 
 
-async def test_what_aws_refuses_to_show_does_not_end_the_watching(
+async def test_a_refused_description_is_retried_before_the_deadline(
     commands: Commands, aws: AwsClients, engine: Engine
 ) -> None:
-    """A look that comes seldom comes at the deadline: Temporal ends what would wait for longer, at once."""
-    groups = CommandGroupActivities(
-        aws, engine, name_prefix=PREFIX, unused_after=timedelta(hours=1), settles_seconds=1
-    )
+    """Temporal fails an activity at once whose next retry would be after its timeout."""
     hour = timedelta(hours=1)
-    watching = CommandActivities(aws, engine, groups, job_id_prefix=PREFIX, tracking=hour, poll=hour)
+    activities = CommandActivities(
+        engine, Jobs(aws), ThingGroups(aws), job_id_prefix=PREFIX, tracking=hour, poll=hour
+    )
     device = commands.device("CMD-SELDOM")
     commands.emulator.add_fault(
         "iot:DescribeJobExecution", resource=device.thing_name, code="AccessDeniedException", status=403
@@ -218,29 +218,29 @@ async def test_what_aws_refuses_to_show_does_not_end_the_watching(
     )
     watch = JobWatch(job_id="none", plan=plan, deadline=datetime.now(UTC) + timedelta(minutes=1))
     with pytest.raises(RetryLaterError, match="AccessDenied") as refused:
-        ActivityEnvironment().run(watching.watch_job, watch)
+        ActivityEnvironment().run(activities.watch_job, watch)
     assert 0 < refused.value.seconds <= 60
 
 
-# --- Cancelled
+# --- Cancellation
 
 
-async def test_a_cancelled_command_cancels_its_job(commands: Commands) -> None:
-    """The signal ends the watching at once and the job in AWS, also where the device is at it."""
+async def test_the_cancel_signal_cancels_the_job(commands: Commands) -> None:
+    """The signal cancels the job in AWS at once, also where the device has started it."""
     device = commands.device("CNL-1")
     handle = await commands.send(to(device))
     await commands.looked_at(handle, 1)
-    commands.starts(device)
+    commands.start_execution(device)
     await handle.signal("cancel")
     ended = await commands.wait_for_end(handle)
     assert (ended["status"], ended["reason"]) == ("CANCELED", "cancelled on request")
     assert commands.execution(handle, device) == "CANCELED"
-    kind, data = commands.event(handle.id)
-    assert (kind, data["status"]) == ("DeviceCommandFailedEvent", "CANCELED")
+    event_type, data = commands.event(handle.id)
+    assert (event_type, data["status"]) == ("DeviceCommandFailedEvent", "CANCELED")
 
 
-async def test_a_command_cancelled_before_its_job_makes_none(commands: Commands) -> None:
-    """Where the job waits to be made, it is not made any more."""
+async def test_a_command_cancelled_before_its_job_exists_creates_none(commands: Commands) -> None:
+    """The cancellation ends the retries of CreateJob."""
     device = commands.device("CNL-2")
     fault = commands.emulator.add_fault(
         "iot:CreateJob", resource=device.thing_name, code="LimitExceededException", status=410
@@ -254,8 +254,8 @@ async def test_a_command_cancelled_before_its_job_makes_none(commands: Commands)
     assert commands.event(handle.id)[1]["status"] == "CANCELED"
 
 
-async def test_a_job_made_while_its_command_is_cancelled_is_cancelled_too(commands: Commands) -> None:
-    """AWS has the call in its hands when the signal comes, and the answer is lost: the job is found."""
+async def test_a_job_created_during_the_cancellation_is_cancelled_too(commands: Commands) -> None:
+    """The signal arrives during CreateJob, whose response is lost: the job is found by its id."""
     device = commands.device("CNL-3")
     commands.emulator.add_fault(
         "iot:CreateJob",
@@ -268,17 +268,17 @@ async def test_a_job_made_while_its_command_is_cancelled_is_cancelled_too(comman
     )
     handle = await commands.send(to(device))
 
-    async def made() -> bool:
+    async def created() -> bool:
         return commands.job(handle) is not None
 
-    await until(made, "the job is made")
+    await until(created, "the job is created")
     await handle.signal("cancel")
     assert (await commands.wait_for_end(handle))["status"] == "CANCELED"
     assert commands.execution(handle, device) == "CANCELED"
 
 
-async def test_a_run_cancelled_by_hand_is_a_cancelled_command(commands: Commands) -> None:
-    """Whoever cancels the workflow in the Temporal UI has the job cancelled and the end told too."""
+async def test_cancelling_the_workflow_cancels_the_command(commands: Commands) -> None:
+    """A cancellation in the Temporal UI also cancels the job and publishes the end."""
     device = commands.device("CNL-4")
     handle = await commands.send(to(device))
     await commands.looked_at(handle, 1)
@@ -288,10 +288,10 @@ async def test_a_run_cancelled_by_hand_is_a_cancelled_command(commands: Commands
     assert commands.event(handle.id)[1]["status"] == "CANCELED"
 
 
-async def test_a_job_that_ended_is_not_reported_as_cancelled(commands: Commands) -> None:
-    """A cancellation that comes too late finds the device's own end, and that is what is told."""
+async def test_a_job_that_ended_before_the_cancellation_keeps_its_end(commands: Commands) -> None:
+    """A late cancellation publishes the status that the device reported."""
     device = commands.device("CNL-5")
-    handle = await commands.send(to(device), UNHURRIED)
+    handle = await commands.send(to(device), RARELY_POLLED)
     await commands.looked_at(handle, 1)
     commands.carries_out(device, done="all")
     await handle.signal("cancel")
@@ -299,8 +299,8 @@ async def test_a_job_that_ended_is_not_reported_as_cancelled(commands: Commands)
     assert (ended["status"], ended["statusDetails"]) == ("SUCCEEDED", {"done": "all"})
 
 
-async def test_a_cancellation_that_aws_refuses_is_asked_for_again(commands: Commands) -> None:
-    """A permission missing at first delays the end, and no end is told that is not so."""
+async def test_a_refused_cancellation_is_retried(commands: Commands) -> None:
+    """A missing permission delays the end; no end is published before the job is cancelled."""
     device = commands.device("CNL-6")
     fault = commands.emulator.add_fault(
         "iot:CancelJob", code="AccessDeniedException", status=403, times=2, resource=PREFIX
@@ -313,8 +313,8 @@ async def test_a_cancellation_that_aws_refuses_is_asked_for_again(commands: Comm
     assert commands.execution(handle, device) == "CANCELED"
 
 
-async def test_no_signal_does_a_command_any_harm(commands: Commands) -> None:
-    """What is no cancellation changes nothing; a cancellation may carry whatever it likes."""
+async def test_other_signals_are_ignored_and_cancel_accepts_any_arguments(commands: Commands) -> None:
+    """No signal blocks or fails the workflow, whatever its name and its arguments."""
     device = commands.device("CNL-7")
     handle = await commands.send(to(device))
     await commands.has_job(handle)
@@ -329,8 +329,8 @@ async def test_no_signal_does_a_command_any_harm(commands: Commands) -> None:
 # --- The job
 
 
-async def test_as_many_jobs_as_aws_allows_are_waited_out(commands: Commands) -> None:
-    """A limit of jobs at once delays the command and does not fail it."""
+async def test_the_quota_of_open_jobs_delays_a_command(commands: Commands) -> None:
+    """CreateJob is retried until AWS accepts another job."""
     device = commands.device("JOB-1")
     fault = commands.emulator.add_fault(
         "iot:CreateJob", resource=device.thing_name, code="LimitExceededException", status=410, times=2
@@ -342,8 +342,8 @@ async def test_as_many_jobs_as_aws_allows_are_waited_out(commands: Commands) -> 
     assert (await commands.wait_for_end(handle))["status"] == "SUCCEEDED"
 
 
-async def test_a_job_of_that_id_that_does_the_same_is_the_commands(commands: Commands) -> None:
-    """A job made by an attempt whose answer was lost is taken up, whatever the order of its document."""
+async def test_an_existing_job_with_the_same_document_is_used(commands: Commands) -> None:
+    """An attempt whose response was lost created it; the order of the document's members does not count."""
     device = commands.device("JOB-2")
     command = to(device, parameters={"a": 1, "b": [2]})
     document = dict(reversed(command.document().items()))
@@ -356,10 +356,10 @@ async def test_a_job_of_that_id_that_does_the_same_is_the_commands(commands: Com
 
 
 @pytest.mark.parametrize("differs", ["document", "target"])
-async def test_a_job_of_that_id_that_does_something_else_is_left_alone(
+async def test_an_existing_job_with_another_document_or_target_is_not_used(
     commands: Commands, differs: str
 ) -> None:
-    """The command fails, and the other job goes on."""
+    """The command fails, and the other job continues."""
     device = commands.device(f"JOB-3-{differs}")
     command = to(device, parameters={"a": 1})
     if differs == "document":
@@ -375,8 +375,8 @@ async def test_a_job_of_that_id_that_does_something_else_is_left_alone(
     commands.iot.cancel_job(jobId=handle.id, force=True)
 
 
-async def test_a_command_sent_again_starts_nothing(commands: Commands) -> None:
-    """A repeat of a command at work, or of one that has ended, is answered with its job's id."""
+async def test_a_repeated_command_starts_no_second_run(commands: Commands) -> None:
+    """A repeat of a running or of an ended command returns the id of its job."""
     device = commands.device("JOB-5")
     command = to(device)
     handle = await commands.send(command)
@@ -390,13 +390,13 @@ async def test_a_command_sent_again_starts_nothing(commands: Commands) -> None:
     assert commands.carries_out(device) is None
 
 
-# --- How often
+# --- The rate of requests
 
 
-async def test_the_batch_size_bounds_the_looks_of_all_workers(
+async def test_the_batch_size_limits_the_requests_of_all_workers(
     bridge: Bridge, settings: Settings, aws: AwsClients, engine: Engine
 ) -> None:
-    """So many looks an interval is the rate of the one queue that they all come from."""
+    """The batch size per interval is the rate limit of the one task queue that all of them poll."""
     jobs = settings.jobs.model_copy(
         update={"status_poll_batch_size": 60, "status_poll_interval_seconds": 240}
     )
@@ -413,4 +413,4 @@ async def test_the_batch_size_bounds_the_looks_of_all_workers(
             )
             return bool(described.pollers) and described.pollers[0].rate_per_second == 0.25
 
-        await until(rate_known, "the queue's pollers bring the rate")
+        await until(rate_known, "the queue's pollers report the rate limit")

@@ -1,4 +1,4 @@
-"""The poll of the fleet's shadows: every binding, each delta told once, no bad device in another's way."""
+"""The shadow poll: it reads every active binding, publishes each delta once, and isolates bad devices."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ READ = "iot-data:GetThingShadow"
 
 @pytest_asyncio.fixture(scope="module")
 async def polled(stack: Addresses, bridge: Bridge, aws: AwsClients) -> AsyncIterator[Fleet]:
-    """A worker on a database of its own, with small pages."""
+    """A fleet in a separate database, with a worker that polls small pages."""
     with fleet_of_its_own(bridge, stack.database_url, "shadow-deltas") as own:
         async with polling_worker(own, aws, PAGE_SIZE):
             yield own
@@ -43,32 +43,32 @@ async def polled(stack: Addresses, bridge: Bridge, aws: AwsClients) -> AsyncIter
 
 @pytest.fixture
 def fleet(polled: Fleet) -> Iterator[Fleet]:
-    """The fleet, without the bindings of the test before; afterwards the emulator fails nobody."""
+    """The fleet without the bindings of the previous test; the emulator's faults are cleared afterwards."""
     polled.empty()
     polled.bridge.emulator.forget_calls()
     yield polled
     polled.bridge.emulator.clear_faults()
 
 
-# --- Every binding
+# --- Every binding is read
 
 
 async def test_every_active_binding_is_visited_and_each_delta_found_once(fleet: Fleet) -> None:
-    """Of more bindings than any page holds each is read once a poll, and the next poll finds nothing new."""
+    """Each of several pages of bindings is read once per poll, and the next poll finds nothing new."""
     members = fleet.bind(130)
     fleet.bind(3, ProvisioningStatus.SECRET_STORED)
-    wanting = [members[0], members[PAGE_SIZE], members[101], members[129]]
-    for member in wanting:
+    changed = [members[0], members[PAGE_SIZE], members[101], members[129]]
+    for member in changed:
         fleet.desire(member, {"interval": 10})
     assert await fleet.poll() == PollTotals(visited=130, changed=4, commanded=4)
     assert fleet.shadow_reads() == 130
     assert await fleet.poll() == PollTotals(visited=130)
-    assert [len(fleet.published(member)) for member in wanting] == [1, 1, 1, 1]
-    assert {row.device_id for row in fleet.deltas()} == {member.device_id for member in wanting}
+    assert [len(fleet.published(member)) for member in changed] == [1, 1, 1, 1]
+    assert {row.device_id for row in fleet.deltas()} == {member.device_id for member in changed}
 
 
-async def test_a_fleet_of_many_pages_goes_on_in_new_runs(fleet: Fleet, aws: AwsClients) -> None:
-    """Where the pages would make the history long, another run goes on behind them, with what was counted."""
+async def test_a_poll_of_many_pages_continues_as_new(fleet: Fleet, aws: AwsClients) -> None:
+    """A long history makes the next run continue after the last page, with the counts so far."""
     members = fleet.bind(55)
     fleet.desire(members[1], {"early": True})
     fleet.desire(members[54], {"late": True})
@@ -81,20 +81,20 @@ async def test_a_fleet_of_many_pages_goes_on_in_new_runs(fleet: Fleet, aws: AwsC
     assert fleet.shadow_reads() == 55
 
 
-async def test_an_empty_fleet_is_polled_in_peace(fleet: Fleet) -> None:
-    """Without bindings there is nothing to read."""
+async def test_a_poll_of_an_empty_fleet_reads_nothing(fleet: Fleet) -> None:
+    """All counts are zero."""
     assert await fleet.poll() == PollTotals()
 
 
-# --- Each delta once
+# --- Each delta is published once
 
 
 async def test_a_delta_becomes_an_event_and_a_command(fleet: Fleet) -> None:
-    """Both say what the shadow wants, nested values as JSON, under the id made of device and version."""
+    """Both contain the delta as JSON, and the correlation id made from device id and shadow version."""
     (member,) = fleet.bind(1)
-    wanted = {"network": {"dns": ["1.1.1.1", None], "mtu": 1500}, "on": True, "rate": 0.5, "name": "näß"}
+    desired = {"network": {"dns": ["1.1.1.1", None], "mtu": 1500}, "on": True, "rate": 0.5, "name": "näß"}
     fleet.report(member, {"on": False, "name": "näß", "network": {"mtu": 1500}})
-    fleet.desire(member, wanted)
+    fleet.desire(member, desired)
     assert await fleet.poll() == PollTotals(visited=1, changed=1, commanded=1)
     delta = {"network": {"dns": ["1.1.1.1", None]}, "on": True, "rate": 0.5}
     correlation_id = str(delta_correlation_id(member.device_id, 2))
@@ -126,28 +126,28 @@ async def test_a_delta_becomes_an_event_and_a_command(fleet: Fleet) -> None:
     assert indexed["ThingName"] == member.thing_name
 
 
-def test_the_correlation_id_is_the_one_other_systems_work_out() -> None:
-    """The contract's test vector."""
+def test_the_correlation_id_matches_the_test_vector_of_the_contract() -> None:
+    """Other systems compute the same correlation id."""
     device_id = UUID("11111111-2222-3333-4444-555555555555")
     assert delta_correlation_id(device_id, 7) == UUID("19d74e98-b92f-d793-1ae7-1a04721fd0ec")
 
 
-async def test_an_unchanged_delta_is_not_told_again_however_often_the_device_reports(fleet: Fleet) -> None:
-    """The shadow's version rises with every report; the delta, and what was made of it, stay the same."""
+async def test_an_unchanged_delta_is_not_published_again(fleet: Fleet) -> None:
+    """Each report of the device raises the shadow's version; the stored delta stays the same."""
     (member,) = fleet.bind(1)
     fleet.desire(member, {"interval": 10, "mode": {"a": 1, "b": 2}})
     await fleet.poll()
-    first = fleet.known_delta(member)
+    first = fleet.require_delta(member)
     for reading in range(3):
         fleet.report(member, {"temperature": reading})
         assert await fleet.poll() == PollTotals(visited=1)
-    assert fleet.known_delta(member) == first
+    assert fleet.require_delta(member) == first
     assert first.shadow_version == 1
     assert len(fleet.published(member)) == 1
 
 
-async def test_a_changed_delta_is_told_again(fleet: Fleet) -> None:
-    """Another desired value, or one of two reached, is another delta, with a command of its own."""
+async def test_a_changed_delta_is_published_again(fleet: Fleet) -> None:
+    """A new desired value, or one of two values reached, gives another delta with its own command."""
     (member,) = fleet.bind(1)
     fleet.desire(member, {"interval": 10, "mode": "eco"})
     await fleet.poll()
@@ -160,13 +160,15 @@ async def test_a_changed_delta_is_told_again(fleet: Fleet) -> None:
         (2, {"interval": 20, "mode": "eco"}),
         (3, {"interval": 20}),
     ]
-    for told in fleet.published(member):
-        assert [each["parameters"] for each in await fleet.commands(told["jobId"])] == [told["delta"]]
+    for event in fleet.published(member):
+        assert [each["parameters"] for each in await fleet.commands(event["jobId"])] == [event["delta"]]
 
 
 @pytest.mark.parametrize("deleted", [False, True])
-async def test_a_delta_that_was_gone_is_told_anew(fleet: Fleet, *, deleted: bool) -> None:
-    """Reported as desired, or deleted with its shadow, it is forgotten; the same one later is a new one."""
+async def test_a_delta_that_returns_after_it_was_cleared_is_published_again(
+    fleet: Fleet, *, deleted: bool
+) -> None:
+    """The stored delta is deleted when the device reports it or the shadow is deleted."""
     (member,) = fleet.bind(1)
     fleet.desire(member, {"interval": 10})
     await fleet.poll()
@@ -185,8 +187,8 @@ async def test_a_delta_that_was_gone_is_told_anew(fleet: Fleet, *, deleted: bool
     assert first["correlationId"] != second["correlationId"]
 
 
-async def test_a_shadow_whose_versions_begin_again_is_told_of(fleet: Fleet) -> None:
-    """A version below the one last seen is as good as one above it."""
+async def test_a_delta_at_a_lower_shadow_version_is_published(fleet: Fleet) -> None:
+    """The versions of a deleted shadow begin again; a lower version is also a change."""
     (member,) = fleet.bind(1)
     for reading in range(3):
         fleet.report(member, {"temperature": reading})
@@ -199,10 +201,10 @@ async def test_a_shadow_whose_versions_begin_again_is_told_of(fleet: Fleet) -> N
 
 
 @pytest.mark.parametrize("state", [{"interval": 20}, {"interval": 10}], ids=["another", "the same"])
-async def test_a_delta_at_a_version_that_was_told_before_is_told_too(
+async def test_a_delta_at_a_version_published_before_is_published_too(
     fleet: Fleet, state: dict[str, Any]
 ) -> None:
-    """A shadow that was deleted and begins again comes to that version: its delta is news all the same."""
+    """A deleted shadow reaches the same version again: its delta gets ids of its own."""
     (member,) = fleet.bind(1)
     fleet.desire(member, {"interval": 10})
     await fleet.poll()
@@ -226,25 +228,23 @@ _JSON = st.recursive(
 _STATES = st.dictionaries(st.text(), _JSON, max_size=4)
 
 
-def turned(value: Any) -> Any:
-    """The same JSON, the members of every object the other way round."""
+def with_reversed_members(value: Any) -> Any:
+    """Return the same JSON with the members of every object in reverse order."""
     if isinstance(value, dict):
-        return {key: turned(value[key]) for key in reversed(value)}
-    return [turned(each) for each in value] if isinstance(value, list) else value
+        return {key: with_reversed_members(value[key]) for key in reversed(value)}
+    return [with_reversed_members(each) for each in value] if isinstance(value, list) else value
 
 
 @given(_STATES, _STATES)
-def test_a_delta_is_known_by_its_values_whatever_their_order(
-    one: dict[str, Any], other: dict[str, Any]
-) -> None:
-    """The order of members, and the version, do not count; any other difference does."""
+def test_the_digest_of_a_delta_depends_on_its_values_only(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """The order of members and the shadow version do not change it; any other difference does."""
     digest = Delta(version=1, state=one).digest
-    assert digest == Delta(version=2, state=turned(one)).digest
+    assert digest == Delta(version=2, state=with_reversed_members(one)).digest
     if one != other:
         assert digest != Delta(version=1, state=other).digest
 
 
-# --- No device in another's way
+# --- Errors of one device
 
 
 def document(delta: Any = None, **members: Any) -> bytes:
@@ -252,26 +252,28 @@ def document(delta: Any = None, **members: Any) -> bytes:
 
 
 BAD_SHADOWS = {
-    "no JSON": b"\x00\xffnot json",
-    "nothing": b"",
-    "no object": b"[1]",
+    "not JSON": b"\x00\xffnot json",
+    "empty": b"",
+    "not an object": b"[1]",
     "no state": b'{"version": 3}',
-    "a state of null": b'{"state": null, "version": 3}',
-    "a delta that is a list": document(delta=[1]),
-    "a delta that is a text": document(delta="on"),
+    "state is null": b'{"state": null, "version": 3}',
+    "delta is a list": document(delta=[1]),
+    "delta is text": document(delta="on"),
     "no version": b'{"state": {"delta": {"on": true}}}',
-    "a version that is a text": document(version="3"),
-    "a version beyond 64 bits": document(version=2**70),
-    "a character that is no text": document(delta={"name": "a\0b"}),
+    "version is text": document(version="3"),
+    "version exceeds 64 bits": document(version=2**70),
+    "null character": document(delta={"name": "a\0b"}),
     "half a surrogate pair": document(delta={"name": "\ud800"}),
-    "a number that is none": b'{"state": {"delta": {"rate": NaN}}, "version": 3}',
-    "a number without end": b'{"state": {"delta": {"rate": 1e999}}, "version": 3}',
-    "nested beyond reason": b'{"state": {"delta": {"a": ' + b"[" * 3000 + b"]" * 3000 + b'}}, "version": 3}',
+    "NaN": b'{"state": {"delta": {"rate": NaN}}, "version": 3}',
+    "infinity": b'{"state": {"delta": {"rate": 1e999}}, "version": 3}',
+    "deeply nested": b'{"state": {"delta": {"a": ' + b"[" * 3000 + b"]" * 3000 + b'}}, "version": 3}',
 }
 
 
-async def test_a_bad_shadow_is_one_devices_error(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever a shadow holds, it is counted and logged under its Thing's name, and every other is read."""
+async def test_a_bad_shadow_does_not_affect_other_devices(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The error is counted and logged with the Thing's name, and all other shadows are read."""
     members = fleet.bind(len(BAD_SHADOWS) + 2)
     first, *bad, last = members
     for member, payload in zip(bad, BAD_SHADOWS.values(), strict=True):
@@ -284,7 +286,7 @@ async def test_a_bad_shadow_is_one_devices_error(fleet: Fleet, caplog: pytest.Lo
     assert [each["delta"] for each in fleet.published(last)] == [long]
     assert {row.device_id for row in fleet.deltas()} == {first.device_id, last.device_id}
     for member in bad:
-        assert f"the shadow of {member.thing_name} was not read" in caplog.text
+        assert f"shadow of {member.thing_name} not read" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -296,10 +298,10 @@ async def test_a_bad_shadow_is_one_devices_error(fleet: Fleet, caplog: pytest.Lo
         ("InvalidRequestException", 400),
     ],
 )
-async def test_what_aws_refuses_for_one_device_is_that_devices_error(
+async def test_an_error_of_aws_for_one_device_does_not_affect_others(
     fleet: Fleet, code: str, status: int
 ) -> None:
-    """The others of its page are read, and it is read again by the next poll."""
+    """The other devices of the page are read; the next poll reads this one again."""
     members = fleet.bind(6)
     fleet.desire(members[2], {"on": True})
     fleet.desire(members[5], {"on": True})
@@ -309,8 +311,8 @@ async def test_what_aws_refuses_for_one_device_is_that_devices_error(
     assert await fleet.poll() == PollTotals(visited=6, changed=1, commanded=1)
 
 
-async def test_a_poll_waits_for_aws_where_it_answers_nobody(fleet: Fleet) -> None:
-    """A few devices in a row without an answer are AWS's matter: the page pauses, and loses none of them."""
+async def test_a_page_is_retried_when_aws_throttles_every_read(fleet: Fleet) -> None:
+    """After five devices in a row without an answer the page is retried, and reads these devices again."""
     members = fleet.bind(12)
     for member in members:
         fleet.desire(member, {"on": True})
@@ -319,8 +321,8 @@ async def test_a_poll_waits_for_aws_where_it_answers_nobody(fleet: Fleet) -> Non
     assert fleet.shadow_reads() == 5 + 12
 
 
-async def test_a_page_that_cannot_be_read_is_left_to_the_next_poll(fleet: Fleet) -> None:
-    """Without the permission, nothing is gained by asking for each device, nor by asking again."""
+async def test_a_page_without_permission_is_left_to_the_next_poll(fleet: Fleet) -> None:
+    """Neither its other devices nor the page are tried again in this poll."""
     members = fleet.bind(PAGE_SIZE + 10)
     for member in members[:PAGE_SIZE]:
         fleet.bridge.emulator.add_fault(
@@ -331,68 +333,68 @@ async def test_a_page_that_cannot_be_read_is_left_to_the_next_poll(fleet: Fleet)
     assert fleet.shadow_reads() == 5 + 10
 
 
-async def test_a_database_that_is_away_is_no_devices_error(fleet: Fleet) -> None:
-    """The page is read on from there once it is back."""
+async def test_a_page_is_retried_when_the_database_is_down(fleet: Fleet) -> None:
+    """The next attempt continues from the same device."""
     members = fleet.bind(6)
     fleet.desire(members[3], {"on": True})
-    due = ["INSERT INTO iotaws_shadow_deltas"]
+    pending = ["INSERT INTO iotaws_shadow_deltas"]
 
-    def go_away(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if due and statement.startswith(due[0]):
-            due.clear()
+    def disconnect(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if pending and statement.startswith(pending[0]):
+            pending.clear()
             raise OperationalError("the connection is lost", None, Exception())
 
     engine = fleet.bridge.engine
-    sqlalchemy_event.listen(engine, "before_cursor_execute", go_away)
+    sqlalchemy_event.listen(engine, "before_cursor_execute", disconnect)
     try:
         assert await fleet.poll() == PollTotals(visited=6, changed=1, commanded=1)
     finally:
-        sqlalchemy_event.remove(engine, "before_cursor_execute", go_away)
-    assert not due
+        sqlalchemy_event.remove(engine, "before_cursor_execute", disconnect)
+    assert not pending
     assert len(fleet.published(members[3])) == 1
     assert fleet.shadow_reads() == 6 + 1
 
 
-# --- Whoever stops
+# --- Interrupted polls
 
 
-async def held(fleet: Fleet, member: Member, seconds: float = 1) -> str:
-    """Have the reading of a device's shadow take its time, once."""
+async def delay_read(fleet: Fleet, member: Member, seconds: float = 1) -> str:
+    """Delay the next read of a device's shadow, and return the id of the fault."""
     return fleet.bridge.emulator.add_fault(READ, resource=member.thing_name, delay_seconds=seconds, times=1)
 
 
-async def test_a_worker_that_stops_hands_its_page_on(fleet: Fleet, aws: AwsClients) -> None:
-    """Another goes on where it was, with what it had counted."""
+async def test_another_worker_continues_the_page_of_a_stopped_worker(fleet: Fleet, aws: AwsClients) -> None:
+    """It continues after the last recorded device, with the counts so far."""
     members = fleet.bind(PAGE_SIZE)
     fleet.desire(members[4], {"on": True})
     fleet.desire(members[15], {"on": True})
     own = Fleet(fleet.bridge, fleet.database_url, "stopped-page")
-    fault = await held(fleet, members[10])
+    fault = await delay_read(fleet, members[10])
     async with polling_worker(own, aws, PAGE_SIZE):
         handle = await own.start_poll()
         await own.bridge.wait_for_fault(fault)
     async with polling_worker(own, aws, PAGE_SIZE):
         assert await handle.result() == PollTotals(visited=PAGE_SIZE, changed=2, commanded=2)
-    # One twice: what was read last is not yet said when the worker lets go.
+    # At most one device is read twice: the last one is not recorded when the worker stops.
     assert fleet.shadow_reads() <= PAGE_SIZE + 1
 
 
-async def test_a_cancelled_poll_lets_its_pages_go(fleet: Fleet) -> None:
-    """It reads no further."""
+async def test_a_cancelled_poll_stops_reading_its_pages(fleet: Fleet) -> None:
+    """The rest of the page is not read."""
     members = fleet.bind(PAGE_SIZE)
-    faults = [await held(fleet, member, 0.5) for member in members]
+    faults = [await delay_read(fleet, member, 0.5) for member in members]
     handle = await fleet.start_poll()
     await fleet.bridge.wait_for_fault(faults[1])
     await handle.cancel()
     with pytest.raises(WorkflowFailureError):
         await handle.result()
 
-    async def let_go() -> bool:
+    async def stopped() -> bool:
         read = fleet.shadow_reads()
         await asyncio.sleep(1.5)
         return fleet.shadow_reads() == read
 
-    await until(let_go, "the page is no longer read")
+    await until(stopped, "the page is no longer read")
     assert fleet.shadow_reads() < PAGE_SIZE
 
 
@@ -400,38 +402,38 @@ async def test_a_cancelled_poll_lets_its_pages_go(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("over", [False, True], ids=["runs", "has run"])
-async def test_a_crash_before_it_is_noted_starts_no_second_command(fleet: Fleet, *, over: bool) -> None:
-    """The poll after it asks for the same command, which is there already, and notes that."""
+async def test_a_crash_after_the_start_of_a_command_starts_no_second_one(fleet: Fleet, *, over: bool) -> None:
+    """The next poll starts the same command, finds that it exists, and records that."""
     (member,) = fleet.bind(1)
     fleet.desire(member, {"on": True})
     await fleet.poll()
-    (told,) = fleet.published(member)
+    (event,) = fleet.published(member)
     if over:
-        await fleet.bridge.client.get_workflow_handle(told["jobId"]).terminate()
+        await fleet.bridge.client.get_workflow_handle(event["jobId"]).terminate()
     fleet.execute("UPDATE iotaws_shadow_deltas SET command_started_at = NULL")
     assert await fleet.poll() == PollTotals(visited=1, commanded=1)
-    assert fleet.known_delta(member).command_started_at is not None
-    runs = [run async for run in fleet.bridge.client.list_workflows(f"WorkflowId = '{told['jobId']}'")]
+    assert fleet.require_delta(member).command_started_at is not None
+    runs = [run async for run in fleet.bridge.client.list_workflows(f"WorkflowId = '{event['jobId']}'")]
     assert len(runs) <= 1
-    assert len(await fleet.commands(told["jobId"])) == 1
+    assert len(await fleet.commands(event["jobId"])) == 1
 
 
-async def test_a_crash_before_the_start_is_healed_by_the_next_poll(fleet: Fleet) -> None:
-    """A delta that was told and whose command was not started gets it, though it is no news any more."""
+async def test_a_crash_before_the_start_of_a_command_is_recovered_by_the_next_poll(fleet: Fleet) -> None:
+    """A delta that was published without a started command gets its command."""
     (member,) = fleet.bind(1)
     fleet.desire(member, {"on": True})
     await fleet.poll()
-    # As it stands between the two: of another id, so that no command of that id runs.
-    found = UUID(int=member.device_id.int ^ 1)
+    # The state after such a crash, with another id, since a command of the first id is running.
+    correlation_id = UUID(int=member.device_id.int ^ 1)
     fleet.execute(
-        "UPDATE iotaws_shadow_deltas SET command_started_at = NULL, correlation_id = :found", found=found
+        "UPDATE iotaws_shadow_deltas SET command_started_at = NULL, correlation_id = :id", id=correlation_id
     )
     assert await fleet.poll() == PollTotals(visited=1, commanded=1)
-    assert [each["parameters"] for each in await fleet.commands(f"granit-{found}")] == [{"on": True}]
+    assert [each["parameters"] for each in await fleet.commands(f"granit-{correlation_id}")] == [{"on": True}]
 
 
-async def test_a_late_note_does_not_hide_a_newer_delta(fleet: Fleet) -> None:
-    """That the command of an earlier delta is started says nothing of the one that took its place."""
+async def test_a_late_record_of_an_earlier_start_does_not_hide_a_newer_delta(fleet: Fleet) -> None:
+    """Only the delta with the same correlation id is marked as started."""
     (member,) = fleet.bind(1)
     fleet.desire(member, {"on": True})
     await fleet.poll()
@@ -439,14 +441,14 @@ async def test_a_late_note_does_not_hide_a_newer_delta(fleet: Fleet) -> None:
     earlier = PendingCommand(member.device_id, None, member.thing_name, UUID(int=1), {})
     with Session(fleet.bridge.engine) as session, session.begin():
         mark_command_started(session, [earlier])
-    assert fleet.known_delta(member).command_started_at is None
+    assert fleet.require_delta(member).command_started_at is None
 
 
-# --- Decommissioned
+# --- Decommissioned devices
 
 
-async def test_a_decommissioned_devices_delta_is_forgotten(fleet: Fleet) -> None:
-    """With the end of its binding the bridge remembers nothing of what was desired of the device."""
+async def test_the_delta_of_a_decommissioned_device_is_deleted(fleet: Fleet) -> None:
+    """The stored delta is deleted when the binding ends."""
     (member,) = fleet.bind(1)
     fleet.desire(member, {"on": True})
     await fleet.poll()
@@ -455,27 +457,28 @@ async def test_a_decommissioned_devices_delta_is_forgotten(fleet: Fleet) -> None
     assert await fleet.poll() == PollTotals()
 
 
-async def test_a_device_that_ends_while_it_is_read_is_not_told_of(fleet: Fleet) -> None:
-    """Neither one whose binding ends between the listing and the reading, nor one that is being torn down."""
-    closed, doomed, other = members = fleet.bind(3)
+async def test_a_device_decommissioned_during_the_poll_is_not_published(fleet: Fleet) -> None:
+    """Its binding ends after the page was listed, or its decommission is in progress."""
+    closed, decommissioned, other = members = fleet.bind(3)
     for member in members:
         fleet.desire(member, {"on": True})
     fleet.execute(
         "INSERT INTO iotaws_device_states (device_id, tenant_id, decommissioned_at)"
         " VALUES (:device, :tenant, now())",
-        device=doomed.device_id,
-        tenant=doomed.device.tenant_id,
+        device=decommissioned.device_id,
+        tenant=decommissioned.device.tenant_id,
     )
-    fault = await held(fleet, closed)
+    fault = await delay_read(fleet, closed)
     handle = await fleet.start_poll()
     await fleet.bridge.wait_for_fault(fault)
     close(fleet, closed)
     assert await handle.result() == PollTotals(visited=3, changed=1, commanded=1)
     assert [row.device_id for row in fleet.deltas()] == [other.device_id]
-    assert fleet.published(doomed) == []
+    assert fleet.published(decommissioned) == []
 
 
 def close(fleet: Fleet, member: Member) -> None:
+    """Close the device's binding, as the last step of a decommission does."""
     device = SagaDevice(
         device_id=member.device_id, tenant_id=member.device.tenant_id, thing_name=member.thing_name
     )
