@@ -36,7 +36,7 @@ class AwsError(StepError):
     """
 
     retryable: ClassVar[bool] = False
-    """Whether the same call can succeed later."""
+    """True if the same call can succeed later."""
     failure_code: ClassVar[FailureCode | None] = None
     """The code that an operator sees if no retry helps; None for the error code itself."""
     result: ClassVar[str] = "error"

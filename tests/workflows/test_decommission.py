@@ -102,7 +102,7 @@ async def test_a_certificate_attached_during_the_teardown_is_erased(faulty_bridg
 
 
 async def test_a_decommission_cancels_a_throttled_step(faulty_bridge: Bridge) -> None:
-    """A decommission cancels a step in its backoff at once, and ends when AWS throttles no more."""
+    """A decommission cancels a step in its backoff at once, and ends when the throttling ends."""
     device = Device("THROTTLED-1")
     throttle = {"resource": device.thing_name, "code": "ThrottlingException", "status": 429}
     faulty_bridge.emulator.add_fault("iot:AttachThingPrincipal", **throttle)  # type: ignore[arg-type]
@@ -275,7 +275,7 @@ def enrolled(
     certificate = bridge.iot.create_keys_and_certificate(setAsActive=True)["certificateArn"]
     bridge.iot.attach_policy(policyName=POLICY, target=certificate)
     bridge.iot.attach_thing_principal(thingName=device.thing_name, principal=certificate)
-    secret = bridge.secrets.create_secret(Name=f"iot/devices/{device.thing_name}/key", SecretString="its own")
+    secret = bridge.secrets.create_secret(Name=f"iot/devices/{device.thing_name}/key", SecretString="a key")
     row = AwsThingBinding(
         device_id=device.device_id,
         tenant_id=device.tenant_id,

@@ -50,12 +50,12 @@ class Victim:
 async def victim(bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness) -> AsyncIterator[Victim]:
     """A tenant with an enrolled device, a decommissioned device and an open command, all unchanging."""
     tenant_id = uuid4()
-    first, gone = (Device(serial, tenant_id) for serial in SERIALS[:2])
-    replaced, decommissioned, bound = (enrolment.in_aws(bridge, device) for device in (first, gone, first))
+    first, second = (Device(serial, tenant_id) for serial in SERIALS[:2])
+    replaced, decommissioned, bound = (enrolment.in_aws(bridge, device) for device in (first, second, first))
     async with http_api.tenant(tenant_id) as http:
         ids = await enrol(http, replaced), await enrol(http, decommissioned)
         await enrol(http, bound, again=True)
-        ended = enrolment.enrolled(gone)
+        ended = enrolment.enrolled(second)
         await bridge.send(ended, ended.event("Decommissioned"))
         for device in (enrolment.enrolled(first), ended):
             await bridge.wait_for_end(device)
