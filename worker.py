@@ -35,12 +35,15 @@ from activities.shadow_deltas import ShadowDeltaActivities
 from activities.shadows import ShadowActivities
 from activities.teardown import TeardownActivities
 from activities.things import ThingActivities
+from aws.certificates import Certificates
 from aws.clients import AwsClients, AwsConfigurationError, FleetSecret
 from aws.credentials import FleetCredentials
 from aws.errors import AwsError
 from aws.groups import ThingGroups
 from aws.jobs import Jobs
+from aws.secrets import Secrets
 from aws.shadows import Shadows
+from aws.things import Things
 from db.aws_credentials import record_check
 from db.aws_location import save_location
 from db.engine import open_engine
@@ -175,13 +178,17 @@ def _compose_lifecycle(settings: Settings, aws: AwsClients, engine: Engine) -> S
         provisions=Area.PROVISIONING in areas,
         step_retry_seconds=provisioning.step_retry_seconds,
     )
-    secrets = SecretActivities(
+    thing_service = Things(aws)
+    certificate_service = Certificates(aws, policy_name=provisioning.device_policy_name)
+    secret_service = Secrets(
         aws, name_template=provisioning.secret_name_template, kms_key_id=provisioning.secret_kms_key_id
     )
-    certificates = CertificateActivities(aws, bindings, secrets, policy_name=provisioning.device_policy_name)
-    things = ThingActivities(aws, bindings, certificates)
-    shadows = ShadowActivities(engine, Shadows(aws))
-    teardown = TeardownActivities(aws, bindings, secrets)
+    secrets = SecretActivities(secret_service)
+    certificates = CertificateActivities(bindings, certificate_service, secret_service)
+    shadow_service = Shadows(aws)
+    things = ThingActivities(bindings, thing_service, certificate_service, Jobs(aws), shadow_service)
+    shadows = ShadowActivities(engine, shadow_service)
+    teardown = TeardownActivities(bindings, thing_service, certificate_service, secret_service)
     return (
         states.apply_event,
         bindings.resume_binding,

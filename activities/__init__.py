@@ -1,1 +1,1 @@
-"""What the workflows do in AWS and in the database; every step may be repeated at will."""
+"""Temporal activities: they call AWS, the database and the event sinks. Each can be repeated safely."""

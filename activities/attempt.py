@@ -1,6 +1,6 @@
-"""What surrounds each attempt at an activity: the check before each request to AWS, and the error mapping.
+"""Each attempt of an activity: the check before each request to AWS, and the mapping of errors.
 
-This is the one place that turns errors of `aws`, `db` and `domain` into Temporal's ApplicationError.
+This is the only module that maps errors of `aws`, `db` and `domain` to Temporal's ApplicationError.
 """
 
 import random
@@ -18,21 +18,21 @@ from aws.errors import AwsError
 from aws.guard import before_request
 from domain.failure import FailureCode, PermanentError, RetryLaterError, StepError
 
-# Long enough to let a throttled fleet through, short enough that an operator who raises a quota soon sees it.
+# Long enough for a throttled fleet, short enough that a raised quota soon takes effect.
 _LONGEST_BACKOFF_SECONDS: Final = 30.0
 
 _progress: ContextVar[tuple[object, ...]] = ContextVar("progress", default=())
 
 
 class AttemptTooSlowError(StepError):
-    """This attempt has no time left for another request; the next one continues from its progress."""
+    """The attempt has no time left for another request; the next attempt continues from its progress."""
 
     def __init__(self) -> None:
         super().__init__("AWS answers slowly: this attempt ends, the next one continues from here")
 
 
 class AttemptInterceptor(Interceptor):
-    """Adds the check before each request to AWS to each attempt, and maps the error that it ends with."""
+    """Sets the check before each request to AWS in each attempt, and maps the error of the attempt."""
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
         """Wrap the activity."""
@@ -44,33 +44,33 @@ class _Attempt(ActivityInboundInterceptor):
         """Run the activity.
 
         Raises:
-            ApplicationError: the activity ended with a StepError.
+            ApplicationError: the activity raised a StepError.
         """
         began = time.monotonic()
-        # Not reset: the task ends with the attempt; an activity in a thread runs in a copy of its context.
+        # Not reset: the task ends with the attempt, and an activity in a thread has a copy of the context.
         before_request.set(lambda: _continue_or_stop(began))
         try:
             return await super().execute_activity(input)
         except StepError as error:
-            # The cause is cut off: it can quote what was sent, and that can be a private key.
+            # Without the cause, which can quote the request and so a private key.
             raise application_error(error, activity.info().attempt) from None
 
 
 def record_progress(progress: object) -> None:
-    """Send this progress with the next heartbeats, for the attempt that continues after this one.
+    """Send this progress with the next heartbeats, so that the next attempt can continue from it.
 
-    Heartbeats are sent before each request to AWS. A separate heartbeat would double them, and one without
+    A heartbeat is sent before each request to AWS. A separate one would double their number, and one without
     the progress would erase it.
     """
     _progress.set((progress,))
 
 
 def application_error(error: StepError, attempt: int = 1) -> ApplicationError:
-    """Return the error that Temporal retries, or does not.
+    """Return the error for Temporal, which defines if and when Temporal retries the activity.
 
     Args:
-        error: what the step ended with.
-        attempt: the number of the attempt, from 1; the backoff doubles with it.
+        error: the error of the step.
+        attempt: the number of the attempt, from 1; the backoff doubles with each attempt.
     """
     match error:
         case PermanentError():
@@ -95,28 +95,31 @@ def _error(
         type=kind,
         non_retryable=permanent,
         next_retry_delay=delay,
-        # An answer of AWS is no fault of the code: the UI shows it, and the workflow logs the outcome in one
-        # line without a stack trace.
+        # An error of AWS is no fault of the code: Temporal's UI shows it, and the workflow logs the outcome
+        # in one line without a stack trace.
         category=ApplicationErrorCategory.BENIGN,
     )
 
 
 def _backoff(attempt: int) -> timedelta:
-    """Return a delay that doubles with the attempts, with jitter: a fleet must not return all at once."""
+    """Return a delay that doubles with each attempt, with jitter so that a fleet does not retry at once."""
     longest = min(_LONGEST_BACKOFF_SECONDS, 2.0 ** min(attempt, 10))
     return timedelta(seconds=random.uniform(longest / 2, longest))  # noqa: S311  # not a secret
 
 
 def _continue_or_stop(began: float) -> None:
-    """End an attempt that Temporal has given up, or is about to give up, before it sends another request.
+    """Send a heartbeat, or end an attempt that has timed out or is about to, before its next request.
 
     Otherwise two attempts would work on the same device at the same time.
+
+    Raises:
+        AttemptTooSlowError: too little time is left for another request.
     """
     info = activity.info()
     if info.heartbeat_timeout:
         activity.heartbeat(*_progress.get())
     if info.start_to_close_timeout:
-        # Measured here, since the server's clock can differ.
+        # Measured by the local clock, because the server's clock can differ.
         allowed = info.start_to_close_timeout.total_seconds()
         if time.monotonic() - began > max(allowed - CALL_SECONDS, allowed / 2):
             raise AttemptTooSlowError

@@ -1,4 +1,4 @@
-"""The only writer of checkpoints, and the steps that are nothing but a checkpoint."""
+"""Checkpoints of the saga in the database, and the activities that only write one."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,29 +51,34 @@ from observability.metrics import (
 
 
 class BindingActivities:
-    """Checkpoints of the saga, in the bridge's database."""
+    """The bindings of devices: read, and changed in one transaction per checkpoint."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def open_for_step(self, device: Device) -> AwsThingBinding:
-        """The binding a provisioning step is about to work on.
+        """Return the binding for a provisioning step.
 
         Raises:
-            ApplicationError: there is none, or it has failed or ended: nothing may be done in AWS for it.
+            PermanentError: there is none, or it is Failed or Decommissioned, so that no step may create
+                anything in AWS for it.
         """
         binding = self.read(device.device_id)
         if not (binding.provisioning_status.in_progress or binding.provisioning_status is _ACTIVE):
             raise PermanentError(
                 FailureCode.UNEXPECTED,
-                f"a provisioning step was asked of a {binding.provisioning_status} binding",
+                f"a provisioning step cannot run for a binding that is {binding.provisioning_status}",
             )
         return binding
 
     def read(self, device_id: UUID) -> AwsThingBinding:
-        """The device's binding as it stands."""
+        """Return the device's current binding.
+
+        Raises:
+            PermanentError: there is none.
+        """
         with Session(self._engine) as session:
-            return _required(newest_binding(session, device_id))
+            return _existing(newest_binding(session, device_id))
 
     def checkpoint(
         self,
@@ -83,57 +88,68 @@ class BindingActivities:
         reason: str | None = None,
         **changes: Unpack[BindingColumns],
     ) -> AwsThingBinding:
-        """Commit the binding's next status, guarded by the version it was read at, and count it."""
+        """Commit the binding's next status with its event and its audit row, and count it.
+
+        The binding's version guards the change: it fails if the binding was changed since it was read.
+
+        Raises:
+            PermanentError: the binding's status does not allow the next one.
+            StaleBindingError: the binding was changed since it was read.
+        """
         with transaction(self._engine) as session:
             changed = advance(session, binding, to, actor(), reason=reason, **changes)
             if event := provisioned_event(changed):
                 put(session, event, changed.id)
-        if counted := _COUNTED.get((binding.provisioning_status, to)):
-            counted.add(changed.tenant_id, activity.info().activity_type)
+        if count := _COUNTS.get((binding.provisioning_status, to)):
+            count.add(changed.tenant_id, activity.info().activity_type)
         return changed
 
     def update_binding(self, binding: AwsThingBinding, **changes: Unpack[BindingColumns]) -> AwsThingBinding:
-        """Commit something about the binding that is no change of status."""
+        """Commit changes of other columns than the status.
+
+        Raises:
+            StaleBindingError: the binding was changed since it was read.
+        """
         with transaction(self._engine) as session:
             return update_binding(session, binding, actor(), **changes)
 
     def claim_name(self, binding: AwsThingBinding, name: str) -> AwsThingBinding:
-        """Give the binding the Thing name it was denied when it was made.
+        """Record the Thing name in a binding that was created without it, because another device had it.
 
         Raises:
-            ApplicationError: another device holds the serial number; retryable where that one is being
-                decommissioned.
+            RetryLaterError: the other device is being decommissioned.
+            PermanentError: the other device still has the serial number.
         """
         with transaction(self._engine) as session:
             holder = live_binding_of_thing(session, name)
             if holder is None:
                 return update_binding(session, binding, actor(), thing_name=name)
             state = lock_state(session, holder.device_id)
-        what = f"the serial number is bound to device {holder.device_id}"
+        what = f"the serial number belongs to device {holder.device_id}"
         if state is not None and state.decommissioned_at is not None:
             raise RetryLaterError("SerialBeingReleased", f"{what}, which is being decommissioned", seconds=5)
         raise PermanentError(FailureCode.SERIAL_BOUND_TO_ANOTHER_DEVICE, what)
 
     def retired_certificates(self, device_id: UUID) -> Sequence[RetiredCertificate]:
-        """The device's replaced certificates of which something may be left in AWS."""
+        """Return the device's replaced certificates that are not erased completely."""
         with Session(self._engine) as session:
             return pending_retirements(session, device_id)
 
     def begin_retirement(self, retired: RetiredCertificate, kept_reason: str | None) -> RetiredCertificate:
-        """Commit whether a replaced certificate is erased, before anything of it is undone."""
+        """Commit the decision to erase or to keep a replaced certificate, before it is changed in AWS."""
         with transaction(self._engine) as session:
             return begin_retirement(session, retired, kept_reason)
 
     def complete_retirement(self, retired: RetiredCertificate, kept_reason: str | None) -> None:
-        """Commit that a replaced certificate is erased, or why it was left."""
+        """Commit that a replaced certificate is erased, or why it is kept."""
         with transaction(self._engine) as session:
             complete_retirement(session, retired, kept_reason)
 
     @activity.defn(name="resume_binding", no_thread_cancel_exception=True)
     def resume_binding(self, device: Device) -> StepResult:
-        """Take a failed binding back to where it failed, for a retry."""
+        """Return a Failed binding to the status it had before the failure, for a retry."""
         with transaction(self._engine) as session:
-            binding = _required(newest_binding(session, device.device_id))
+            binding = _existing(newest_binding(session, device.device_id))
             if binding.provisioning_status is ProvisioningStatus.FAILED:
                 binding = advance(
                     session,
@@ -147,12 +163,12 @@ class BindingActivities:
 
     @activity.defn(name="mark_failed", no_thread_cancel_exception=True)
     def mark_failed(self, report: FailureReport) -> StepResult:
-        """Record that provisioning stopped, and tell the world."""
+        """Record that provisioning failed, and enqueue the event that reports it."""
         with transaction(self._engine) as session:
-            binding = _required(newest_binding(session, report.device.device_id))
+            binding = _existing(newest_binding(session, report.device.device_id))
             origin = binding.provisioning_status
-            fails = origin.may_become(ProvisioningStatus.FAILED)
-            if fails:
+            becomes_failed = origin.may_become(ProvisioningStatus.FAILED)
+            if becomes_failed:
                 binding = advance(
                     session,
                     binding,
@@ -165,17 +181,17 @@ class BindingActivities:
                 event = AwsThingProvisioningFailed(
                     **event_subject(binding), failed_at=origin, code=report.code, reason=report.reason
                 )
-                # The version tells one failure of a binding from its next.
+                # The version makes the event id differ from that of an earlier failure of the binding.
                 put(session, event, binding.id, binding.version)
-        if fails:
+        if becomes_failed:
             FAILED.add(binding.tenant_id, activity.info().activity_type, reason=report.code)
         return StepResult(status=binding.provisioning_status)
 
     @activity.defn(name="record_error", no_thread_cancel_exception=True)
     def record_error(self, report: FailureReport) -> StepResult:
-        """Note what went wrong on a binding that does not become Failed for it."""
+        """Record an error in a binding without a change of its status."""
         with transaction(self._engine) as session:
-            binding = _required(newest_binding(session, report.device.device_id))
+            binding = _existing(newest_binding(session, report.device.device_id))
             if (binding.failure_code, binding.failure_reason) != (report.code, report.reason):
                 binding = update_binding(
                     session, binding, actor(), failure_code=report.code, failure_reason=report.reason
@@ -184,13 +200,16 @@ class BindingActivities:
 
     @activity.defn(name="close_binding", no_thread_cancel_exception=True)
     def close_binding(self, plan: TeardownPlan) -> StepResult:
-        """End the binding, and with it the serial number's admission, now that nothing is left in AWS."""
+        """Record that the device is decommissioned: everything it owns in AWS is erased.
+
+        From now on the serial number is denied, until it is provisioned under another device id.
+        """
         with transaction(self._engine) as session:
-            binding = _required(newest_binding(session, plan.device.device_id))
-            ends = binding.provisioning_status is not ProvisioningStatus.DECOMMISSIONED
-            if ends:
+            binding = _existing(newest_binding(session, plan.device.device_id))
+            was_open = binding.provisioning_status is not ProvisioningStatus.DECOMMISSIONED
+            if was_open:
                 kept = plan.kept
-                reason = f"left in AWS, as not this Thing's alone: {', '.join(kept)}" if kept else None
+                reason = f"kept in AWS, as not owned by this Thing alone: {', '.join(kept)}" if kept else None
                 binding = advance(
                     session,
                     binding,
@@ -203,14 +222,14 @@ class BindingActivities:
             complete_all_retirements(session, binding.device_id, plan.kept)
             mark_decommissioned(session, binding.device_id)
             delete_delta(session, binding.device_id)
-        if ends:
+        if was_open:
             DECOMMISSIONED.add(binding.tenant_id, activity.info().activity_type)
         return StepResult(status=binding.provisioning_status)
 
 
 _ACTIVE = ProvisioningStatus.ACTIVE
-# By where a checkpoint leads from and to: back to ThingCreated no Thing is created.
-_COUNTED: Final[Mapping[tuple[ProvisioningStatus, ProvisioningStatus], Count]] = {
+# By the statuses before and after a checkpoint: a return to ThingCreated creates no Thing.
+_COUNTS: Final[Mapping[tuple[ProvisioningStatus, ProvisioningStatus], Count]] = {
     (ProvisioningStatus.PENDING, ProvisioningStatus.THING_CREATED): THINGS_CREATED,
     (ProvisioningStatus.THING_CREATED, ProvisioningStatus.CERT_ISSUED): CERTIFICATES_ISSUED,
     (ProvisioningStatus.SECRET_STORED, ProvisioningStatus.ACTIVE): ACTIVATED,
@@ -219,7 +238,11 @@ _COUNTED: Final[Mapping[tuple[ProvisioningStatus, ProvisioningStatus], Count]] =
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Session]:
-    """One transaction; what the binding's rules refuse in it is refused for good."""
+    """Open a session in one transaction.
+
+    Raises:
+        PermanentError: the status of a binding does not allow a change that was made in it.
+    """
     with Session(engine, expire_on_commit=False) as session, session.begin():
         try:
             yield session
@@ -228,13 +251,39 @@ def transaction(engine: Engine) -> Iterator[Session]:
 
 
 def actor() -> Actor:
-    """Who changes rows from here: the workflow on whose behalf the activity runs."""
+    """Return the actor that changes rows in this activity: its workflow."""
     info = activity.info()
     workflow_id = info.workflow_id or info.activity_type
     return Actor(name=workflow_id, workflow_id=info.workflow_id, run_id=info.workflow_run_id)
 
 
-def _required(binding: AwsThingBinding | None) -> AwsThingBinding:
+def thing_name_of(subject: AwsThingBinding | Device) -> str:
+    """Return the Thing name of a binding, or of the device that a step is for.
+
+    Raises:
+        PermanentError: it has none.
+    """
+    if subject.thing_name is None:
+        raise _null(subject, "thing_name")
+    return subject.thing_name
+
+
+def certificate_arn_of(binding: AwsThingBinding) -> str:
+    """Return the ARN of a binding's certificate.
+
+    Raises:
+        PermanentError: it has none.
+    """
+    if binding.certificate_arn is None:
+        raise _null(binding, "certificate_arn")
+    return binding.certificate_arn
+
+
+def _null(subject: AwsThingBinding | Device, column: str) -> PermanentError:
+    return PermanentError(FailureCode.UNEXPECTED, f"{column} of device {subject.device_id} is null")
+
+
+def _existing(binding: AwsThingBinding | None) -> AwsThingBinding:
     if binding is None:
         raise PermanentError(FailureCode.UNEXPECTED, "the device has no binding")
     return binding

@@ -1,4 +1,4 @@
-"""What the whole fleet of enrolled devices is looked through for: expiring claims, and missing follow-ups."""
+"""Activities of the claim certificate check: warnings of expiring certificates, and missing follow-ups."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -29,9 +29,9 @@ class ClaimCertificateActivities:
 
     Args:
         engine: the bridge's database.
-        send: hands a lifecycle event to its device's workflow.
-        warning_window: how long before its end a claim certificate is told of.
-        page_size: how many bindings an activity takes.
+        send: sends a lifecycle event to the workflow of its device.
+        warning_window: how long before its expiry a claim certificate is reported.
+        page_size: the number of bindings per activity.
     """
 
     def __init__(
@@ -49,21 +49,21 @@ class ClaimCertificateActivities:
 
     @activity.defn(name="warn_of_expiring_claims", no_thread_cancel_exception=True)
     def warn_of_expiring_claims(self, page: ClaimPage) -> ClaimWarnings:
-        """Tell of the next claim certificates that expire soon, or have: once a day of each."""
+        """Publish a warning, once a day, for each certificate of the page that expires soon or is expired."""
         after = (page.after.expires_at, page.after.binding_id) if page.after else None
         with Session(self._engine) as session:
             found = session.exec(
                 page_of_expiring(page.at + self._warning_window, after, self._page_size)
             ).all()
         for binding in found:
-            # Not one transaction for all: it would hold up the events of every device of the page.
+            # One transaction per binding: one for all would block the events of every device on the page.
             with transaction(self._engine) as session:
-                # Since the page was read the device may have ended, or have enrolled anew.
-                told = still_expiring(session, binding) and put(
+                # After the page was read, the device can have been decommissioned or enrolled again.
+                warned = still_expiring(session, binding) and put(
                     session, _warning(binding, page.at), binding.id, page.at.date()
                 )
             SWEEPS_FOUND.add(binding.tenant_id, _SWEEP)
-            if told:
+            if warned:
                 CLAIMS_EXPIRING.add(binding.tenant_id, "warn_of_expiring_claims")
                 SWEEPS_DONE.add(binding.tenant_id, _SWEEP)
             activity.heartbeat()
@@ -73,7 +73,7 @@ class ClaimCertificateActivities:
 
     @activity.defn(name="follow_up_enrolments")
     async def follow_up_enrolments(self, page: FollowUpPage) -> FollowUpsSent:
-        """Signal the workflows of the next enrolled devices whose follow-up never ran."""
+        """Signal the workflow of each enrolled device on the page whose follow-up has not run."""
         found = await asyncio.to_thread(self._without_follow_up, page.after)
         for binding in found:
             await self._send(activation_of(binding))
@@ -97,5 +97,5 @@ def _warning(binding: AwsThingBinding, at: datetime) -> ClaimCertificateExpiring
 
 def _cursor(binding: AwsThingBinding) -> ClaimCursor:
     expires_at = binding.claim_certificate_expires_at
-    assert expires_at is not None  # noqa: S101  # it is what the page was found by
+    assert expires_at is not None  # noqa: S101  # the query selects rows that have it
     return ClaimCursor(expires_at=expires_at, binding_id=binding.id)

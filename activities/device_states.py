@@ -1,4 +1,4 @@
-"""Folding the platform's events into what the bridge remembers of a device."""
+"""Activity that applies the platform's events to the stored state of a device."""
 
 from uuid import UUID
 
@@ -19,14 +19,14 @@ from domain.saga import ApplyEventRequest, Device, DeviceSnapshot
 
 
 class DeviceStateActivities:
-    """The memory of the devices.
+    """The stored states of devices.
 
     Args:
         engine: the bridge's database.
-        push_status: whether a device's status is to be reported in its shadow.
-        provisions: whether a device that the platform provisions is given its Thing; those that enrol
-            themselves have theirs.
-        step_retry_seconds: how long one step of the saga may go on being retried.
+        push_status: report the desired status of a device in its shadow.
+        provisions: create a Thing for each device that the platform provisions. Devices that enrol themselves
+            already have one.
+        step_retry_seconds: how long one step of the saga is retried.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class DeviceStateActivities:
 
     @activity.defn(name="apply_event", no_thread_cancel_exception=True)
     def apply_event(self, request: ApplyEventRequest) -> DeviceSnapshot:
-        """Fold an event into the device's state, and say where the device then stands."""
+        """Apply an event to the device's state, and return the snapshot after it."""
         with transaction(self._engine) as session:
             binding = newest_binding(session, request.device_id)
             event = request.event
@@ -54,7 +54,7 @@ class DeviceStateActivities:
                 save_state(session, row, state)
                 binding = binding or self._first_binding(session, event, state)
             retired = len(pending_retirements(session, request.device_id)) if binding else 0
-            return self._standing(state, row, binding, retired)
+            return self._snapshot(state, row, binding, retired)
 
     def _first_binding(
         self, session: Session, event: LifecycleEvent, state: DeviceState
@@ -62,21 +62,21 @@ class DeviceStateActivities:
         if state.serial_number is None:
             return None
         name = thing_name(state.tenant_id, state.serial_number)
-        free = live_binding_of_thing(session, name) is None
+        available = live_binding_of_thing(session, name) is None
         if state.decommissioned:
-            # The row denies the serial number from now on, unless another device lives under it.
-            return _tombstone(session, state, name) if free else None
+            # The binding denies the serial number from now on, unless another device uses it.
+            return _decommissioned_binding(session, state, name) if available else None
         if event.type is not LifecycleEventType.PROVISIONED or not self._provisions:
             return None
         return open_binding(
             session,
             device_id=state.device_id,
             tenant_id=state.tenant_id,
-            thing_name=name if free else None,
+            thing_name=name if available else None,
             actor=actor(),
         )
 
-    def _standing(
+    def _snapshot(
         self, state: DeviceState, row: DeviceStateRow, binding: AwsThingBinding | None, retired: int
     ) -> DeviceSnapshot:
         report = None
@@ -88,7 +88,7 @@ class DeviceStateActivities:
             device=Device(
                 device_id=state.device_id,
                 tenant_id=state.tenant_id,
-                thing_name=_name_of(state, binding),
+                thing_name=_thing_name_of(state, binding),
             ),
             serial_number=state.serial_number,
             status=binding.provisioning_status if binding else None,
@@ -104,17 +104,22 @@ class DeviceStateActivities:
 def _initial_state(
     device_id: UUID, event: LifecycleEvent | None, binding: AwsThingBinding | None
 ) -> DeviceState:
-    """Who the device is for ever: what fleet provisioning bound it as, else what its first event says."""
+    """Return the state of a device before its first event.
+
+    Its tenant and serial number never change. They come from the binding that fleet provisioning created, or
+    else from the first event.
+    """
     if binding is not None:
         owner = owner_of_thing(binding.thing_name) if binding.thing_name else None
         return DeviceState(
             device_id=device_id, tenant_id=binding.tenant_id, serial_number=owner[1] if owner else None
         )
-    assert event is not None  # noqa: S101  # without either there is nothing to begin from
+    assert event is not None  # noqa: S101  # apply_event returns early without both
     return DeviceState.before_first_event(event)
 
 
-def _tombstone(session: Session, state: DeviceState, name: str) -> AwsThingBinding:
+def _decommissioned_binding(session: Session, state: DeviceState, name: str) -> AwsThingBinding:
+    """Create the binding of a device that was decommissioned before it was provisioned."""
     return open_binding(
         session,
         device_id=state.device_id,
@@ -126,8 +131,8 @@ def _tombstone(session: Session, state: DeviceState, name: str) -> AwsThingBindi
     )
 
 
-def _name_of(state: DeviceState, binding: AwsThingBinding | None) -> str | None:
-    """The Thing name the device bears, or would bear were it not held by another device."""
+def _thing_name_of(state: DeviceState, binding: AwsThingBinding | None) -> str | None:
+    """Return the Thing name of the device, even if another device has it at present."""
     if binding is not None and binding.thing_name:
         return binding.thing_name
     return thing_name(state.tenant_id, state.serial_number) if state.serial_number else None

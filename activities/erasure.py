@@ -1,4 +1,4 @@
-"""Erasing devices that have been decommissioned for long enough."""
+"""Activity that erases the records of devices whose retention has ended."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -15,12 +15,12 @@ _PAGE_SIZE: Final = 100
 
 
 class ErasureActivities:
-    """The sweep of what is over.
+    """Erasure of decommissioned devices.
 
     Args:
         engine: the bridge's database.
-        hashing: what stands for erased serial numbers; None where nothing is erased.
-        retention: how long a decommissioned device is known; None for ever.
+        hashing: the hash that replaces erased serial numbers; None to erase nothing.
+        retention: how long the records of a decommissioned device are kept; None to keep them forever.
     """
 
     def __init__(self, engine: Engine, hashing: SerialHashing | None, retention: timedelta | None) -> None:
@@ -30,7 +30,7 @@ class ErasureActivities:
 
     @activity.defn(name="erase_expired", no_thread_cancel_exception=True)
     def erase_expired(self) -> Erased:
-        """Erase the next devices whose time is over; none when all are erased."""
+        """Erase the next page of devices whose retention has ended, and return their number."""
         if self._hashing is None or self._retention is None:
             return Erased()
         before = datetime.now(UTC) - self._retention

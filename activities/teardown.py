@@ -1,100 +1,102 @@
-"""Looking, before anything is undone, at what of a device is in AWS and whether it is the device's own."""
+"""Activity that plans a teardown: which AWS resources belong to a device, before anything is deleted."""
 
 from collections.abc import Sequence
 
 from temporalio import activity
 
 from activities.bindings import BindingActivities
-from activities.secrets import SecretActivities
-from activities.things import is_certainly_ours, may_be_ours
-from aws.attachments import certificates_of, things_of
-from aws.clients import AwsClients
-from aws.errors import NotFoundError
+from aws.certificates import Certificates
+from aws.secrets import Secrets
+from aws.things import ThingOwner, Things
 from db.models import AwsThingBinding, RetiredCertificate
 from domain.saga import Device, TeardownPlan
 
 
 class TeardownActivities:
-    """The plan of a decommissioning."""
+    """Planning of a decommissioning."""
 
-    def __init__(self, aws: AwsClients, bindings: BindingActivities, secrets: SecretActivities) -> None:
-        self._aws = aws
+    def __init__(
+        self, bindings: BindingActivities, things: Things, certificates: Certificates, secrets: Secrets
+    ) -> None:
         self._bindings = bindings
+        self._things = things
+        self._certificates = certificates
         self._secrets = secrets
 
     @activity.defn(name="plan_teardown", no_thread_cancel_exception=True)
     def plan_teardown(self, device: Device) -> TeardownPlan:
-        """Say what is to be erased. What the row names is not enough: JITP rows name what a caller told.
+        """Return which of the device's AWS resources are to be erased, and which are to be left.
 
-        A Thing that names another device, or that the saga never came to stamp, is a stranger's: it and its
-        certificates stay.
+        The binding alone does not confirm ownership: for a device that fleet provisioning enrolled, a caller
+        reported the ARNs in it. A Thing is left, with its certificates, if its attributes record another
+        device, or if the saga did not create or adopt it.
         """
         binding = self._bindings.read(device.device_id)
         name = binding.thing_name
-        attached: list[str] = []
-        ours = False
-        if name is not None:
-            attributes = self._attributes(name)
-            if attributes is None:
-                ours = True  # shadows and jobs can outlive the Thing
-            else:
-                ours = is_certainly_ours(device, attributes) or (
-                    binding.thing_arn is not None and may_be_ours(device, attributes)
-                )
-                attached = certificates_of(self._aws, name) if ours else []
+        owned = name is not None and self._owns_thing(device, binding, name)
+        attached = self._things.certificates_of(name) if name is not None and owned else []
         retired = self._bindings.retired_certificates(device.device_id)
         certificates, unconfirmed = _confirmed_certificates(binding, attached, retired)
-        shared = [arn for arn in certificates if self._serves_others(arn, name)]
-        secrets, unconfirmed_secrets = self._confirmed_secrets(binding, ours)
+        shared = [arn for arn in certificates if self._certificates.is_shared(arn, name)]
+        secrets, unconfirmed_secrets = self._confirmed_secrets(binding, owned)
         secrets += [
             each.secret_arn
             for each in retired
-            if each.secret_arn and name and self._secrets.is_named_for(each.secret_arn, name)
+            if each.secret_arn and name and self._secrets.belongs_to(each.secret_arn, name)
         ]
         return TeardownPlan(
             device=device.model_copy(update={"thing_name": name}),
-            thing=ours,
+            thing=owned,
             certificate_arns=[arn for arn in certificates if arn not in shared],
             shared_certificate_arns=shared,
             secret_arns=secrets,
             unconfirmed_arns=[*unconfirmed, *unconfirmed_secrets],
         )
 
-    def _attributes(self, name: str) -> dict[str, str] | None:
-        try:
-            return self._aws.call(self._aws.iot.describe_thing, thingName=name).get("attributes", {})
-        except NotFoundError:
-            return None
+    def _owns_thing(self, device: Device, binding: AwsThingBinding, name: str) -> bool:
+        attributes = self._things.attributes_of(name)
+        if attributes is None:
+            return True  # there is no Thing, but its shadows and jobs can still exist
+        owner = ThingOwner(device.device_id, device.tenant_id)
+        return owner.is_recorded_in(attributes) or (
+            binding.thing_arn is not None and owner.is_compatible_with(attributes)
+        )
 
-    def _serves_others(self, certificate_arn: str, name: str | None) -> bool:
-        return any(thing != name for thing in things_of(self._aws, certificate_arn) or [])
-
-    def _confirmed_secrets(self, binding: AwsThingBinding, ours: bool) -> tuple[list[str], list[str]]:
-        named = binding.certificate_secret_arn
+    def _confirmed_secrets(self, binding: AwsThingBinding, owns_thing: bool) -> tuple[list[str], list[str]]:
+        """Return the ARNs of the secrets to erase, and of those whose ownership is not confirmed."""
+        recorded, name = binding.certificate_secret_arn, binding.thing_name
         confirmed: list[str] = []
-        name = binding.thing_name
-        if named is not None and (
-            not binding.provisioned_via_jitp or (name and self._secrets.is_named_for(named, name))
+        if recorded is not None and (
+            not binding.provisioned_via_jitp or (name and self._secrets.belongs_to(recorded, name))
         ):
-            confirmed.append(named)
+            confirmed.append(recorded)
         found = self._secrets.find(name) if name is not None else None
-        if found and found.arn not in confirmed and (ours or found.was_written_for(binding)):
+        if (
+            found is not None
+            and found.arn not in confirmed
+            and (
+                owns_thing
+                or found.arn == recorded
+                or found.was_written_for(binding.id, binding.certificate_arn)
+            )
+        ):
             confirmed.append(found.arn)
-        return confirmed, [named] if named is not None and named not in confirmed else []
+        return confirmed, [recorded] if recorded is not None and recorded not in confirmed else []
 
 
 def _confirmed_certificates(
     binding: AwsThingBinding, attached: list[str], retired: Sequence[RetiredCertificate]
 ) -> tuple[list[str], list[str]]:
-    """What is attached to the Thing, and the rows' own where the saga issued it; JITP's only if attached.
+    """Return the ARNs of the certificates to erase, and of those whose ownership is not confirmed.
 
-    A replaced certificate may be half erased, and detached: it was confirmed before that began.
+    A certificate is confirmed if it is attached to the Thing, or if the saga issued it. A retired certificate
+    can be detached already: it is confirmed if its erasure was decided before that.
     """
-    own = {binding.certificate_arn: not binding.provisioned_via_jitp} | {
+    recorded = {binding.certificate_arn: not binding.provisioned_via_jitp} | {
         each.certificate_arn: not each.provisioned_via_jitp
         or (each.decided_at is not None and each.kept_reason is None)
         for each in retired
     }
-    detached = {arn: known for arn, known in own.items() if arn is not None and arn not in attached}
-    confirmed = [arn for arn, known in detached.items() if known]
-    return [*attached, *confirmed], [arn for arn, known in detached.items() if not known]
+    detached = {arn: own for arn, own in recorded.items() if arn is not None and arn not in attached}
+    confirmed = [arn for arn, own in detached.items() if own]
+    return [*attached, *confirmed], [arn for arn, own in detached.items() if not own]

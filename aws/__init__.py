@@ -1,1 +1,1 @@
-"""AWS services: plain classes around boto3, without Temporal."""
+"""AWS services: plain classes around boto3, without Temporal and without the database."""

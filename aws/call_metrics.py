@@ -1,4 +1,4 @@
-"""Every call to AWS counted, timed and traced, as botocore itself tells of it."""
+"""Metrics and traces of the calls to AWS, taken from botocore's events."""
 
 import time
 from typing import Any, Final
@@ -16,16 +16,16 @@ _tracer = get_tracer("thingbridge.aws")
 
 
 def observe_calls(events: Any) -> None:
-    """Observe the calls of every client that is made after this.
+    """Count, time and trace the calls of every client that the session creates after this.
 
-    Neither parameters nor answers are looked at, but for the error's code: some carry private keys. So do the
-    messages of botocore's exceptions, for which OpenTelemetry's own instrumentation of botocore is not used.
+    Parameters, responses and the messages of botocore's exceptions can contain private keys. So only the
+    error code is used, and OpenTelemetry's instrumentation of botocore, which records messages, is not.
 
     Args:
-        events: the session's events.
+        events: the event emitter of the botocore session.
     """
 
-    def begin(model: Any, context: dict[str, Any], **_: Any) -> None:
+    def on_request(model: Any, context: dict[str, Any], **_: Any) -> None:
         service, operation = model.service_model.service_name, model.name
         span = _tracer.start_span(
             f"{service}.{operation}",
@@ -46,14 +46,14 @@ def observe_calls(events: Any) -> None:
             span.set_status(Status(StatusCode.ERROR, result))
         span.end()
 
-    def answered(http_response: Any, parsed: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
+    def on_response(http_response: Any, parsed: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
         code = str(parsed.get("Error", {}).get("Code", ""))
         result = result_label(code, http_response.status_code)
         end(context, result, "" if result == "ok" else code or str(http_response.status_code))
 
-    def failed(exception: Exception, context: dict[str, Any], **_: Any) -> None:
+    def on_error(exception: Exception, context: dict[str, Any], **_: Any) -> None:
         end(context, _NO_ANSWER, type(exception).__name__)
 
-    events.register("before-call", begin)
-    events.register("after-call", answered)
-    events.register("after-call-error", failed)
+    events.register("before-call", on_request)
+    events.register("after-call", on_response)
+    events.register("after-call-error", on_error)

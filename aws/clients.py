@@ -1,4 +1,4 @@
-"""The AWS clients of this process; every service of this package calls AWS through `AwsClients.call`."""
+"""The AWS clients of this process. Every service of this package calls AWS through `AwsClients.call`."""
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
@@ -9,7 +9,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from aws.call_metrics import observe_calls
-from aws.credentials import FleetCredentialProvider, FleetCredentials
+from aws.credential_provider import FleetCredentialProvider
+from aws.credentials import FleetCredentials
 from aws.errors import CredentialsNotReadyError, aws_error
 from aws.guard import before_request
 from domain.enrolment import AwsLocation
@@ -26,37 +27,37 @@ R = TypeVar("R")
 Page_co = TypeVar("Page_co", covariant=True)
 
 CONNECT_SECONDS: Final = 3.0
-# Long: a certificate that AWS created, but whose answer the bridge did not wait for, is unrecorded.
+# Long: a certificate whose response arrives after the timeout exists in AWS but is unrecorded.
 READ_SECONDS: Final = 20.0
 CALL_SECONDS: Final = CONNECT_SECONDS + READ_SECONDS
-"""The longest time that one call can take."""
-# Short: reading a shadow can be repeated, and an activity that reads a thousand of them must be able to send
-# a heartbeat in between.
+"""The longest time that one call takes."""
+# Short: the read of a shadow can be repeated, and an activity that reads a thousand of them must send
+# heartbeats in between.
 SHADOW_READ_SECONDS: Final = 5.0
 SECRET_READ_SECONDS: Final = 5.0
-# Short as well, since an event can be sent again: a sink has ten seconds for it.
+# Short: an event can be sent again, and a sink must answer within ten seconds.
 _EVENT_READ_SECONDS: Final = 5.0
 
 
 class AwsConfigurationError(ValueError):
-    """AWS's own settings are not sufficient to call it."""
+    """The AWS settings of the process are incomplete."""
 
 
 class Pages(Protocol[Page_co]):
-    """What botocore's paginators return."""
+    """The pages that a botocore paginator returns."""
 
     def __iter__(self) -> Iterator[Page_co]: ...
 
 
 class FleetSecret:
-    """The secret that holds the bridge's keys, read by what boto3's default chain finds.
+    """The secret that holds the bridge's AWS keys. It is read with the credentials of boto3's default chain.
 
     Args:
-        arn: its ARN, by whose region it is asked for.
+        arn: the secret's ARN; its region is the region of the request.
     """
 
     def __init__(self, arn: str) -> None:
-        # A call that AWS refused for its keys waits for this, and must go on saying that it lives.
+        # Short: a call whose keys AWS rejected waits for this read, and must send its next heartbeat in time.
         config = Config(
             connect_timeout=CONNECT_SECONDS,
             read_timeout=SECRET_READ_SECONDS,
@@ -69,10 +70,10 @@ class FleetSecret:
         )
 
     def read(self) -> str:
-        """The secret's text; empty where it is binary.
+        """Return the secret's text; an empty text if the secret is binary.
 
         Raises:
-            AwsError: it is not to be had.
+            AwsError: AWS refuses the request or does not answer.
         """
         try:
             return self.secrets.get_secret_value(SecretId=self._arn).get("SecretString", "")
@@ -83,15 +84,16 @@ class FleetSecret:
 class AwsClients:
     """The AWS clients of this process, and the calls made through them.
 
-    Endpoints and, where none are given, credentials and region are boto3's own: environment, profiles, roles.
+    boto3 finds the endpoints and, if not given here, credentials and region: in the environment, profiles and
+    roles.
 
     Args:
-        concurrency: how many threads call AWS at once; as many connections are kept.
+        concurrency: the number of threads that call AWS at once, and of connections that are kept.
         region: the region of every client.
-        credentials: the keys of every client; no call is made before there are any.
+        credentials: the keys of every client. No call is made before they are ready.
 
     Raises:
-        AwsConfigurationError: no region is to be found.
+        AwsConfigurationError: no region is configured.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class AwsClients:
     ) -> None:
         core = botocore.session.Session()
         if credentials is not None:
-            FleetCredentialProvider(credentials).join(core)
+            FleetCredentialProvider(credentials).register(core)
         session = boto3.Session(botocore_session=core, region_name=region)
         if session.region_name is None:
             raise AwsConfigurationError(
@@ -110,7 +112,7 @@ class AwsClients:
             connect_timeout=CONNECT_SECONDS,
             read_timeout=READ_SECONDS,
             max_pool_connections=concurrency,
-            # Temporal owns retrying: there it is seen, bounded and outlives the process.
+            # Temporal retries instead: its retries are visible, bounded and survive the process.
             retries={"mode": "standard", "total_max_attempts": 1},
             user_agent_extra="thingbridge",
         )
@@ -125,31 +127,31 @@ class AwsClients:
 
     @property
     def credentials_ready(self) -> bool:
-        """Whether calls are made; with boto3's default chain always."""
+        """True if calls can be made; always with boto3's default chain."""
         return self.credentials is None or self.credentials.ready
 
     @property
     def credentials_age_seconds(self) -> float | None:
-        """How long ago the keys were last read well; None with boto3's default chain, or where never."""
+        """The time since the last good read of the keys; None without one, and with boto3's default chain."""
         return self.credentials.age_seconds if self.credentials else None
 
     def events(self) -> "EventBridgeClient":
-        """A client for EventBridge, which only a bridge that sends its events there needs."""
+        """Return a new client for EventBridge, needed only if events are sent there."""
         return self._session.client("events", config=self._event_config)
 
     def sns(self, region: str) -> "SNSClient":
-        """A client for SNS, which only a bridge that sends its events there needs.
+        """Return a new client for SNS, needed only if events are sent there.
 
         Args:
-            region: the topic's.
+            region: the region of the topic.
         """
         return self._session.client("sns", region_name=region, config=self._event_config)
 
     def call(self, operation: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Send one request and return the answer.
+        """Send one request and return the response.
 
         Raises:
-            AwsError: AWS refused or did not answer; `aws.errors` lists the subclasses.
+            AwsError: AWS refuses the request or does not answer; `aws.errors` lists the subclasses.
         """
         if not self.credentials_ready:
             raise CredentialsNotReadyError
@@ -157,14 +159,17 @@ class AwsClients:
         try:
             return operation(*args, **kwargs)
         except (ClientError, BotoCoreError) as error:
-            # What botocore raised is cut off: it may quote what was sent, and that may be a key.
+            # Without the cause: botocore's error can quote the request, which can contain a private key.
             raise aws_error(error) from None
 
     def find_location(self, account_id: str | None) -> AwsLocation:
-        """Where in AWS these clients are; the account is AWS's own word, where none is given.
+        """Return the partition, account and region of these clients.
+
+        Args:
+            account_id: the account; None to request it from AWS, which needs credentials but no permission.
 
         Raises:
-            AwsError: AWS does not say. Asking needs no permission, but credentials.
+            AwsError: AWS refuses the request or does not answer.
         """
         region = self._session.region_name
         if account_id is None:
@@ -174,7 +179,11 @@ class AwsClients:
         return AwsLocation(partition=partition, account_id=account_id, region=region)
 
     def pages(self, pages: Pages[R]) -> Iterator[R]:
-        """Every page of a listing, each call's errors as those of `call`."""
+        """Return an iterator over the pages of a listing.
+
+        Raises:
+            AwsError: AWS refuses the request of a page or does not answer.
+        """
         iterator = iter(pages)
         while True:
             page = self.call(lambda: next(iterator, None))

@@ -13,10 +13,10 @@
         ├── QuotaExceededError
         ├── InvalidRequestError
         ├── InvalidParameterError
-        ├── RejectedError               every other answer
+        ├── RejectedError               every other error response
         └── InvalidCallError            botocore rejects the parameters of the call
 
-An exception says whether a retry can help, which failure code an operator sees, and the result in metrics.
+Each exception defines if a retry can help, the failure code that an operator sees, and the result in metrics.
 """
 
 from collections.abc import Mapping
@@ -28,19 +28,19 @@ from domain.failure import CREDENTIALS_NOT_READY, FailureCode, StepError
 
 
 class AwsError(StepError):
-    """A call to AWS that did not succeed.
+    """A call to AWS that failed.
 
     Args:
-        code: AWS's error code, or the bridge's own where AWS gave none.
+        code: AWS's error code, or the bridge's own code if there is no response.
         what: the operation and AWS's message.
     """
 
     retryable: ClassVar[bool] = False
-    """Whether the same call can succeed later."""
+    """True if the same call can succeed later."""
     failure_code: ClassVar[FailureCode | None] = None
-    """What an operator is shown where no retry helps; None: the error code itself."""
+    """The code that an operator sees if no retry helps; None for the error code itself."""
     result: ClassVar[str] = "error"
-    """The label `result` of the call's metrics."""
+    """The label `result` in metrics of the call."""
 
     def __init__(self, code: str, what: str) -> None:
         super().__init__(what)
@@ -62,7 +62,7 @@ class UnavailableError(AwsError):
 
 
 class ConflictError(AwsError):
-    """The resource was changed, or is not yet in the state that the call requires: describe it again."""
+    """The resource was changed, or is not yet in the state that the call requires. A retry reads it again."""
 
     retryable = True
     result = "conflict"
@@ -106,14 +106,14 @@ class AccessDeniedError(AwsError):
 
 
 class QuotaExceededError(AwsError):
-    """The account has, or is processing, as many of these as AWS allows."""
+    """The account has reached a quota, which can also be one of operations in progress."""
 
     failure_code = FailureCode.QUOTA_EXCEEDED
     result = "quota"
 
 
 class InvalidRequestError(AwsError):
-    """AWS refuses the request as it is, for now or for good."""
+    """AWS refuses the request in the current state of the resource, for some time or permanently."""
 
     failure_code = FailureCode.REFUSED_BY_AWS
     result = "refused"
@@ -126,13 +126,13 @@ class InvalidParameterError(AwsError):
 
 
 class RejectedError(AwsError):
-    """AWS refuses the request for a reason that the bridge has no case for."""
+    """AWS refuses the request with a code that is not in the table."""
 
     failure_code = FailureCode.REFUSED_BY_AWS
 
 
 class InvalidCallError(AwsError):
-    """botocore rejects the parameters before anything is sent: a fault of the bridge."""
+    """botocore rejects the parameters before it sends the request. This is a fault of the bridge."""
 
     failure_code = FailureCode.UNEXPECTED
 
@@ -181,22 +181,22 @@ _CODES: Final[Mapping[type[AwsError], tuple[str, ...]]] = {
 ERRORS: Final[Mapping[str, type[AwsError]]] = {
     code: error for error, codes in _CODES.items() for code in codes
 }
-"""The exception for each error code that AWS documents and the bridge has a case for."""
+"""The exception for each error code that the bridge handles."""
 
 
 def error_for(code: str, status: int) -> type[AwsError]:
-    """Return the exception for an answer of AWS.
+    """Return the exception class for an error response of AWS.
 
     Args:
-        code: AWS's error code; empty where there is none.
-        status: the HTTP status, which decides where the code is not in the table.
+        code: AWS's error code; empty if there is none.
+        status: the HTTP status, which decides if the code is not in the table.
     """
     if status == 429:
         return ThrottledError
     known = ERRORS.get(code)
     if known is ThrottledError:
         return known
-    # A server error is retried whatever code comes with it.
+    # A server error is retried, whatever its code is.
     if status >= 500:
         return UnavailableError
     if known is not None:
@@ -205,7 +205,7 @@ def error_for(code: str, status: int) -> type[AwsError]:
 
 
 def aws_error(error: ClientError | BotoCoreError) -> AwsError:
-    """Return the bridge's exception for one of botocore's."""
+    """Return the exception for an exception of botocore."""
     if isinstance(error, ClientError):
         response: dict[str, Any] = dict(error.response)
         fault = response.get("Error", {})
@@ -214,11 +214,11 @@ def aws_error(error: ClientError | BotoCoreError) -> AwsError:
         what = f"{error.operation_name}: {code} ({status}): {fault.get('Message', '')}".rstrip(": ")
         return error_for(code, status)(code, what)
     if isinstance(error, ParamValidationError):
-        # Its message quotes the parameters, and one of them may be a private key.
+        # Its message quotes the parameters, which can contain a private key.
         return InvalidCallError("ParamValidationError", "botocore rejects the parameters of the call")
     return UnavailableError(type(error).__name__, f"no answer from AWS ({type(error).__name__})")
 
 
 def result_label(code: str, status: int) -> str:
-    """Return how metrics name the result of a call: `ok`, or the label of its exception."""
+    """Return the label `result` of a call for metrics: `ok`, or the label of its exception."""
     return "ok" if status < 300 else error_for(code, status).result

@@ -1,4 +1,4 @@
-"""The check that runs before each request to AWS, so that services need to know nothing of activities."""
+"""The check that runs before each request to AWS, set by the code that calls a service."""
 
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -6,11 +6,11 @@ from typing import Final
 
 
 def _proceed() -> None:
-    """Let the request be sent."""
+    """Allow the request."""
 
 
 before_request: Final[ContextVar[Callable[[], None]]] = ContextVar("before_request", default=_proceed)
-"""Called before each request of the current task or thread. It raises where no request may be sent any more.
+"""The function called before each request of the current task or thread. It raises if no request may be sent.
 
-An activity sets it, to send a heartbeat and to end an attempt that has no time left for another request.
+Activities set it, to send a heartbeat and to end an attempt that has no time left for another request.
 """

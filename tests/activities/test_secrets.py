@@ -1,11 +1,13 @@
-"""The secret of a Thing's name holds the key of the Thing's certificate, whatever it held before."""
+"""The secret of a Thing holds the key of the Thing's certificate, also if it held another key before."""
 
+from activities.bindings import certificate_arn_of
+from domain.names import id_of_certificate
 from tests.harness.bridge import Bridge, Device
 from tests.workflows.test_device_lifecycle import fits
 
 
-async def test_an_existing_secret_is_given_the_new_certificates_key(bridge: Bridge) -> None:
-    """A secret left under the name, with another certificate's key, is not taken for this one's."""
+async def test_an_existing_secret_gets_the_key_of_the_new_certificate(bridge: Bridge) -> None:
+    """An existing secret with the key of another certificate is not mistaken for the new key."""
     device = Device("OLD-SECRET-1")
     name = f"iot/devices/{device.thing_name}/key"
     other = bridge.iot.create_keys_and_certificate(setAsActive=False)["keyPair"]["PrivateKey"]
@@ -15,8 +17,8 @@ async def test_an_existing_secret_is_given_the_new_certificates_key(bridge: Brid
     assert fits(bridge.traces(device).key, bridge.certificate_pem(certificate.arn))
 
 
-async def test_no_certificate_is_issued_and_lost_while_the_name_is_kept(faulty_bridge: Bridge) -> None:
-    """A secret scheduled for deletion costs one certificate, however many attempts wait for it."""
+async def test_a_secret_being_deleted_costs_one_certificate(faulty_bridge: Bridge) -> None:
+    """While the secret's name is blocked by a deletion, later attempts issue no further certificate."""
     device = Device("KEPT-NAME-1")
     name = f"iot/devices/{device.thing_name}/key"
     faulty_bridge.secrets.create_secret(Name=name, SecretString="older")
@@ -31,15 +33,15 @@ async def test_no_certificate_is_issued_and_lost_while_the_name_is_kept(faulty_b
     assert faulty_bridge.transitions(device)[3:] == ["ThingCreated", "CertIssued", "SecretStored", "Active"]
 
 
-async def test_whose_key_a_secret_holds_is_told_without_reading_it(bridge: Bridge) -> None:
-    """The first value bears the binding's id and a tag, a later one its certificate's id."""
-    first, second = Device("TOLD-1"), Device("TOLD-2")
+async def test_the_version_of_a_secret_identifies_its_key(bridge: Bridge) -> None:
+    """The version id is the binding id for the first value, with a tag; later it is the certificate id."""
+    first, second = Device("KEY-VERSION-1"), Device("KEY-VERSION-2")
     bridge.secrets.create_secret(Name=f"iot/devices/{second.thing_name}/key", SecretString="older")
     for device in (first, second):
         await bridge.send_and_wait(device, device.event("Provisioned"))
-    made, replaced = (described(bridge, device) for device in (first, second))
-    assert current(made) == str(bridge.require_binding(first).id)
-    assert made["Tags"] == [{"Key": "certificateId", "Value": certificate_id(bridge, first)}]
+    created, replaced = (described(bridge, device) for device in (first, second))
+    assert current(created) == str(bridge.require_binding(first).id)
+    assert created["Tags"] == [{"Key": "certificateId", "Value": certificate_id(bridge, first)}]
     assert current(replaced) == certificate_id(bridge, second)
 
 
@@ -58,4 +60,4 @@ def current(found: dict[str, object]) -> str:
 
 
 def certificate_id(bridge: Bridge, device: Device) -> str:
-    return (bridge.require_binding(device).certificate_arn or "").rpartition("/")[2]
+    return id_of_certificate(certificate_arn_of(bridge.require_binding(device)))

@@ -1,4 +1,4 @@
-"""The keys for AWS that a secret holds: taken up while calls go on, waited for, and never given away."""
+"""AWS keys in a secret: rotated without failed calls, awaited at the start, and never disclosed."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ LONG_ENOUGH = timedelta(seconds=60)
 
 @dataclass
 class Vault:
-    """A secret with the bridge's keys, as whoever rotates them sees it."""
+    """A secret with the bridge's AWS keys, as an operator who rotates them sees it."""
 
     bridge: Bridge
     arn: str = ""
@@ -48,7 +48,7 @@ class Vault:
         self.bridge.secrets.put_secret_value(SecretId=self.arn, SecretString=text)
 
     def rotate(self) -> None:
-        """Issue new keys, and put them into the secret."""
+        """Issue new keys, and write them to the secret."""
         self.issued.append(
             {
                 "accessKeyId": f"AKIA{uuid4().hex[:16].upper()}",
@@ -64,13 +64,13 @@ class Vault:
     def credentials(self) -> FleetCredentials:
         return FleetCredentials(self.arn, FleetSecret(self.arn).read)
 
-    def refused(self) -> int:
-        """How many calls AWS has refused for keys of this secret."""
-        refused = self.bridge.emulator.refused_keys()
-        return sum(refused.get(keys["accessKeyId"], 0) for keys in self.issued)
+    def rejected_calls(self) -> int:
+        """Return how many calls AWS rejected because of keys of this secret."""
+        rejected = self.bridge.emulator.refused_keys()
+        return sum(rejected.get(keys["accessKeyId"], 0) for keys in self.issued)
 
-    def told_by(self, *texts: object) -> list[str]:
-        """What these say of what nobody may say."""
+    def disclosed_in(self, *texts: object) -> list[str]:
+        """Return the secret values that occur in these texts."""
         secrets = [keys[name] for keys in self.issued for name in ("secretAccessKey", "sessionToken")]
         assert secrets
         return [secret for secret in secrets if any(secret in str(text) for text in texts)]
@@ -83,14 +83,14 @@ def vault(bridge: Bridge) -> Iterator[Vault]:
 
 
 def requests_of(aws: AwsClients) -> list[str]:
-    """Where all that these clients send from now on goes."""
+    """Return a list to which the URL of each later request of these clients is added."""
     sent: list[str] = []
 
-    def note(request: Any, **_: Any) -> None:
+    def record(request: Any, **_: Any) -> None:
         sent.append(request.url)
 
     for client in (aws.iot, aws.iot_data, aws.secrets):
-        client.meta.events.register("before-send", note)
+        client.meta.events.register("before-send", record)
     return sent
 
 
@@ -100,7 +100,7 @@ def row(engine: Engine, vault: Vault) -> AwsCredentialsRow | None:
 
 
 async def failures(bridge: Bridge, device: Device) -> list[str]:
-    """What any attempt of the device's activities ended with, but success."""
+    """Return the messages of all failed attempts of the device's activities."""
     found = []
     handle = bridge.client.get_workflow_handle(device.workflow_id)
     async for event in handle.fetch_history_events():
@@ -119,9 +119,10 @@ async def failures(bridge: Bridge, device: Device) -> list[str]:
 async def test_rotation_under_load_fails_no_call(
     vault: Vault, settings: Settings, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Keys are put into the secret and the old ones revoked, again and again, while devices are provisioned.
+    """Repeated rotation during provisioning fails no activity.
 
-    AWS refuses calls for their keys, and no activity ever fails: each goes out once more with the new ones.
+    Each turn writes new keys to the secret and revokes the old ones. AWS rejects calls that use old keys, and
+    each such call is sent once more with the new keys.
     """
     caplog.set_level(logging.INFO)
     vault.rotate()
@@ -149,12 +150,12 @@ async def test_rotation_under_load_fails_no_call(
         ProvisioningStatus.ACTIVE for _ in devices
     ]
     assert [await failures(bridge, device) for device in devices] == [[] for _ in devices]
-    assert vault.refused() >= 3
-    assert not vault.told_by(caplog.text, *(record.__dict__ for record in caplog.records))
+    assert vault.rejected_calls() >= 3
+    assert not vault.disclosed_in(caplog.text, *(record.__dict__ for record in caplog.records))
 
 
-async def test_new_keys_are_taken_up_before_the_old_ones_end(vault: Vault, engine: Engine) -> None:
-    """The secret is read again every interval, and clients that there are already sign with what it holds."""
+async def test_new_keys_are_used_before_the_old_ones_are_revoked(vault: Vault, engine: Engine) -> None:
+    """The secret is read in every interval, and existing clients sign with the keys in it."""
     vault.rotate()
     credentials = vault.credentials()
     aws = AwsClients(1, None, credentials)
@@ -162,19 +163,19 @@ async def test_new_keys_are_taken_up_before_the_old_ones_end(vault: Vault, engin
         aws.call(aws.iot.list_things, maxResults=1)
         vault.rotate()
 
-        async def taken_up() -> bool:
+        async def in_force() -> bool:
             return credentials.keys is not None and vault.issued[-1]["accessKeyId"] == (
                 credentials.keys.access_key_id
             )
 
-        await until(taken_up, "the new keys are in force")
+        await until(in_force, "the new keys are in force")
         vault.revoke(vault.issued[0])
         aws.call(aws.iot.list_things, maxResults=1)
-    assert vault.refused() == 0
+    assert vault.rejected_calls() == 0
 
 
-def test_a_listing_goes_on_over_a_rotation(vault: Vault) -> None:
-    """Keys revoked between two pages lose none of them."""
+def test_a_listing_continues_during_a_rotation(vault: Vault) -> None:
+    """A listing returns every page although the keys are revoked between two pages."""
     vault.rotate()
     credentials, mark = vault.credentials(), uuid4().hex
     assert credentials.refresh()
@@ -191,11 +192,11 @@ def test_a_listing_goes_on_over_a_rotation(vault: Vault) -> None:
         vault.rotate()
         vault.revoke(vault.issued[-2])
     assert found == names
-    assert vault.refused() >= 2
+    assert vault.rejected_calls() >= 2
 
 
-def test_refused_keys_that_nothing_replaces_are_not_asked_for_by_every_call(vault: Vault) -> None:
-    """The calls fail as retryable, and the secret is left alone by most of them."""
+def test_rejected_keys_without_a_replacement_are_not_read_by_every_call(vault: Vault) -> None:
+    """The calls fail with a retryable error, and most of them do not read the secret."""
     vault.rotate()
     reads: list[bool] = []
     secret = FleetSecret(vault.arn)
@@ -204,9 +205,9 @@ def test_refused_keys_that_nothing_replaces_are_not_asked_for_by_every_call(vaul
     aws = AwsClients(1, None, credentials)
     vault.revoke(vault.issued[-1])
     for _ in range(20):
-        with pytest.raises(AwsError, match="UnrecognizedClientException") as refused:
+        with pytest.raises(AwsError, match="UnrecognizedClientException") as rejected:
             aws.call(aws.iot.list_things)
-        assert refused.value.retryable
+        assert rejected.value.retryable
     assert len(reads) < 20
 
 
@@ -216,16 +217,16 @@ def test_refused_keys_that_nothing_replaces_are_not_asked_for_by_every_call(vaul
 async def test_without_keys_nothing_is_called_and_no_device_fails(
     vault: Vault, settings: Settings, engine: Engine
 ) -> None:
-    """A device waits, also for longer than a step is retried, and goes on once the secret holds keys."""
+    """A device waits, even longer than a step is retried, and continues when the secret holds keys."""
     credentials, bridge, queue, device = vault.credentials(), vault.bridge, "not-ready", Device("WAITING-1")
     aws = AwsClients(32, None, credentials)
     sent = requests_of(aws)
-    hasty = settings.model_copy(
+    short_retries = settings.model_copy(
         update={"provisioning": settings.provisioning.model_copy(update={"step_retry_seconds": 1})}
     )
     async with (
         keep_credentials(credentials, engine, interval=SOON, first_within=LONG_ENOUGH),
-        worker_on(queue, hasty, bridge, aws, engine),
+        worker_on(queue, short_retries, bridge, aws, engine),
     ):
         assert not aws.credentials_ready
         assert aws.credentials_age_seconds is None
@@ -243,18 +244,18 @@ async def test_without_keys_nothing_is_called_and_no_device_fails(
     }
 
 
-def test_without_keys_a_call_is_refused_as_retryable(vault: Vault) -> None:
-    """Each call, each page, the question where the bridge is; a client used past the seam signs nothing."""
+def test_a_call_without_keys_raises_a_retryable_error(vault: Vault) -> None:
+    """A call, a page and a look-up of the account raise it. A client used directly cannot sign either."""
     aws = AwsClients(1, None, vault.credentials())
     sent = requests_of(aws)
-    for ask in (
+    for send in (
         lambda: aws.call(aws.iot.list_things),
         lambda: list(aws.pages(aws.iot.get_paginator("list_things").paginate())),
         lambda: aws.find_location(None),
     ):
-        with pytest.raises(CredentialsNotReadyError) as refused:
-            ask()
-        error = application_error(refused.value)
+        with pytest.raises(CredentialsNotReadyError) as raised:
+            send()
+        error = application_error(raised.value)
         assert error.type == "CredentialsNotReady"
         assert not error.non_retryable
         assert error.next_retry_delay is not None
@@ -263,8 +264,8 @@ def test_without_keys_a_call_is_refused_as_retryable(vault: Vault) -> None:
     assert sent == []
 
 
-async def test_a_start_does_not_wait_for_ever_for_the_secret(vault: Vault, engine: Engine) -> None:
-    """The first read has its time; after that the rest goes on, and the keys are taken up when they come."""
+async def test_a_start_waits_a_limited_time_for_the_secret(vault: Vault, engine: Engine) -> None:
+    """The start continues after the time of the first read, and uses the keys when they arrive."""
     vault.rotate()
     released, secret = threading.Event(), FleetSecret(vault.arn)
 
@@ -277,41 +278,39 @@ async def test_a_start_does_not_wait_for_ever_for_the_secret(vault: Vault, engin
         assert not credentials.ready
         released.set()
 
-        async def written_down() -> bool:
-            noted = await asyncio.to_thread(row, engine, vault)
-            return noted is not None and noted.fetched_at is not None
+        async def recorded() -> bool:
+            stored = await asyncio.to_thread(row, engine, vault)
+            return stored is not None and stored.fetched_at is not None
 
-        await until(written_down, "the keys are there")
+        await until(recorded, "the keys are there")
         assert credentials.ready
 
 
-async def test_a_worker_starts_without_keys_and_works_once_there_are_any(
-    vault: Vault, engine: Engine
-) -> None:
-    """By the setting alone: the process says what is wrong, starts, and a device waits for the secret."""
+async def test_a_worker_starts_without_keys_and_works_when_they_arrive(vault: Vault, engine: Engine) -> None:
+    """With the setting alone, the process logs the error and starts, and a device waits for the keys."""
     queue, device, bridge = "started-without", Device("STARTED-1"), vault.bridge
-    said = b""
+    output = b""
     async with running("worker", IOT_AWS_WORKER__TASK_QUEUE=queue, **{VARIABLE: vault.arn}) as process:
         assert process.stderr is not None
-        while b"worker started" not in said:
+        while b"worker started" not in output:
             line = await asyncio.wait_for(process.stderr.readline(), 60)
-            assert line, said
-            said += line
+            assert line, output
+            output += line
         await bridge.signal(device, device.event("Provisioned"), queue=queue)
         await bridge.wait_for_activity(device, "ensure_thing")
         vault.rotate()
         await bridge.wait_for_end(device)
 
-        async def written_down() -> bool:
-            noted = row(engine, vault)
-            return noted is not None and noted.fetched_at == noted.checked_at and noted.error is None
+        async def recorded() -> bool:
+            stored = row(engine, vault)
+            return stored is not None and stored.fetched_at == stored.checked_at and stored.error is None
 
-        await until(written_down, "the keys were read")
+        await until(recorded, "the keys were read")
         process.terminate()
         _, rest = await asyncio.wait_for(process.communicate(), 60)
-    log = (said + rest).decode()
+    log = (output + rest).decode()
     assert "AWS is not called: InvalidSecret: accessKeyId: is missing" in log
-    assert not vault.told_by(log)
+    assert not vault.disclosed_in(log)
 
 
 # A read that fails
@@ -320,7 +319,7 @@ async def test_a_worker_starts_without_keys_and_works_once_there_are_any(
 async def test_a_failed_read_keeps_the_last_good_keys(
     vault: Vault, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Calls go on, the age grows from the last success, and what is wrong is written down as a code."""
+    """Calls continue, the age counts from the last good read, and the error code is recorded."""
     caplog.set_level(logging.INFO)
     vault.rotate()
     credentials = vault.credentials()
@@ -329,11 +328,11 @@ async def test_a_failed_read_keeps_the_last_good_keys(
         broken = vault.issued[-1] | {"accessKeyId": "no key id"}
         vault.put(json.dumps(broken))
 
-        async def written_down() -> bool:
-            noted = await asyncio.to_thread(row, engine, vault)
-            return noted is not None and noted.error == "InvalidSecret"
+        async def recorded() -> bool:
+            stored = await asyncio.to_thread(row, engine, vault)
+            return stored is not None and stored.error == "InvalidSecret"
 
-        await until(written_down, "a failed read")
+        await until(recorded, "a failed read")
         good = credentials.fetched_at
         aws.call(aws.iot.list_things)
         assert not await asyncio.to_thread(credentials.refresh)
@@ -341,15 +340,16 @@ async def test_a_failed_read_keeps_the_last_good_keys(
     assert good is not None
     assert good < credentials.checked_at
     assert aws.credentials_age_seconds is not None
-    noted = row(engine, vault)
-    assert noted is not None
-    assert noted.fetched_at == good
+    stored = row(engine, vault)
+    assert stored is not None
+    assert stored.fetched_at == good
     assert "the last good keys stay in force: InvalidSecret: accessKeyId: is not valid" in caplog.text
-    assert not vault.told_by(caplog.text, repr(credentials.keys), repr(credentials), repr(vars(aws)), noted)
+    shown = (repr(credentials.keys), repr(credentials), repr(vars(aws)))
+    assert not vault.disclosed_in(caplog.text, *shown, stored)
 
 
-def test_a_secret_that_is_not_to_be_had_is_named_by_awss_code(vault: Vault) -> None:
-    """Whatever AWS says is retryable, and gives a code."""
+def test_a_secret_that_cannot_be_read_is_reported_by_the_code_of_aws(vault: Vault) -> None:
+    """An error of AWS leaves the keys not ready, and its code is recorded."""
     credentials = FleetCredentials(f"{vault.arn}-none", FleetSecret(f"{vault.arn}-none").read)
     assert not credentials.refresh()
     assert (credentials.ready, credentials.error) == (False, "ResourceNotFoundException")
@@ -359,7 +359,7 @@ GOOD = {"accessKeyId": "AKIAIOSFODNN7EXAMPLE", "secretAccessKey": "hush/hush+hus
 
 
 @pytest.mark.parametrize(
-    ("secret", "said"),
+    ("secret", "faults"),
     [
         ("", "the secret: must be a JSON object"),
         ('{"accessKeyId": hush}', "the secret: must be a JSON object"),
@@ -371,21 +371,21 @@ GOOD = {"accessKeyId": "AKIAIOSFODNN7EXAMPLE", "secretAccessKey": "hush/hush+hus
         (json.dumps(GOOD | {"sessionToken": ["hush"]}), "sessionToken: is not valid"),
     ],
 )
-def test_a_malformed_secret_is_told_by_its_field(
-    secret: str, said: str, caplog: pytest.LogCaptureFixture
+def test_a_malformed_secret_is_reported_by_its_fields(
+    secret: str, faults: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is a failed read that names each field at fault, and no value."""
+    """The read fails and names each faulty field, but no value."""
     credentials = FleetCredentials("arn", lambda: secret)
     assert not credentials.refresh()
-    assert caplog.messages[-1].endswith(f"AWS is not called: InvalidSecret: {said}")
+    assert caplog.messages[-1].endswith(f"AWS is not called: InvalidSecret: {faults}")
     assert "hush" not in caplog.text
 
 
 @pytest.mark.parametrize(
     "more", [{}, {"sessionToken": None}, {"sessionToken": ""}, {"sessionToken": "x"}, {"rotatedBy": "us"}]
 )
-def test_a_secret_is_taken_with_or_without_the_rest(more: dict[str, Any]) -> None:
-    """A session token is optional, and what else a rotation keeps there is its own."""
+def test_a_secret_is_valid_with_or_without_optional_fields(more: dict[str, Any]) -> None:
+    """A session token is optional, and other fields are ignored."""
     credentials = FleetCredentials("arn", lambda: json.dumps(GOOD | more))
     assert credentials.refresh()
     assert credentials.keys is not None
@@ -395,28 +395,28 @@ def test_a_secret_is_taken_with_or_without_the_rest(more: dict[str, Any]) -> Non
 # Over HTTP
 
 
-async def test_the_doors_say_whether_there_are_keys(
+async def test_the_endpoints_report_missing_keys(
     vault: Vault,
     engine: Engine,
     enrolment: EnrolmentHarness,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Until a worker has read the secret nobody enrols and nothing is written; afterwards a failure is none.
+    """No device enrols before a worker has read the secret. A failed read after that changes nothing.
 
-    `/readyz` names the credentials, with their age.
+    `/readyz` reports the state and the age of the credentials.
     """
     monkeypatch.setenv(VARIABLE, vault.arn)
     device, credentials = Device("READY-1"), vault.credentials()
-    asked = {"serialNumber": device.serial_number, "tenantId": str(device.tenant_id)}
+    request = {"serialNumber": device.serial_number, "tenantId": str(device.tenant_id)}
 
     async def read() -> None:
         async with keep_credentials(credentials, engine, interval=LATER, first_within=LONG_ENOUGH):
 
-            async def written_down() -> bool:
-                noted = await asyncio.to_thread(row, engine, vault)
-                return noted is not None and noted.checked_at >= credentials.checked_at
+            async def recorded() -> bool:
+                stored = await asyncio.to_thread(row, engine, vault)
+                return stored is not None and stored.checked_at >= credentials.checked_at
 
-            await until(written_down, "how it went")
+            await until(recorded, "the read is recorded")
 
     async with open_http_api(engine) as opened, opened.operator() as http:
         for _ in range(2):
@@ -430,15 +430,15 @@ async def test_the_doors_say_whether_there_are_keys(
                 },
             )
             with enrolment.nothing_written(device):
-                refused = [
-                    await http.post(VERIFY, json=asked),
+                responses = [
+                    await http.post(VERIFY, json=request),
                     await http.post(REGISTERED, json=enrolment.body(device)),
                 ]
-            for answer in refused:
+            for answer in responses:
                 assert problem(answer)["status"] == 503
                 assert "AWS credentials are not ready" in problem(answer)["detail"]
                 assert answer.headers["retry-after"]
-            # The second time after a worker has tried in vain.
+            # The second pass follows a failed read of a worker.
             await read()
         vault.rotate()
         await read()
@@ -447,14 +447,14 @@ async def test_the_doors_say_whether_there_are_keys(
         ready = await http.get("/readyz")
         assert ready.status_code == 200
         assert ready.json()["aws_credentials"].startswith("ok, read ")
-        assert (await http.post(VERIFY, json=asked)).status_code == 200
+        assert (await http.post(VERIFY, json=request)).status_code == 200
         assert (await http.post(REGISTERED, json=enrolment.body(device))).status_code == 200
 
 
-async def test_whose_key_it_is_comes_before_whether_there_are_keys(
+async def test_a_foreign_tenant_is_denied_before_missing_keys_are_reported(
     vault: Vault, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A tenant who asks for another's device is refused as ever."""
+    """A tenant that requests another tenant's device gets 403, also without keys."""
     monkeypatch.setenv(VARIABLE, vault.arn)
     device = Device("READY-2")
     async with open_http_api(engine) as opened, opened.tenant(uuid4()) as http:
@@ -464,8 +464,8 @@ async def test_whose_key_it_is_comes_before_whether_there_are_keys(
     assert problem(answer)["status"] == 403
 
 
-def test_what_one_worker_reads_another_does_not_undo(vault: Vault, engine: Engine) -> None:
-    """The last success of any of them stands, beside what the last check found."""
+def test_a_failed_read_of_one_worker_keeps_the_success_of_another(vault: Vault, engine: Engine) -> None:
+    """The row holds the last good read of any worker, and the result of the last read."""
     first, second = vault.credentials(), vault.credentials()
     assert not second.refresh()
     vault.rotate()
@@ -479,6 +479,6 @@ def test_what_one_worker_reads_another_does_not_undo(vault: Vault, engine: Engin
                 fetched_at=each.fetched_at,
                 error=each.error,
             )
-    noted = row(engine, vault)
-    assert noted is not None
-    assert (noted.fetched_at, noted.error) == (first.fetched_at, "InvalidSecret")
+    stored = row(engine, vault)
+    assert stored is not None
+    assert (stored.fetched_at, stored.error) == (first.fetched_at, "InvalidSecret")

@@ -1,4 +1,4 @@
-"""The tests' hand on a running bridge: send what the platform sends, look at what came of it."""
+"""The bridge under test: send the events of the platform, and read the results."""
 
 import asyncio
 import time
@@ -34,7 +34,7 @@ NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Device:
-    """A device of the platform, and the events it tells of it."""
+    """A device of the platform, and the events that the platform sends about it."""
 
     serial_number: str
     tenant_id: UUID | None = field(default_factory=uuid4)
@@ -49,7 +49,7 @@ class Device:
         return device_workflow_id(self.device_id)
 
     def event(self, kind: str, minute: int = 0, **changes: Any) -> dict[str, Any]:
-        """A lifecycle event as the contract writes it; `kind` is the type's middle word."""
+        """Return a lifecycle event in the format of the contract; its type is `Device{kind}Event`."""
         event: dict[str, Any] = {
             "eventId": str(uuid4()),
             "type": f"Device{kind}Event",
@@ -63,7 +63,7 @@ class Device:
 
 @dataclass(frozen=True)
 class AwsTraces:
-    """All that AWS holds of one Thing name."""
+    """The resources in AWS that belong to one Thing name."""
 
     thing: dict[str, str] | None
     certificates: list[Certificate]
@@ -72,7 +72,7 @@ class AwsTraces:
 
 
 class Bridge:
-    """A worker on the embedded stack, with clients for all three servers."""
+    """A worker on the embedded servers, with clients for Temporal, the database and AWS."""
 
     def __init__(self, client: Client, engine: Engine, aws_endpoint_url: str, aws: dict[str, Any]) -> None:
         self.client = client
@@ -83,12 +83,12 @@ class Bridge:
         self.iot_data = aws["iot-data"]
         self.secrets = aws["secretsmanager"]
 
-    # what the platform does
+    # Actions of the platform
 
     async def signal(
         self, device: Device, *arguments: Any, signal: str = "device_event", queue: str = TASK_QUEUE
     ) -> WorkflowHandle[Any, Any]:
-        """Signal-with-start, as any client does it; the handle is of the run that took the signal."""
+        """Send a signal-with-start, and return a handle for the run that receives the signal."""
         handle = await self.client.start_workflow(
             "DeviceLifecycle",
             id=device.workflow_id,
@@ -107,7 +107,7 @@ class Bridge:
     async def send_and_wait(
         self, device: Device, *events: dict[str, Any], seconds: float = 60
     ) -> WorkflowHandle[Any, Any]:
-        """Send events and wait until the device's workflow has ended."""
+        """Send events, and wait until the device's workflow ends."""
         await self.send(device, *events)
         return await self.wait_for_end(device, seconds)
 
@@ -123,22 +123,22 @@ class Bridge:
     async def wait_for_status(
         self, device: Device, status: ProvisioningStatus, seconds: float = 60
     ) -> AwsThingBinding:
-        """Wait until the device's binding has a status, by the database and by the workflow's own word."""
+        """Wait until the device's binding has a status, both in the database and in the workflow's query."""
 
-        async def there() -> bool:
+        async def reached() -> bool:
             binding = self.binding(device)
-            at_last = binding is not None and binding.provisioning_status is status
-            return at_last and (await self.status(device))["provisioningStatus"] == status
+            stored = binding is not None and binding.provisioning_status is status
+            return stored and (await self.status(device))["provisioningStatus"] == status
 
-        await until(there, f"{device.thing_name} is {status}", seconds)
+        await until(reached, f"{device.thing_name} is {status}", seconds)
         return self.require_binding(device)
 
     async def wait_for_activity(
         self, device: Device, activity: str, attempts: int = 1, seconds: float = 60
     ) -> None:
-        """Wait until an activity of the device's workflow has been taken up, or is past some attempt."""
+        """Wait until an attempt of an activity of the device's workflow has started or failed."""
 
-        async def there() -> bool:
+        async def reached() -> bool:
             described = await self.client.get_workflow_handle(device.workflow_id).describe()
             return any(
                 pending.activity_type.name == activity
@@ -147,54 +147,54 @@ class Bridge:
                 for pending in described.raw_description.pending_activities
             )
 
-        await until(there, f"{activity} is at attempt {attempts}", seconds)
+        await until(reached, f"{activity} is at attempt {attempts}", seconds)
 
     async def wait_for_reschedule(self, device: Device, activity: str) -> None:
-        """Wait until an activity of the device's workflow was given up, and is scheduled once more."""
+        """Wait until the device's workflow has scheduled an activity for the second time."""
         handle = self.client.get_workflow_handle(device.workflow_id)
 
-        async def there() -> bool:
-            begun = [
+        async def rescheduled() -> bool:
+            scheduled = [
                 event
                 async for event in handle.fetch_history_events()
                 if event.activity_task_scheduled_event_attributes.activity_type.name == activity
             ]
-            return len(begun) > 1
+            return len(scheduled) > 1
 
-        await until(there, f"{activity} is begun again")
+        await until(rescheduled, f"{activity} is scheduled again")
 
     async def wait_for_fault(self, fault: str, seconds: float = 60) -> None:
-        """Wait until AWS has in its hands the last call that a fault was meant for."""
+        """Wait until the emulator has received the last call that a fault applies to."""
 
-        async def over() -> bool:
+        async def received() -> bool:
             return not self.emulator.awaits(fault)
 
-        await until(over, f"fault {fault} is met", seconds)
+        await until(received, f"fault {fault} is used up", seconds)
 
     async def wait_until_idle(self, device: Device) -> None:
-        """Wait until nothing is at work for the device: its run has ended, or waits for an operator."""
+        """Wait until the device's workflow does no work: it has ended, or waits for an operator."""
 
-        async def resting() -> bool:
+        async def idle() -> bool:
             described = await self.client.get_workflow_handle(device.workflow_id).describe()
             pending = described.raw_description.pending_activities
             return not pending and not described.raw_description.HasField("pending_workflow_task")
 
-        await until(resting, f"{device.thing_name} is at rest")
+        await until(idle, f"{device.thing_name} is idle")
 
     async def runs(self, workflow_id: str) -> AsyncIterator[WorkflowExecution]:
-        """Every run of a workflow, once visibility knows the newest."""
+        """Return every run of a workflow, after visibility lists the newest one."""
         newest = (await self.client.get_workflow_handle(workflow_id).describe()).run_id
         query, found = f"WorkflowId = '{workflow_id}'", list[WorkflowExecution]()
 
-        async def known() -> bool:
+        async def listed() -> bool:
             found[:] = [run async for run in self.client.list_workflows(query)]
             return newest in {run.run_id for run in found}
 
-        await until(known, f"visibility knows run {newest}")
+        await until(listed, f"visibility lists run {newest}")
         for run in found:
             yield run
 
-    # what came of it
+    # Results
 
     def binding(self, device: Device) -> AwsThingBinding | None:
         with Session(self.engine) as session:
@@ -206,7 +206,7 @@ class Bridge:
         return binding
 
     def transitions(self, device: Device) -> list[str]:
-        """The statuses the device's binding was given, in order."""
+        """Return the statuses of the device's bindings, in order."""
         return [row.to_status.value for row in self.transition_rows(device)]
 
     def transition_rows(self, device: Device) -> Sequence[BindingTransition]:
@@ -218,7 +218,7 @@ class Bridge:
             ).all()
 
     def published(self, device: Device) -> list[str]:
-        """The types of the events in the outbox, in the device's order."""
+        """Return the types of the device's events in the outbox, in order."""
         return [row.type for row in self.outbox(device)]
 
     def outbox(self, device: Device) -> Sequence[OutboxRow]:
@@ -230,7 +230,7 @@ class Bridge:
             ).all()
 
     def traces(self, device: Device, *more_certificates: str) -> AwsTraces:
-        """What AWS holds under the device's Thing name, and of the certificates named."""
+        """Return the resources of the device's Thing name in AWS, and the additional certificates."""
         name = device.thing_name
         attributes = self._or_none(lambda: self.iot.describe_thing(thingName=name)["attributes"])
         arns = set(more_certificates)
@@ -262,7 +262,7 @@ class Bridge:
         return str(described["certificateDescription"]["certificatePem"])
 
     def shadow_names(self, device: Device) -> list[str]:
-        """The shadows under the device's Thing name; the classic one as an empty name."""
+        """Return the names of the Thing's shadows; an empty name for the classic one."""
         name = device.thing_name
         names = (
             self._or_none(lambda: self.iot_data.list_named_shadows_for_thing(thingName=name)["results"]) or []
@@ -274,9 +274,10 @@ class Bridge:
         return take_inventory(self.aws_endpoint_url)
 
     @staticmethod
-    def _or_none(ask: Any) -> Any:
+    def _or_none(read: Callable[[], Any]) -> Any:
+        """Return the result of a call to AWS; None if the resource does not exist."""
         try:
-            return ask()
+            return read()
         except ClientError as error:
             if error.response["Error"]["Code"] in {"ResourceNotFoundException", "InvalidRequestException"}:
                 return None
@@ -284,16 +285,16 @@ class Bridge:
 
 
 def worker_on(queue: str, settings: Settings, bridge: Bridge, aws: AwsClients, engine: Engine) -> Worker:
-    """A worker, not yet running, on a queue of its own."""
-    return compose_worker(_on(queue, settings), bridge.client, aws, engine)
+    """Return a worker, not yet started, on a separate task queue."""
+    return compose_worker(_settings_for(queue, settings), bridge.client, aws, engine)
 
 
 @asynccontextmanager
 async def commands_on(
     queue: str, settings: Settings, bridge: Bridge, aws: AwsClients, engine: Engine
 ) -> AsyncIterator[None]:
-    """The workers that commands need, at work on a queue of their own and its jobs' queue."""
-    own = _on(queue, settings)
+    """Run the workers that commands need, on a separate task queue and its job queue."""
+    own = _settings_for(queue, settings)
     async with (
         compose_worker(own, bridge.client, aws, engine),
         compose_job_worker(own, bridge.client, aws, engine),
@@ -301,14 +302,20 @@ async def commands_on(
         yield
 
 
-def _on(queue: str, settings: Settings) -> Settings:
+def _settings_for(queue: str, settings: Settings) -> Settings:
     own = settings.worker.model_copy(update={"task_queue": queue})
     return settings.model_copy(update={"worker": own})
 
 
 async def until(reached: Callable[[], Awaitable[bool]], what: str, seconds: float = 60) -> None:
-    """Look again and again until something is so."""
+    """Wait until a condition is true.
+
+    Args:
+        reached: the condition; it is checked repeatedly.
+        what: the condition in words, for the failure message.
+        seconds: how long to wait.
+    """
     ends = time.monotonic() + seconds
     while not await reached():
-        assert time.monotonic() < ends, f"not so after {seconds} s: {what}"
+        assert time.monotonic() < ends, f"not reached after {seconds} s: {what}"
         await asyncio.sleep(0.05)

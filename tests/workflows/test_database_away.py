@@ -1,4 +1,4 @@
-"""A database that is away for a while: what comes meanwhile is taken up once it is back."""
+"""Events that arrive while the database is unavailable are handled when it is available again."""
 
 from collections.abc import Iterator
 from uuid import uuid4
@@ -17,7 +17,7 @@ from tests.harness.bridge import Bridge, Device, worker_on
 
 
 class Outage:
-    """An engine that gives nobody a connection while this lasts."""
+    """An engine that refuses every connection while the outage lasts."""
 
     def __init__(self, database_url: str) -> None:
         self.lasts = True
@@ -31,15 +31,15 @@ class Outage:
 
 @pytest.fixture
 def outage(stack: Addresses) -> Iterator[Outage]:
-    begun = Outage(stack.database_url)
-    yield begun
-    begun.engine.dispose()
+    started = Outage(stack.database_url)
+    yield started
+    started.engine.dispose()
 
 
-async def test_events_of_a_database_that_is_away_are_taken_up_once_it_is_back(
+async def test_events_during_an_outage_of_the_database_are_handled_after_it(
     bridge: Bridge, settings: Settings, aws: AwsClients, outage: Outage
 ) -> None:
-    """The run outlives the failed tries to fold the event, and waits at the server."""
+    """The run survives the failed attempts to apply the event, and waits in Temporal."""
     queue, device = f"outage-{uuid4().hex}", Device("AWAY")
     async with worker_on(queue, settings, bridge, aws, outage.engine):
         await bridge.signal(device, device.event("Provisioned"), queue=queue)
@@ -51,10 +51,10 @@ async def test_events_of_a_database_that_is_away_are_taken_up_once_it_is_back(
     assert bridge.require_binding(device).last_shadow_reported_at is not None
 
 
-async def test_a_run_cancelled_while_the_database_is_away_loses_no_event(
+async def test_a_run_cancelled_during_an_outage_of_the_database_loses_no_event(
     bridge: Bridge, settings: Settings, aws: AwsClients, outage: Outage
 ) -> None:
-    """The event in hand is remembered before the run ends, and a retry goes on from there."""
+    """The current event is stored before the run ends, and a retry continues from there."""
     queue, device = f"outage-{uuid4().hex}", Device("AWAY-CANCELLED")
     async with worker_on(queue, settings, bridge, aws, outage.engine):
         handle = await bridge.signal(device, device.event("Provisioned"), queue=queue)

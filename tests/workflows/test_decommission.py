@@ -1,4 +1,4 @@
-"""Decommissioning erases every trace of the device in AWS, whatever is at work and whoever provisioned it."""
+"""Decommissioning erases everything of a device in AWS, at any time and however it was provisioned."""
 
 import json
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 from sqlmodel import Session
 
+from activities.bindings import certificate_arn_of
 from db.models import AwsThingBinding, DeviceRow
 from domain.provisioning_status import ProvisioningStatus
 from tests.harness.bridge import POLICY, Bridge, Device, until
@@ -15,11 +16,11 @@ from tests.harness.bridge import POLICY, Bridge, Device, until
 GONE = ProvisioningStatus.DECOMMISSIONED
 
 
-async def test_nothing_of_a_decommissioned_device_is_left(bridge: Bridge) -> None:
+async def test_a_decommission_erases_everything_of_the_device(bridge: Bridge) -> None:
     """Thing, certificate, secret, classic and named shadows and jobs are erased, and the end is recorded."""
     device = Device("GONE-1")
     await bridge.send_and_wait(device, device.event("Provisioned"), device.event("Activated", 1))
-    certificate = bridge.require_binding(device).certificate_arn or ""
+    certificate = certificate_arn_of(bridge.require_binding(device))
     for shadow in ("config", "firmware"):
         bridge.iot_data.update_thing_shadow(
             thingName=device.thing_name,
@@ -38,11 +39,11 @@ async def test_nothing_of_a_decommissioned_device_is_left(bridge: Bridge) -> Non
     assert bridge.published(device) == ["AwsThingProvisionedEvent", "AwsThingDecommissionedEvent"]
 
 
-async def test_other_policies_and_several_certificates_go_too(bridge: Bridge) -> None:
-    """Certificates and policies that others attached to the device's own Thing do not hinder its teardown."""
+async def test_further_policies_and_certificates_are_erased(bridge: Bridge) -> None:
+    """Certificates and policies that others attached to the device's Thing do not block its teardown."""
     device = Device("GONE-2")
     await bridge.send_and_wait(device, device.event("Provisioned"))
-    own = bridge.require_binding(device).certificate_arn or ""
+    own = certificate_arn_of(bridge.require_binding(device))
     bridge.iot.create_policy(policyName="other-policy", policyDocument="{}")
     second = bridge.iot.create_keys_and_certificate(setAsActive=True)["certificateArn"]
     for certificate in (own, second):
@@ -53,40 +54,40 @@ async def test_other_policies_and_several_certificates_go_too(bridge: Bridge) ->
 
 
 async def test_a_certificate_that_serves_another_thing_is_only_detached(bridge: Bridge) -> None:
-    """A shared certificate stays active on the other Thing, and the audit says that it was left."""
+    """A shared certificate stays active on the other Thing, and the audit names it."""
     device, other = Device("GONE-3"), Device("STAYS-3")
     await bridge.send_and_wait(device, device.event("Provisioned"))
     bridge.iot.create_thing(thingName=other.thing_name)
-    shared = bridge.require_binding(device).certificate_arn or ""
+    shared = certificate_arn_of(bridge.require_binding(device))
     bridge.iot.attach_thing_principal(thingName=other.thing_name, principal=shared)
     await bridge.send_and_wait(device, device.event("Decommissioned"))
     assert bridge.traces(device).thing is None
     assert bridge.iot.list_thing_principals(thingName=other.thing_name)["principals"] == [shared]
     (certificate,) = bridge.traces(other).certificates
     assert (certificate.status, certificate.policies) == ("ACTIVE", (POLICY,))
-    assert shared in (bridge.transition_rows(device)[-1].reason or "")
+    assert shared in str(bridge.transition_rows(device)[-1].reason)
     assert bridge.outbox(device)[-1].data["kept"] == [shared]
 
 
-async def test_a_thing_given_to_another_device_loses_our_certificate_and_nothing_else(bridge: Bridge) -> None:
-    """A Thing that someone has stamped anew is left, but the certificate we attached to it is deleted."""
-    device, heir = Device("GIVEN-AWAY-1"), str(uuid4())
+async def test_a_thing_assigned_to_another_device_loses_only_the_old_certificate(bridge: Bridge) -> None:
+    """A Thing that now records another device is kept, but the certificate of this device is deleted."""
+    device, other_id = Device("REASSIGNED-1"), str(uuid4())
     await bridge.send_and_wait(device, device.event("Provisioned"))
-    certificate = bridge.require_binding(device).certificate_arn or ""
+    certificate = certificate_arn_of(bridge.require_binding(device))
     bridge.iot.update_thing(
-        thingName=device.thing_name, attributePayload={"attributes": {"deviceId": heir}, "merge": True}
+        thingName=device.thing_name, attributePayload={"attributes": {"deviceId": other_id}, "merge": True}
     )
     await bridge.send_and_wait(device, device.event("Decommissioned"))
     traces = bridge.traces(device, certificate)
-    assert traces.thing == {"deviceId": heir, "tenantId": str(device.tenant_id)}
+    assert traces.thing == {"deviceId": other_id, "tenantId": str(device.tenant_id)}
     assert (traces.certificates, traces.secret_arn) == ([], None)
 
 
-async def test_a_certificate_attached_during_the_teardown_goes_too(faulty_bridge: Bridge) -> None:
-    """A device that was enrolment as it was decommissioned does not hold its Thing, nor can it connect."""
+async def test_a_certificate_attached_during_the_teardown_is_erased(faulty_bridge: Bridge) -> None:
+    """A device that enrols during its teardown cannot connect afterwards, and its Thing is deleted."""
     device = Device("ENROLLING-GONE-1")
     await faulty_bridge.send_and_wait(device, device.event("Provisioned"))
-    own = faulty_bridge.require_binding(device).certificate_arn or ""
+    own = certificate_arn_of(faulty_bridge.require_binding(device))
     faulty_bridge.emulator.add_fault(
         "iot:DeleteThing", resource=device.thing_name, code="ThrottlingException", status=429
     )
@@ -100,14 +101,14 @@ async def test_a_certificate_attached_during_the_teardown_goes_too(faulty_bridge
     assert_erased(faulty_bridge, device, own, late)
 
 
-async def test_a_decommission_overtakes_what_is_throttled(faulty_bridge: Bridge) -> None:
-    """While every call is throttled a decommission cancels the step in backoff at once; lifted, all goes."""
+async def test_a_decommission_cancels_a_throttled_step(faulty_bridge: Bridge) -> None:
+    """A decommission cancels a step in its backoff at once, and ends when the throttling ends."""
     device = Device("THROTTLED-1")
     throttle = {"resource": device.thing_name, "code": "ThrottlingException", "status": 429}
     faulty_bridge.emulator.add_fault("iot:AttachThingPrincipal", **throttle)  # type: ignore[arg-type]
     await faulty_bridge.signal(device, device.event("Provisioned"))
     await faulty_bridge.wait_for_activity(device, "attach_certificate", attempts=2)
-    certificate = faulty_bridge.require_binding(device).certificate_arn or ""
+    certificate = certificate_arn_of(faulty_bridge.require_binding(device))
     faulty_bridge.emulator.add_fault("*", code="ThrottlingException", status=429)
     await faulty_bridge.signal(device, device.event("Decommissioned"))
     await faulty_bridge.wait_for_activity(device, "plan_teardown", attempts=2)
@@ -121,19 +122,19 @@ async def test_a_decommission_overtakes_what_is_throttled(faulty_bridge: Bridge)
 @pytest.mark.parametrize(
     "operation", ["CreateThing", "CreateKeysAndCertificate", "AttachPolicy", "UpdateCertificate"]
 )
-async def test_a_decommission_waits_for_the_attempt_at_work(faulty_bridge: Bridge, operation: str) -> None:
-    """A step in AWS's hands finishes its attempt before anything is torn down; nothing is made after."""
+async def test_a_decommission_waits_for_the_running_attempt(faulty_bridge: Bridge, operation: str) -> None:
+    """A step that waits for AWS ends its attempt before the teardown, so nothing is created after it."""
     device = Device(f"MIDWAY-{operation}")
-    dawdling = faulty_bridge.emulator.add_fault(f"iot:{operation}", delay_seconds=1.0, times=1)
+    slow_call = faulty_bridge.emulator.add_fault(f"iot:{operation}", delay_seconds=1.0, times=1)
     await faulty_bridge.signal(device, device.event("Provisioned"))
-    await faulty_bridge.wait_for_fault(dawdling)
+    await faulty_bridge.wait_for_fault(slow_call)
     await faulty_bridge.signal(device, device.event("Decommissioned"))
     await faulty_bridge.wait_for_end(device)
     assert_erased(faulty_bridge, device)
 
 
-async def test_a_decommission_overtakes_a_failed_saga(faulty_bridge: Bridge) -> None:
-    """A device in Failed, its run open, is torn down without any retry."""
+async def test_a_decommission_ends_a_failed_saga(faulty_bridge: Bridge) -> None:
+    """A Failed device with an open run is torn down without a retry."""
     device = Device("FAILED-GONE-1")
     faulty_bridge.emulator.add_fault(
         "iot:AttachThingPrincipal", resource=device.thing_name, code="AccessDeniedException", status=403
@@ -142,12 +143,12 @@ async def test_a_decommission_overtakes_a_failed_saga(faulty_bridge: Bridge) -> 
     failed = await faulty_bridge.wait_for_status(device, ProvisioningStatus.FAILED)
     faulty_bridge.emulator.clear_faults()
     await faulty_bridge.send_and_wait(device, device.event("Decommissioned"))
-    assert_erased(faulty_bridge, device, failed.certificate_arn or "")
+    assert_erased(faulty_bridge, device, certificate_arn_of(failed))
     assert faulty_bridge.require_binding(device).failure_reason is None
 
 
-async def test_a_refused_teardown_is_noted_and_goes_on_at_a_retry(faulty_bridge: Bridge) -> None:
-    """A teardown that AWS denies leaves its reason in the row, and ends once it is allowed and retried."""
+async def test_a_denied_teardown_is_recorded_and_continues_at_a_retry(faulty_bridge: Bridge) -> None:
+    """The reason of a teardown that AWS denies is in the row; a retry ends it when it is permitted."""
     device = Device("DENIED-GONE-1")
     await faulty_bridge.send_and_wait(device, device.event("Provisioned"))
     faulty_bridge.emulator.add_fault(
@@ -155,12 +156,12 @@ async def test_a_refused_teardown_is_noted_and_goes_on_at_a_retry(faulty_bridge:
     )
     await faulty_bridge.signal(device, device.event("Decommissioned"))
 
-    async def noted() -> bool:
+    async def recorded() -> bool:
         binding = faulty_bridge.require_binding(device)
         denied = binding.failure_code == "AccessDenied"
-        return denied and (binding.failure_reason or "").startswith("DeleteSecret")
+        return denied and str(binding.failure_reason).startswith("DeleteSecret")
 
-    await until(noted, "the denial is noted")
+    await until(recorded, "the denial is recorded")
     assert faulty_bridge.require_binding(device).provisioning_status is ProvisioningStatus.ACTIVE
     faulty_bridge.emulator.clear_faults()
     await faulty_bridge.signal(device, signal="retry")
@@ -168,8 +169,8 @@ async def test_a_refused_teardown_is_noted_and_goes_on_at_a_retry(faulty_bridge:
     assert_erased(faulty_bridge, device)
 
 
-async def test_a_shadow_recreated_meanwhile_is_erased_after_the_thing(faulty_bridge: Bridge) -> None:
-    """A device still connected writes its shadow while its Thing is being deleted: it goes all the same."""
+async def test_a_shadow_recreated_during_the_teardown_is_erased(faulty_bridge: Bridge) -> None:
+    """A shadow is erased, even if a device that is still connected writes it during the deletion."""
     device = Device("LINGERING-1")
     await faulty_bridge.send_and_wait(device, device.event("Provisioned"))
     faulty_bridge.emulator.settings(detach_settles_seconds=0)
@@ -187,7 +188,7 @@ async def test_a_shadow_recreated_meanwhile_is_erased_after_the_thing(faulty_bri
 
 
 async def test_a_repeated_decommission_changes_nothing(bridge: Bridge) -> None:
-    """A second decommission, or an event after it, finds nothing to do."""
+    """A second decommission, or an event after it, has no effect."""
     device = Device("GONE-TWICE-1")
     await bridge.send_and_wait(device, device.event("Provisioned"), device.event("Decommissioned"))
     before = bridge.require_binding(device)
@@ -196,8 +197,8 @@ async def test_a_repeated_decommission_changes_nothing(bridge: Bridge) -> None:
     assert bridge.require_binding(device) == before
 
 
-async def test_a_serial_may_be_provisioned_again_under_a_new_device(bridge: Bridge) -> None:
-    """After a device is gone, its serial serves a new device id, with a Thing and key of its own."""
+async def test_a_serial_can_be_provisioned_again_for_a_new_device(bridge: Bridge) -> None:
+    """After a decommission its serial can be provisioned under a new device id, with a new Thing and key."""
     tenant = uuid4()
     first, second = Device("REBORN-1", tenant), Device("REBORN-1", tenant)
     await bridge.send_and_wait(first, first.event("Provisioned"))
@@ -209,16 +210,16 @@ async def test_a_serial_may_be_provisioned_again_under_a_new_device(bridge: Brid
     assert bridge.traces(second).key is not None
 
 
-async def test_a_jitp_device_is_torn_down(bridge: Bridge) -> None:
-    """A device that fleet provisioning made, known by its row alone, loses all that is its Thing's own."""
+async def test_an_enrolled_device_is_torn_down(bridge: Bridge) -> None:
+    """Everything that belongs to the Thing of a device is erased, if fleet provisioning created it."""
     device = Device("JITP-1")
-    row = jitp(bridge, device)
+    row = enrolled(bridge, device)
     await bridge.send_and_wait(device, device.event("Decommissioned"))
-    assert_erased(bridge, device, row.certificate_arn or "")
+    assert_erased(bridge, device, certificate_arn_of(row))
 
 
-async def test_a_jitp_device_loses_nothing_that_is_not_shown_to_be_its_own(bridge: Bridge) -> None:
-    """A row that names another's certificate and secret does not have them deleted; the audit says so."""
+async def test_unconfirmed_resources_of_an_enrolled_device_are_kept(bridge: Bridge) -> None:
+    """A certificate and a secret of others are kept, even if the row names them; the audit names them."""
     device = Device("JITP-2")
     orphan = bridge.iot.create_keys_and_certificate(setAsActive=True)["certificateArn"]
     foreign = bridge.secrets.create_secret(Name=f"payroll/{uuid4()}", SecretString="theirs")["ARN"]
@@ -226,26 +227,26 @@ async def test_a_jitp_device_loses_nothing_that_is_not_shown_to_be_its_own(bridg
     def claim(row: AwsThingBinding) -> None:
         row.certificate_arn, row.certificate_secret_arn = orphan, foreign
 
-    jitp(bridge, device, claim)
+    enrolled(bridge, device, claim)
     await bridge.send_and_wait(device, device.event("Decommissioned"))
     assert bridge.certificate(orphan) is not None
     assert bridge.secrets.describe_secret(SecretId=foreign)["ARN"] == foreign
-    reason = bridge.transition_rows(device)[-1].reason or ""
+    reason = str(bridge.transition_rows(device)[-1].reason)
     assert orphan in reason
     assert foreign in reason
 
 
-async def test_another_tenants_event_cannot_decommission_a_jitp_device(bridge: Bridge) -> None:
-    """The row fleet provisioning made says whose the device is, before any event has come."""
+async def test_an_event_of_another_tenant_cannot_decommission_an_enrolled_device(bridge: Bridge) -> None:
+    """The row of fleet provisioning defines the tenant of the device before its first event."""
     device = Device("JITP-3")
-    jitp(bridge, device)
+    enrolled(bridge, device)
     await bridge.send_and_wait(device, device.event("Decommissioned", tenantId=str(uuid4())))
     assert (await bridge.status(device))["rejected"][0]["field"] == "tenantId"
     assert bridge.require_binding(device).provisioning_status is ProvisioningStatus.ACTIVE
 
 
-async def test_the_cores_device_row_is_marked(bridge: Bridge) -> None:
-    """Where the device has a row in the core's table, it says Decommissioned afterwards."""
+async def test_the_device_row_of_the_platform_is_marked(bridge: Bridge) -> None:
+    """A row of the device in the platform's table is Decommissioned afterwards."""
     device = Device("CORE-1")
     await bridge.send_and_wait(device, device.event("Provisioned"))
     with Session(bridge.engine) as session, session.begin():
@@ -266,15 +267,15 @@ async def test_the_cores_device_row_is_marked(bridge: Bridge) -> None:
         assert row.status == "Decommissioned"
 
 
-def jitp(
+def enrolled(
     bridge: Bridge, device: Device, change: Callable[[AwsThingBinding], None] = lambda _: None
 ) -> AwsThingBinding:
-    """What fleet provisioning leaves: a Thing without our stamp, its certificate, a secret, an Active row."""
+    """Create a device as fleet provisioning does: its Thing has no owner attributes, its row is Active."""
     thing = bridge.iot.create_thing(thingName=device.thing_name)["thingArn"]
     certificate = bridge.iot.create_keys_and_certificate(setAsActive=True)["certificateArn"]
     bridge.iot.attach_policy(policyName=POLICY, target=certificate)
     bridge.iot.attach_thing_principal(thingName=device.thing_name, principal=certificate)
-    secret = bridge.secrets.create_secret(Name=f"iot/devices/{device.thing_name}/key", SecretString="its own")
+    secret = bridge.secrets.create_secret(Name=f"iot/devices/{device.thing_name}/key", SecretString="a key")
     row = AwsThingBinding(
         device_id=device.device_id,
         tenant_id=device.tenant_id,

@@ -1,4 +1,4 @@
-"""What is at work outlives the process that is at it."""
+"""Work in progress survives the end of its worker process."""
 
 import asyncio
 import signal
@@ -16,19 +16,17 @@ from tests.harness.command_line import running
 PAGES, PAGE_SIZE = 5, 100
 
 
-async def test_a_worker_killed_in_the_middle_of_a_poll_changes_nothing_of_what_it_finds(
-    stack: Addresses, bridge: Bridge
-) -> None:
-    """With 500 bindings and 5 deltas there are 5 events and 5 jobs, and pages go on where they were."""
+async def test_a_poll_continues_after_its_worker_is_killed(stack: Addresses, bridge: Bridge) -> None:
+    """500 bindings with 5 deltas lead to 5 events and 5 jobs, and each page continues where it ended."""
     with fleet_of_its_own(bridge, stack.database_url, "killed-in-a-poll") as fleet:
         members = fleet.bind(PAGES * PAGE_SIZE)
-        # Before the half, after it, just before the crash and behind it: wherever a count could be lost.
-        wanting = [members[number] for number in (0, 149, 279, 399, 499)]
-        for member in wanting:
+        # A count can be lost before and after the middle of a page, and just before and after the crash.
+        changed = [members[number] for number in (0, 149, 279, 399, 499)]
+        for member in changed:
             bridge.iot.create_thing(thingName=member.thing_name)
             fleet.desire(member, {"interval": 10})
         bridge.emulator.forget_calls()
-        # From here on a page takes its time, far more than it needs until it is killed.
+        # The last part of each page is slow, so that the worker is killed before the page ends.
         for number, member in enumerate(members):
             if number % PAGE_SIZE >= 80:
                 bridge.emulator.add_fault(
@@ -42,7 +40,7 @@ async def test_a_worker_killed_in_the_middle_of_a_poll_changes_nothing_of_what_i
         poll = await fleet.start_poll()
         async with running("worker", **environment) as process:
             half = [members[page * PAGE_SIZE + PAGE_SIZE // 2 - 1] for page in range(PAGES)]
-            await until(lambda: all_behind(poll, half), "every page is half read, as Temporal knows")
+            await until(lambda: all_reached(poll, half), "the heartbeats of every page are past its middle")
             process.send_signal(signal.SIGKILL)
             await process.wait()
         bridge.emulator.clear_faults()
@@ -50,17 +48,17 @@ async def test_a_worker_killed_in_the_middle_of_a_poll_changes_nothing_of_what_i
             assert await asyncio.wait_for(poll.result(), 60) == PollTotals(
                 visited=len(members), changed=5, commanded=5
             )
-            # Half of each page may have been read twice, were it the last that Temporal had heard.
+            # Half of each page can be read twice, because the last heartbeat can be from its middle.
             assert fleet.shadow_reads() <= len(members) * 1.5
             assert await fleet.poll() == PollTotals(visited=len(members))
-            jobs = [told["jobId"] for member in wanting for told in fleet.published(member)]
+            jobs = [event["jobId"] for member in changed for event in fleet.published(member)]
             assert len(jobs) == 5
-            await until(lambda: all_made(bridge, jobs), "each delta has its job")
-        assert {row.device_id for row in fleet.deltas()} == {member.device_id for member in wanting}
+            await until(lambda: all_created(bridge, jobs), "each delta has its job")
+        assert {row.device_id for row in fleet.deltas()} == {member.device_id for member in changed}
 
 
-async def all_behind(poll: WorkflowHandle[PollTotals, PollTotals], members: Sequence[Member]) -> bool:
-    """Whether Temporal knows of every page that it has been read to its member, or further."""
+async def all_reached(poll: WorkflowHandle[PollTotals, PollTotals], members: Sequence[Member]) -> bool:
+    """Return True if the heartbeats show that each page is read to its member, or further."""
     described = await poll.describe()
     reached = sorted(
         after
@@ -72,7 +70,7 @@ async def all_behind(poll: WorkflowHandle[PollTotals, PollTotals], members: Sequ
     return len(reached) == len(ends) and all(map(UUID.__ge__, reached, ends))
 
 
-async def all_made(bridge: Bridge, job_ids: Sequence[str]) -> bool:
-    """Whether AWS holds these jobs."""
-    held = {job["jobId"] for job in bridge.iot.list_jobs(maxResults=250)["jobs"]}
-    return held >= set(job_ids)
+async def all_created(bridge: Bridge, job_ids: Sequence[str]) -> bool:
+    """Return True if all these jobs exist in AWS."""
+    existing = {job["jobId"] for job in bridge.iot.list_jobs(maxResults=250)["jobs"]}
+    return existing >= set(job_ids)

@@ -1,4 +1,4 @@
-"""Delivered twice, late or out of order, the result is the same."""
+"""Events that arrive twice, late or out of order lead to the same result."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -22,7 +22,7 @@ DEVICE_ID = UUID(int=1)
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[LifecycleEvent]:
-    """Some events of one device, with times that may be equal."""
+    """Some events of one device, some of them at equal times."""
     start = datetime(2026, 1, 1, tzinfo=UTC)
     return [
         LifecycleEvent(
@@ -37,7 +37,7 @@ def histories(draw: st.DrawFn) -> list[LifecycleEvent]:
     ]
 
 
-def folded(events: list[LifecycleEvent]) -> DeviceState:
+def state_after(events: list[LifecycleEvent]) -> DeviceState:
     state = DeviceState.before_first_event(events[0])
     for event in events:
         state = state.fold(event)
@@ -45,22 +45,24 @@ def folded(events: list[LifecycleEvent]) -> DeviceState:
 
 
 @given(histories(), st.randoms(use_true_random=False))
-def test_any_order_and_any_repeats_fold_to_one_wish(events: list[LifecycleEvent], random: object) -> None:
-    """Whatever the order, and however often an event is repeated, the same status is wanted."""
+def test_order_and_repeats_do_not_change_the_desired_status(
+    events: list[LifecycleEvent], random: object
+) -> None:
+    """The desired status is the same for every order of the events, with or without repeats."""
     shuffled = [*events, *events[:2]]
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert folded(events) == folded(shuffled)
+    assert state_after(events) == state_after(shuffled)
 
 
 @given(histories())
-def test_nothing_brings_a_decommissioned_device_back(events: list[LifecycleEvent]) -> None:
-    """One decommission among the events decides, whatever its time."""
+def test_no_event_ends_a_decommission(events: list[LifecycleEvent]) -> None:
+    """A device is decommissioned if one of its events is a decommission, at any time."""
     decommissioned = any(event.is_decommission for event in events)
-    assert folded(events).decommissioned is decommissioned
+    assert state_after(events).decommissioned is decommissioned
 
 
-def test_equal_times_are_decided_by_the_greater_event_id() -> None:
-    """Of two events of one instant the greater event id wins, in either order."""
+def test_the_greater_event_id_wins_at_equal_times() -> None:
+    """Of two events at the same time, the one with the greater id wins, in either order."""
     at = datetime(2026, 1, 1, tzinfo=UTC)
 
     def event(number: int, kind: LifecycleEventType) -> LifecycleEvent:
@@ -70,7 +72,7 @@ def test_equal_times_are_decided_by_the_greater_event_id() -> None:
 
     pair = [event(1, LifecycleEventType.ACTIVATED), event(2, LifecycleEventType.SUSPENDED)]
     for order in permutations(pair):
-        desired = folded(list(order)).desired
+        desired = state_after(list(order)).desired
         assert desired is not None
         assert desired.status is DesiredStatus.SUSPENDED
 
@@ -79,7 +81,7 @@ def test_equal_times_are_decided_by_the_greater_event_id() -> None:
 async def test_the_shadow_reports_the_newest_status_in_any_order(
     bridge: Bridge, order: tuple[int, ...]
 ) -> None:
-    """Activated, suspended and reactivated end in the status of the newest, however they come in."""
+    """The shadow reports the status of the event with the latest time, in each order of arrival."""
     device = Device(f"ORDER-{''.join(map(str, order))}")
     await bridge.send_and_wait(device, device.event("Provisioned"))
     events = [
@@ -87,15 +89,15 @@ async def test_the_shadow_reports_the_newest_status_in_any_order(
         device.event("Reactivated", 2),
         device.event("Suspended", 3),
     ]
-    for place in order:
-        await bridge.send_and_wait(device, events[place])
+    for index in order:
+        await bridge.send_and_wait(device, events[index])
     assert reported(bridge, device)["status"] == "Suspended"
     assert reported(bridge, device)["updatedAt"] == "2026-11-23T12:03:00Z"
     assert bridge.require_binding(device).last_shadow_reported_at is not None
 
 
-async def test_a_status_told_before_provisioning_is_applied_after_it(bridge: Bridge) -> None:
-    """An event that comes before the binding is Active is applied once it is, in a later run too."""
+async def test_a_status_received_before_provisioning_is_applied_after_it(bridge: Bridge) -> None:
+    """An event that arrives before the binding is Active is reported when it is, also in a later run."""
     device = Device("EARLY-1")
     await bridge.send_and_wait(device, device.event("Suspended", 5))
     await bridge.send_and_wait(device, device.event("Activated", 4))
@@ -105,7 +107,7 @@ async def test_a_status_told_before_provisioning_is_applied_after_it(bridge: Bri
 
 
 async def test_a_repeated_event_changes_nothing(bridge: Bridge) -> None:
-    """The same events again make no second Thing, certificate, push or outgoing event."""
+    """Repeated events create no second Thing, certificate, report or outgoing event."""
     device = Device("TWICE-1")
     events = [device.event("Provisioned"), device.event("Activated", 1)]
     await bridge.send_and_wait(device, *events)
@@ -117,8 +119,8 @@ async def test_a_repeated_event_changes_nothing(bridge: Bridge) -> None:
     assert bridge.published(device) == ["AwsThingProvisionedEvent"]
 
 
-async def test_a_decommission_before_any_provisioning_stands(bridge: Bridge) -> None:
-    """A device decommissioned before it was provisioned never gets anything, and its serial is denied."""
+async def test_a_decommission_before_the_provisioning_is_final(bridge: Bridge) -> None:
+    """A device that is decommissioned before its provisioning gets no Thing, and its serial is denied."""
     device = Device("NEVER-1")
     await bridge.send_and_wait(device, device.event("Decommissioned", 5))
     await bridge.send_and_wait(device, device.event("Provisioned", 9))
@@ -129,8 +131,8 @@ async def test_a_decommission_before_any_provisioning_stands(bridge: Bridge) -> 
     assert bridge.traces(device).secret_arn is None
 
 
-async def test_a_decommission_without_a_serial_stands_once_the_serial_is_told(bridge: Bridge) -> None:
-    """A decommission that names no serial is remembered, and holds against the provisioning that names it."""
+async def test_a_decommission_without_a_serial_is_final(bridge: Bridge) -> None:
+    """A decommission without a serial is stored, and denies a later provisioning that names the serial."""
     device = Device("NEVER-2")
     await bridge.send_and_wait(device, device.event("Decommissioned", 5, serialNumber=None))
     assert bridge.binding(device) is None
@@ -138,20 +140,20 @@ async def test_a_decommission_without_a_serial_stands_once_the_serial_is_told(br
     assert bridge.require_binding(device).provisioning_status is ProvisioningStatus.DECOMMISSIONED
 
 
-async def test_a_late_tombstone_does_not_deny_a_serial_that_lives_again(bridge: Bridge) -> None:
-    """A decommission of a device that never was leaves the serial to the device that now holds it."""
+async def test_a_late_decommission_does_not_deny_a_serial_that_is_in_use(bridge: Bridge) -> None:
+    """A decommission of an unknown device does not affect another device with its serial."""
     tenant = uuid4()
-    living, gone = Device("SHARED-SERIAL-1", tenant), Device("SHARED-SERIAL-1", tenant)
-    await bridge.send_and_wait(living, living.event("Provisioned"))
-    await bridge.send_and_wait(gone, gone.event("Decommissioned", 5))
-    assert bridge.binding(gone) is None
-    assert bridge.require_binding(living).provisioning_status is ProvisioningStatus.ACTIVE
+    active, unknown = Device("SHARED-SERIAL-1", tenant), Device("SHARED-SERIAL-1", tenant)
+    await bridge.send_and_wait(active, active.event("Provisioned"))
+    await bridge.send_and_wait(unknown, unknown.event("Decommissioned", 5))
+    assert bridge.binding(unknown) is None
+    assert bridge.require_binding(active).provisioning_status is ProvisioningStatus.ACTIVE
 
 
-async def test_the_push_can_be_switched_off(
+async def test_the_status_report_can_be_switched_off(
     bridge: Bridge, settings: Settings, aws: AwsClients, engine: Engine
 ) -> None:
-    """With AUTO_PUSH_LIFECYCLE_STATUS off the status is remembered and no shadow written."""
+    """With AUTO_PUSH_LIFECYCLE_STATUS off, the status is stored and no shadow is written."""
     off = settings.shadow.model_copy(update={"auto_push_lifecycle_status": False})
     device = Device("QUIET-1")
     async with worker_on("quiet", settings.model_copy(update={"shadow": off}), bridge, aws, engine):

@@ -1,4 +1,4 @@
-"""A crash before or after any AWS call or commit heals by itself."""
+"""The saga recovers from a crash before or after any AWS call or commit."""
 
 import asyncio
 from collections import defaultdict
@@ -10,6 +10,7 @@ import pytest_asyncio
 from sqlalchemy import Engine
 from temporalio import activity
 
+from activities.bindings import certificate_arn_of
 from aws.clients import AwsClients
 from domain.provisioning_status import ProvisioningStatus
 from settings import Settings
@@ -17,15 +18,15 @@ from tests.harness.bridge import POLICY, Bridge, Device, worker_on
 from tests.workflows.test_device_lifecycle import fits
 
 ORPHANING = {"after CreateKeysAndCertificate 1", "before commit 3"}
-"""Here AWS has issued a certificate of which no row tells: only a sweep of the account could find it."""
+"""Crashes that leave a certificate without a row: only a sweep of the account could find it."""
 
 
 class Crash(BaseException):
-    """The process is gone: no handler of the code under test may catch it."""
+    """A crash of the process. It is no Exception, so that no handler of the code under test catches it."""
 
 
 class CrashPoints:
-    """Sees every AWS call and commit of every workflow, and crashes a workflow once, at its point."""
+    """Records every AWS call and commit of every workflow, and crashes a workflow once, at its point."""
 
     def __init__(self) -> None:
         self.seen: dict[str, list[str]] = defaultdict(list)
@@ -33,28 +34,28 @@ class CrashPoints:
         self._counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
 
     def before(self, what: str) -> None:
-        if (workflow_id := self._workflow()) is not None:
+        if (workflow_id := self._workflow_id()) is not None:
             self._counts[workflow_id][what] += 1
-            self._pass(workflow_id, f"before {what} {self._counts[workflow_id][what]}")
+            self._reach(workflow_id, f"before {what} {self._counts[workflow_id][what]}")
 
     def after(self, what: str) -> None:
-        if (workflow_id := self._workflow()) is not None:
-            self._pass(workflow_id, f"after {what} {self._counts[workflow_id][what]}")
+        if (workflow_id := self._workflow_id()) is not None:
+            self._reach(workflow_id, f"after {what} {self._counts[workflow_id][what]}")
 
-    def _pass(self, workflow_id: str, point: str) -> None:
+    def _reach(self, workflow_id: str, point: str) -> None:
         self.seen[workflow_id].append(point)
         if self.due.get(workflow_id) == point:
             del self.due[workflow_id]
             raise Crash(point)
 
     @staticmethod
-    def _workflow() -> str | None:
+    def _workflow_id() -> str | None:
         return activity.info().workflow_id if activity.in_activity() else None
 
 
 @pytest.fixture(scope="module")
 def crashes(aws: AwsClients, engine: Engine) -> Iterator[CrashPoints]:
-    """Hooks in botocore and in the database driver of the worker under test."""
+    """Crash points in the AWS clients and the database engine of the worker under test."""
     points = CrashPoints()
 
     def before_call(model: Any, **_: Any) -> None:
@@ -89,21 +90,23 @@ QUEUE = "crashing"
 async def crashing(
     bridge: Bridge, aws: AwsClients, engine: Engine, settings: Settings, crashes: CrashPoints
 ) -> AsyncIterator[Bridge]:
-    """A worker that crashes, on a queue of its own."""
+    """Run a worker that crashes, on a separate queue."""
     async with worker_on(QUEUE, settings, bridge, aws, engine):
         yield bridge
 
 
-async def test_provisioning_heals_from_a_crash_at_any_point(crashing: Bridge, crashes: CrashPoints) -> None:
-    """Each crash is followed by one Thing, one active certificate with one policy, its key in one secret."""
+async def test_provisioning_recovers_from_a_crash_at_any_point(
+    crashing: Bridge, crashes: CrashPoints
+) -> None:
+    """After each crash there is one Thing, one active certificate with one policy, and one secret."""
     probe = Device("CRASH-PROBE-1")
-    await handled(crashing, probe, "Provisioned")
+    await send_and_wait(crashing, probe, "Provisioned")
     points = crashes.seen[probe.workflow_id]
     assert len(points) >= 2 * (7 + 5)
     certificates_before = set(crashing.inventory().certificates)
     devices = {point: Device(f"CRASH-{number}") for number, point in enumerate(points)}
     crashes.due |= {device.workflow_id: point for point, device in devices.items()}
-    await asyncio.gather(*(handled(crashing, device, "Provisioned") for device in devices.values()))
+    await asyncio.gather(*(send_and_wait(crashing, device, "Provisioned") for device in devices.values()))
     assert not crashes.due
     for point, device in devices.items():
         binding, traces = crashing.require_binding(device), crashing.traces(device)
@@ -120,25 +123,25 @@ async def test_provisioning_heals_from_a_crash_at_any_point(crashing: Bridge, cr
     assert {inventory.certificates[arn].status for arn in left_over} == {"INACTIVE"}
 
 
-async def test_decommissioning_heals_from_a_crash_at_any_point(
+async def test_decommissioning_recovers_from_a_crash_at_any_point(
     crashing: Bridge, crashes: CrashPoints
 ) -> None:
-    """Each crash in a teardown is followed by nothing of the device in AWS, told once."""
-    # Waiting for detaches to settle would make the points of one device differ from another's.
+    """After each crash nothing of the device is left in AWS, and one event reports its end."""
+    # Retries of pending detachments would make the crash points differ between devices.
     crashing.emulator.settings(detach_settles_seconds=0)
     probe = Device("CRASH-END-PROBE")
-    await handled(crashing, probe, "Provisioned")
-    already = len(crashes.seen[probe.workflow_id])
-    await handled(crashing, probe, "Decommissioned")
-    points = crashes.seen[probe.workflow_id][already:]
+    await send_and_wait(crashing, probe, "Provisioned")
+    provisioning_points = len(crashes.seen[probe.workflow_id])
+    await send_and_wait(crashing, probe, "Decommissioned")
+    points = crashes.seen[probe.workflow_id][provisioning_points:]
     assert len(points) > 25
     devices = {point: Device(f"CRASH-END-{number}") for number, point in enumerate(points)}
-    await asyncio.gather(*(handled(crashing, device, "Provisioned") for device in devices.values()))
+    await asyncio.gather(*(send_and_wait(crashing, device, "Provisioned") for device in devices.values()))
     certificates = {
-        device: crashing.require_binding(device).certificate_arn or "" for device in devices.values()
+        device: certificate_arn_of(crashing.require_binding(device)) for device in devices.values()
     }
     crashes.due |= {device.workflow_id: point for point, device in devices.items()}
-    await asyncio.gather(*(handled(crashing, device, "Decommissioned") for device in devices.values()))
+    await asyncio.gather(*(send_and_wait(crashing, device, "Decommissioned") for device in devices.values()))
     crashing.emulator.settings(detach_settles_seconds=2)
     assert not crashes.due
     for point, device in devices.items():
@@ -153,6 +156,6 @@ async def test_decommissioning_heals_from_a_crash_at_any_point(
         )
 
 
-async def handled(bridge: Bridge, device: Device, kind: str) -> None:
+async def send_and_wait(bridge: Bridge, device: Device, kind: str) -> None:
     await bridge.signal(device, device.event(kind), queue=QUEUE)
     await bridge.wait_for_end(device, 90)

@@ -1,4 +1,4 @@
-"""The private key is in Secrets Manager and nowhere else: no history, row or log line holds a part of it."""
+"""The private key is only in Secrets Manager: no history, row or log line contains a part of it."""
 
 import base64
 import io
@@ -16,12 +16,12 @@ from observability import telemetry
 from tests.harness.bridge import Bridge, Device
 
 SECRET_CALLS = ("secretsmanager:CreateSecret", "secretsmanager:PutSecretValue")
-"""The calls that carry a key."""
+"""The calls whose request contains a key."""
 
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    """All that is logged, at the most talkative."""
+    """The log at level DEBUG."""
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
     written = io.StringIO()
@@ -31,8 +31,8 @@ def log() -> Iterator[io.StringIO]:
     root.setLevel(level)
 
 
-async def test_no_key_leaves_the_activity_that_made_it(faulty_bridge: Bridge, log: io.StringIO) -> None:
-    """Neither on the straight path, nor where storing is refused, throttled, torn off or answered oddly."""
+async def test_no_key_leaves_the_activity_that_issues_it(faulty_bridge: Bridge, log: io.StringIO) -> None:
+    """No key is recorded if the write of the secret succeeds, is denied, is throttled or fails otherwise."""
     devices = [Device(f"KEY-{number}") for number in range(6)]
     faults = [
         {},
@@ -53,7 +53,7 @@ async def test_no_key_leaves_the_activity_that_made_it(faulty_bridge: Bridge, lo
         await faulty_bridge.signal(device, signal="retry")
         await faulty_bridge.wait_for_end(device)
 
-    places = {
+    texts = {
         "log": log.getvalue(),
         "database": rows(faulty_bridge),
         "histories": await histories(faulty_bridge),
@@ -61,14 +61,14 @@ async def test_no_key_leaves_the_activity_that_made_it(faulty_bridge: Bridge, lo
     keys = [str(faulty_bridge.traces(device).key) for device in devices]
     lines = [line for key in keys for line in key.splitlines()[1:-1]]
     assert len(lines) > 20 * len(devices)
-    for place, content in places.items():
-        assert len(content) > 1000, place
-        assert "PRIVATE KEY" not in content, place
-        assert not [line for line in lines if line in content], place
+    for source, content in texts.items():
+        assert len(content) > 1000, source
+        assert "PRIVATE KEY" not in content, source
+        assert not [line for line in lines if line in content], source
 
 
 def rows(bridge: Bridge) -> str:
-    """Every row of every table of ours."""
+    """Return every row of every table of the bridge."""
     with bridge.engine.connect() as connection:
         return "\n".join(
             str(row)
@@ -78,7 +78,7 @@ def rows(bridge: Bridge) -> str:
 
 
 async def histories(bridge: Bridge) -> str:
-    """Every history in the namespace, its payloads decoded too."""
+    """Return every history in the namespace, with its payloads decoded."""
     texts: list[str] = []
     async for run in bridge.client.list_workflows():
         handle = bridge.client.get_workflow_handle(run.id, run_id=run.run_id)

@@ -1,4 +1,4 @@
-"""What no retry can mend ends in Failed, with a reason an operator can act on; the rest is retried."""
+"""A permanent error ends in Failed with a reason and a remedy; every other error is retried."""
 
 from collections.abc import AsyncIterator
 from uuid import uuid4
@@ -17,7 +17,7 @@ FAILED, ACTIVE = ProvisioningStatus.FAILED, ProvisioningStatus.ACTIVE
 
 
 async def test_a_missing_policy_fails_and_a_retry_ends_active(bridge: Bridge, missing_policy: str) -> None:
-    """PolicyNotFound names the policy and the remedy; once it is made, retry goes on from where it failed."""
+    """PolicyNotFound names the policy and the remedy. A retry continues from the failed step."""
     device = Device("NO-POLICY-1")
     await bridge.signal(device, device.event("Provisioned"), queue=f"queue-{missing_policy}")
     failed = await bridge.wait_for_status(device, FAILED)
@@ -37,7 +37,7 @@ async def test_a_missing_policy_fails_and_a_retry_ends_active(bridge: Bridge, mi
 
 
 async def test_a_failed_device_is_listed_and_holds_later_events(bridge: Bridge, missing_policy: str) -> None:
-    """A failed run stays open, found by its search attributes, and holds what comes later for the retry."""
+    """A failed run stays open, is found by its search attributes, and queues later events for the retry."""
     device = Device("HELD-1")
     await bridge.signal(device, device.event("Provisioned"), queue=f"queue-{missing_policy}")
     await bridge.wait_for_status(device, FAILED)
@@ -53,29 +53,29 @@ async def test_a_failed_device_is_listed_and_holds_later_events(bridge: Bridge, 
     assert bridge.require_binding(device).last_shadow_reported_at is not None
 
 
-async def test_failing_again_after_a_retry_is_told_again(bridge: Bridge, missing_policy: str) -> None:
-    """A retry that mends nothing fails anew, with an event of its own id."""
+async def test_a_second_failure_after_a_retry_is_reported_again(bridge: Bridge, missing_policy: str) -> None:
+    """A retry that does not help fails again, with another event of another id."""
     device = Device("AGAIN-1")
     await bridge.signal(device, device.event("Provisioned"), queue=f"queue-{missing_policy}")
     await bridge.wait_for_status(device, FAILED)
     await bridge.signal(device, signal="retry")
 
-    async def told_twice() -> bool:
+    async def reported_twice() -> bool:
         return len(bridge.outbox(device)) == 2
 
-    await until(told_twice, "two failures are told")
+    await until(reported_twice, "two failures are reported")
     first, second = bridge.outbox(device)
     assert first.event_id != second.event_id
     assert (first.sequence, second.sequence) == (1, 2)
     await bridge.send_and_wait(device, device.event("Decommissioned"))
 
 
-async def test_a_retry_resumes_what_was_terminated(bridge: Bridge, missing_policy: str) -> None:
-    """An operator who terminated the run gets the device on by retry alone: its memory is in the database."""
+async def test_a_retry_resumes_after_a_terminated_run(bridge: Bridge, missing_policy: str) -> None:
+    """A retry alone continues after a run was terminated, because the state is in the database."""
     device = Device("TERMINATED-1")
     await bridge.signal(device, device.event("Provisioned"), queue=f"queue-{missing_policy}")
     await bridge.wait_for_status(device, FAILED)
-    await bridge.client.get_workflow_handle(device.workflow_id).terminate("by hand")
+    await bridge.client.get_workflow_handle(device.workflow_id).terminate("by an operator")
     bridge.iot.create_policy(policyName=missing_policy, policyDocument="{}")
     await bridge.signal(device, signal="retry", queue=f"queue-{missing_policy}")
     await bridge.wait_for_end(device)
@@ -83,7 +83,7 @@ async def test_a_retry_resumes_what_was_terminated(bridge: Bridge, missing_polic
 
 
 async def test_access_denied_fails_at_once_and_names_the_action(faulty_bridge: Bridge) -> None:
-    """A denied call is not retried: the reason says which one."""
+    """A denied call is not retried, and the reason names it."""
     device = Device("DENIED-1")
     faulty_bridge.emulator.add_fault(
         "iot:CreateThing", resource=device.thing_name, code="AccessDeniedException", status=403
@@ -103,8 +103,8 @@ async def test_access_denied_fails_at_once_and_names_the_action(faulty_bridge: B
     ("code", "status"),
     [("ThrottlingException", 429), ("InternalFailureException", 500), ("ExpiredTokenException", 403)],
 )
-async def test_what_time_mends_is_retried(faulty_bridge: Bridge, code: str, status: int) -> None:
-    """Throttling, AWS's own errors and credentials being rotated are waited out."""
+async def test_a_temporary_error_is_retried(faulty_bridge: Bridge, code: str, status: int) -> None:
+    """Throttling, server errors of AWS and keys that are being rotated do not fail the device."""
     device = Device(f"RETRIED-{status}-{code[:3]}")
     faulty_bridge.emulator.add_fault(
         "iot:CreateThing", resource=device.thing_name, code=code, status=status, times=1
@@ -114,13 +114,13 @@ async def test_what_time_mends_is_retried(faulty_bridge: Bridge, code: str, stat
     assert "Failed" not in faulty_bridge.transitions(device)
 
 
-async def test_retries_end_as_exhausted_with_the_last_error(bridge: Bridge, impatient: str) -> None:
-    """After the limit that is set, the device is Failed as RetriesExhausted, with the last error."""
+async def test_retries_end_as_exhausted_with_the_last_error(bridge: Bridge, short_step_retry: str) -> None:
+    """After the configured time the device is Failed as RetriesExhausted, with the last error."""
     device = Device("EXHAUSTED-1")
     bridge.emulator.add_fault(
         "iot:CreateThing", resource=device.thing_name, code="ThrottlingException", status=429
     )
-    await bridge.signal(device, device.event("Provisioned"), queue=impatient)
+    await bridge.signal(device, device.event("Provisioned"), queue=short_step_retry)
     failed = await bridge.wait_for_status(device, FAILED)
     assert failed.failure_reason is not None
     assert failed.failure_code == "RetriesExhausted"
@@ -129,21 +129,21 @@ async def test_retries_end_as_exhausted_with_the_last_error(bridge: Bridge, impa
     await bridge.send_and_wait(device, device.event("Decommissioned"))
 
 
-async def test_another_devices_thing_is_left_as_it_is(bridge: Bridge) -> None:
-    """A Thing that bears another device's id fails this device, and its teardown leaves that Thing alone."""
-    device, stranger = Device("FOREIGN-1"), str(uuid4())
+async def test_the_thing_of_another_device_is_not_changed(bridge: Bridge) -> None:
+    """A Thing with another device's id fails this device, and its teardown does not change that Thing."""
+    device, other_id = Device("FOREIGN-1"), str(uuid4())
     bridge.iot.create_thing(
-        thingName=device.thing_name, attributePayload={"attributes": {"deviceId": stranger}}
+        thingName=device.thing_name, attributePayload={"attributes": {"deviceId": other_id}}
     )
     await bridge.signal(device, device.event("Provisioned"))
     failed = await bridge.wait_for_status(device, FAILED)
     assert failed.failure_code == "ThingOfAnotherDevice"
     await bridge.send_and_wait(device, device.event("Decommissioned"))
-    assert bridge.traces(device).thing == {"deviceId": stranger}
+    assert bridge.traces(device).thing == {"deviceId": other_id}
 
 
-async def test_a_thing_with_an_unknown_certificate_is_left_as_it_is(bridge: Bridge) -> None:
-    """A Thing that carries a certificate no row knows is never adopted, nor its certificate deleted."""
+async def test_a_thing_with_an_unknown_certificate_is_not_changed(bridge: Bridge) -> None:
+    """A Thing with an unrecorded certificate is never adopted, and its certificate is not deleted."""
     device = Device("FOREIGN-2")
     bridge.iot.create_thing(thingName=device.thing_name)
     certificate = bridge.iot.create_keys_and_certificate(setAsActive=True)["certificateArn"]
@@ -157,8 +157,8 @@ async def test_a_thing_with_an_unknown_certificate_is_left_as_it_is(bridge: Brid
     assert [found.status for found in traces.certificates] == ["ACTIVE"]
 
 
-async def test_a_thing_of_the_earlier_implementation_is_stamped_and_adopted(bridge: Bridge) -> None:
-    """A Thing that bears neither attribute, but one of its own, is taken over and keeps what it has."""
+async def test_a_thing_without_an_owner_is_adopted(bridge: Bridge) -> None:
+    """A Thing that records no owner is adopted, and keeps its own attributes."""
     device = Device("LEGACY-1")
     bridge.iot.create_thing(thingName=device.thing_name, attributePayload={"attributes": {"model": "MX-3"}})
     await bridge.send_and_wait(device, device.event("Provisioned"))
@@ -169,8 +169,8 @@ async def test_a_thing_of_the_earlier_implementation_is_stamped_and_adopted(brid
     }
 
 
-async def test_a_thing_without_room_for_our_attributes_fails(bridge: Bridge) -> None:
-    """AWS allows three attributes: a Thing with two of its own is not stamped, and the reason says why."""
+async def test_a_thing_without_room_for_the_owner_attributes_fails(bridge: Bridge) -> None:
+    """AWS allows three attributes: a Thing with two of its own is not changed, and the device fails."""
     device = Device("FULL-1")
     own = {"model": "MX-3", "site": "north"}
     bridge.iot.create_thing(thingName=device.thing_name, attributePayload={"attributes": own})
@@ -181,8 +181,8 @@ async def test_a_thing_without_room_for_our_attributes_fails(bridge: Bridge) -> 
     await bridge.send_and_wait(device, device.event("Decommissioned"))
 
 
-async def test_a_name_taken_in_between_is_looked_at_again(faulty_bridge: Bridge) -> None:
-    """A CreateThing refused since the name is taken goes back to the describe, and never overwrites."""
+async def test_a_name_taken_during_the_creation_is_described_again(faulty_bridge: Bridge) -> None:
+    """After a CreateThing that fails because the name exists, the next attempt describes the Thing again."""
     device = Device("RACED-1")
     faulty_bridge.emulator.add_fault(
         "iot:CreateThing",
@@ -195,8 +195,8 @@ async def test_a_name_taken_in_between_is_looked_at_again(faulty_bridge: Bridge)
     assert faulty_bridge.require_binding(device).provisioning_status is ACTIVE
 
 
-async def test_a_thing_deleted_in_between_is_made_anew(faulty_bridge: Bridge) -> None:
-    """A Thing to be adopted that is deleted before it is stamped is looked at again, not a failure."""
+async def test_a_thing_deleted_during_the_adoption_is_created(faulty_bridge: Bridge) -> None:
+    """A Thing that is deleted before its owner is recorded does not fail the device."""
     device = Device("DELETED-BETWEEN-1")
     faulty_bridge.iot.create_thing(thingName=device.thing_name)
     faulty_bridge.emulator.add_fault(
@@ -210,8 +210,8 @@ async def test_a_thing_deleted_in_between_is_made_anew(faulty_bridge: Bridge) ->
     assert "Failed" not in faulty_bridge.transitions(device)
 
 
-async def test_a_secret_deleted_in_between_is_stored_anew(faulty_bridge: Bridge) -> None:
-    """A secret that AWS names as there, and then as gone, is one it is deleting: that is waited for."""
+async def test_a_secret_deleted_during_the_write_is_retried(faulty_bridge: Bridge) -> None:
+    """A secret that exists at CreateSecret and not at PutSecretValue is being deleted, which is retried."""
     device = Device("DELETED-BETWEEN-2")
     faulty_bridge.secrets.create_secret(Name=f"iot/devices/{device.thing_name}/key", SecretString="older")
     faulty_bridge.emulator.add_fault(
@@ -224,9 +224,9 @@ async def test_a_secret_deleted_in_between_is_stored_anew(faulty_bridge: Bridge)
     assert "Failed" not in faulty_bridge.transitions(device)
 
 
-async def test_an_answer_that_no_step_awaits_names_a_remedy(faulty_bridge: Bridge) -> None:
-    """Whatever AWS answers, the reason begins with a code of ours and ends with what to do about it."""
-    device = Device("NOT-AWAITED-1")
+async def test_an_unexpected_error_of_aws_names_a_remedy(faulty_bridge: Bridge) -> None:
+    """An error that no step handles has a failure code, and its reason ends with the remedy."""
+    device = Device("UNEXPECTED-1")
     faulty_bridge.emulator.add_fault(
         "secretsmanager:CreateSecret",
         resource=device.thing_name,
@@ -235,7 +235,8 @@ async def test_an_answer_that_no_step_awaits_names_a_remedy(faulty_bridge: Bridg
     )
     await faulty_bridge.signal(device, device.event("Provisioned"))
     failed = await faulty_bridge.wait_for_status(device, FAILED)
-    reason = failed.failure_reason or ""
+    reason = failed.failure_reason
+    assert reason is not None
     assert failed.failure_code == "RefusedByAws"
     assert reason.startswith("CreateSecret: ResourceNotFoundException")
     assert reason.endswith(FailureCode.REFUSED_BY_AWS.remedy)
@@ -244,7 +245,7 @@ async def test_an_answer_that_no_step_awaits_names_a_remedy(faulty_bridge: Bridg
 
 
 async def test_a_serial_bound_to_another_device_fails_until_it_is_free(bridge: Bridge) -> None:
-    """Two devices of a tenant cannot hold one serial: the second fails until the first is gone."""
+    """Two devices of a tenant cannot have one serial: the second fails until the first is decommissioned."""
     tenant = uuid4()
     first, second = Device("ONE-SERIAL-1", tenant), Device("ONE-SERIAL-1", tenant)
     await bridge.send_and_wait(first, first.event("Provisioned"))
@@ -261,8 +262,8 @@ async def test_a_serial_bound_to_another_device_fails_until_it_is_free(bridge: B
     }
 
 
-async def test_a_serial_being_released_is_waited_for(bridge: Bridge) -> None:
-    """A device provisioned under a serial that is just being decommissioned waits instead of failing."""
+async def test_a_serial_being_released_is_retried(bridge: Bridge) -> None:
+    """A device whose serial belongs to a device that is being decommissioned waits and does not fail."""
     tenant = uuid4()
     first, second = Device("REUSED-1", tenant), Device("REUSED-1", tenant)
     await bridge.send_and_wait(first, first.event("Provisioned"))
@@ -274,7 +275,7 @@ async def test_a_serial_being_released_is_waited_for(bridge: Bridge) -> None:
     assert "Failed" not in bridge.transitions(second)
 
 
-async def test_the_same_serial_of_another_tenant_is_no_hindrance(bridge: Bridge) -> None:
+async def test_two_tenants_can_have_the_same_serial(bridge: Bridge) -> None:
     """Serials are unique per tenant only."""
     first, second = Device("TWIN-1"), Device("TWIN-1")
     await bridge.send_and_wait(first, first.event("Provisioned"))
@@ -283,33 +284,34 @@ async def test_the_same_serial_of_another_tenant_is_no_hindrance(bridge: Bridge)
     assert bridge.require_binding(second).provisioning_status is ACTIVE
 
 
-async def test_an_active_devices_error_is_noted_and_does_not_fail_it(faulty_bridge: Bridge) -> None:
-    """An Active device stays Active though its shadow is refused; the row has the reason until it works."""
+async def test_an_error_of_an_active_device_is_recorded_and_does_not_fail_it(faulty_bridge: Bridge) -> None:
+    """An Active device stays Active if its shadow is denied; the row has the reason until a success."""
     device = Device("SHADOW-DENIED-1")
     await faulty_bridge.send_and_wait(device, device.event("Provisioned"))
     faulty_bridge.emulator.add_fault(
         "iot-data:UpdateThingShadow", resource=device.thing_name, code="ForbiddenException", status=403
     )
     await faulty_bridge.send_and_wait(device, device.event("Activated", 1))
-    noted = faulty_bridge.require_binding(device)
-    assert noted.provisioning_status is ACTIVE
-    assert noted.failure_code == "AccessDenied"
-    assert (noted.failure_reason or "").startswith("UpdateThingShadow")
+    stored = faulty_bridge.require_binding(device)
+    assert stored.provisioning_status is ACTIVE
+    assert stored.failure_code == "AccessDenied"
+    assert stored.failure_reason is not None
+    assert stored.failure_reason.startswith("UpdateThingShadow")
     faulty_bridge.emulator.clear_faults()
     await faulty_bridge.send_and_wait(device, device.event("Suspended", 2))
     assert faulty_bridge.require_binding(device).failure_reason is None
 
 
-async def test_a_retry_sent_while_another_is_at_work_is_heeded(faulty_bridge: Bridge) -> None:
-    """An operator who mends the cause while a retry is still failing, and retries again, is not ignored."""
+async def test_a_retry_sent_during_another_retry_is_handled(faulty_bridge: Bridge) -> None:
+    """A second retry is not ignored if it is sent while the first one is still failing."""
     device = Device("RETRIED-TWICE-1")
     await faulty_bridge.send_and_wait(device, device.event("Provisioned"))
     denied = {"resource": device.thing_name, "code": "ForbiddenException", "status": 403, "times": 1}
     faulty_bridge.emulator.add_fault("iot-data:UpdateThingShadow", **denied)  # type: ignore[arg-type]
     await faulty_bridge.send_and_wait(device, device.event("Activated", 1))
-    at_work = faulty_bridge.emulator.add_fault("iot-data:UpdateThingShadow", **denied, delay_seconds=2)  # type: ignore[arg-type]
+    slow_call = faulty_bridge.emulator.add_fault("iot-data:UpdateThingShadow", **denied, delay_seconds=2)  # type: ignore[arg-type]
     await faulty_bridge.signal(device, signal="retry")
-    await faulty_bridge.wait_for_fault(at_work)
+    await faulty_bridge.wait_for_fault(slow_call)
     await faulty_bridge.signal(device, signal="retry")
     await faulty_bridge.wait_for_end(device)
     assert faulty_bridge.require_binding(device).last_shadow_reported_at is not None
@@ -320,7 +322,7 @@ async def test_a_retry_sent_while_another_is_at_work_is_heeded(faulty_bridge: Br
 async def missing_policy(
     bridge: Bridge, aws: AwsClients, engine: Engine, settings: Settings
 ) -> AsyncIterator[str]:
-    """A worker on a queue of its own whose IoT policy does not exist; the policy's name."""
+    """Run a worker whose IoT policy does not exist, on a separate queue; the value is the policy's name."""
     name = f"later-{uuid4().hex[:8]}"
     changed = settings.model_copy(
         update={"provisioning": settings.provisioning.model_copy(update={"device_policy_name": name})}
@@ -330,10 +332,10 @@ async def missing_policy(
 
 
 @pytest_asyncio.fixture
-async def impatient(
+async def short_step_retry(
     bridge: Bridge, aws: AwsClients, engine: Engine, settings: Settings
 ) -> AsyncIterator[str]:
-    """A worker on a queue of its own that gives a step up after three seconds; the queue."""
+    """Run a worker that retries a step for three seconds, on a separate queue; the value is the queue."""
     queue = f"queue-{uuid4().hex[:8]}"
     changed = settings.model_copy(
         update={"provisioning": settings.provisioning.model_copy(update={"step_retry_seconds": 3.0})}
@@ -343,7 +345,7 @@ async def impatient(
 
 
 async def listed(bridge: Bridge, query: str) -> list[str]:
-    """What a visibility query finds, once it finds something: visibility lags a little."""
+    """Return the workflow ids that a visibility query finds, after it finds one: visibility lags."""
     found: list[str] = []
 
     async def some() -> bool:
