@@ -13,7 +13,7 @@ from aws.clients import AwsClients
 from aws.errors import AlreadyExistsError, ConflictError, InvalidRequestError, NotFoundError
 from aws.jobs import erase_jobs
 from domain.failure import FailureCode, PermanentError, RetryLaterError
-from domain.names import DEVICE_ID_STAMP, TENANT_ID_STAMP, tenant_key
+from domain.names import DEVICE_ID_THING_ATTRIBUTE, TENANT_ID_THING_ATTRIBUTE, tenant_key
 from domain.provisioning_status import ProvisioningStatus
 from domain.saga import Device, StepResult, TeardownPlan
 
@@ -137,8 +137,8 @@ def may_be_ours(device: Device, attributes: Mapping[str, str]) -> bool:
 
 def _stamp(device: Device) -> dict[str, str]:
     return {
-        DEVICE_ID_STAMP: str(device.device_id),
-        TENANT_ID_STAMP: tenant_key(device.tenant_id),
+        DEVICE_ID_THING_ATTRIBUTE: str(device.device_id),
+        TENANT_ID_THING_ATTRIBUTE: tenant_key(device.tenant_id),
     }
 
 
