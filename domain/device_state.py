@@ -63,7 +63,7 @@ class DeviceState(Message):
         return self.desired is not None and self.desired.status is DesiredStatus.DECOMMISSIONED
 
     def refuses(self, event: LifecycleEvent) -> Fault | None:
-        """Return why an event is not this device's, or None. Tenant and serial number of a device never change."""
+        """Return why an event is not this device's, or None. Its tenant and serial number never change."""
         if event.device_id != self.device_id:
             return Fault(field="deviceId", reason="is not the device of this workflow")
         if event.tenant_id != self.tenant_id:

@@ -6,8 +6,8 @@ from typing import Final
 
 ENCRYPTION_KEY_BYTES: Final = 32
 KEY_ID_PATTERN: Final = r"[A-Za-z0-9._-]{1,32}"
-"""The length is limited because an encrypted summary, which contains the key id, must fit Temporal's limit. A key
-in base64 never matches, so that a key given as an id is rejected."""
+"""The length limit keeps an encrypted summary, which contains the key id, within Temporal's limit. A key in
+base64 never matches, so that a key given as an id is rejected."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ CREDENTIALS_NOT_READY: Final = "CredentialsNotReady"
 
 
 class FailureCode(StrEnum):
-    """The reason why a saga or a command stopped. The value is the code, `remedy` the action for an operator."""
+    """The reason why a saga or a command stopped. The value is the code, `remedy` an operator's action."""
 
     remedy: str
 

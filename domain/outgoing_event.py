@@ -38,7 +38,7 @@ class OutgoingEvent(CamelModel):
     tenant_id: UUID | None
 
     def event_id(self, *distinction: object) -> UUID:
-        """Return the UUIDv5 of type, device and `distinction`, which is the same for repeats of this event."""
+        """Return the UUIDv5 of type, device and `distinction`, the same for each repeat of this event."""
         return uuid5(_NAMESPACE, "/".join(map(str, (self.event_type, self.device_id or "", *distinction))))
 
 
@@ -67,7 +67,7 @@ class AwsThingDecommissioned(BindingEvent):
     event_type = OutgoingEventType.DECOMMISSIONED
 
     kept: list[str]
-    """ARNs that were not deleted: used by other Things too, or not confirmed as owned by this device."""
+    """ARNs that were not deleted: other Things use them too, or ownership was not confirmed."""
 
 
 class AwsThingProvisioningFailed(BindingEvent):
@@ -84,7 +84,7 @@ class AwsThingProvisioningFailed(BindingEvent):
 
 
 class ClaimCertificateExpiring(BindingEvent):
-    """The claim certificate with which a device enrolled expires soon or has expired. Published once a day."""
+    """The claim certificate of a device's enrolment expires soon or has expired. Published once a day."""
 
     event_type = OutgoingEventType.CLAIM_CERTIFICATE_EXPIRING
 
