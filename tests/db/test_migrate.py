@@ -53,7 +53,7 @@ async def test_concurrent_migrations_succeed_and_a_third_changes_nothing(
 async def test_rejected_registration_prints_the_command_to_run(
     client: Client, database_url: str, namespace: str
 ) -> None:
-    """If Temporal rejects the registration, the database is migrated and the output has the command to run."""
+    """If Temporal rejects the registration, the database is migrated and the output has a command to run."""
     await register(client, namespace, **{f"Taken{number}": KEYWORD for number in range(8)}, ThingName=KEYWORD)
     result = await call_beside("migrate", DATABASE_URL=database_url, TEMPORAL_NAMESPACE=namespace)
     assert result.exit_code == 2

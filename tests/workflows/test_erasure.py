@@ -43,7 +43,7 @@ async def test_no_table_identifies_an_erased_device(bridge: Bridge, http_api: Ht
     """Serial number, label, Thing name and ARNs are in no column, also after a late event that has them."""
     device = Device(f"ERASED-{uuid4().hex}")
     await fail_and_retry(bridge, device)
-    label = enrolled(bridge, device)
+    label = insert_platform_row(bridge, device)
     names = {device.serial_number, device.thing_name, label, *arns(bridge, device)}
     keep_certificate(bridge, device)
     await decommissioned(bridge, device)
@@ -60,7 +60,7 @@ async def test_no_table_identifies_an_erased_device(bridge: Bridge, http_api: Ht
 async def test_erased_serial_number_is_denied_to_its_tenant_only(
     bridge: Bridge, http_api: HttpApi, session: Session
 ) -> None:
-    """Another tenant may enrol the serial number, and the same tenant after provisioning it as a new device."""
+    """Another tenant may enrol it, and the same tenant after provisioning it under a new device id."""
     device, again = (first := Device("DENIED-1")), Device("DENIED-1", first.tenant_id)
     await decommissioned(bridge, device)
     assert await denied(http_api, device.tenant_id, "DENIED-1")
@@ -172,10 +172,10 @@ async def test_sweep_erases_devices_after_the_retention(
         assert run == {"count": erased}
     assert [bridge.require_binding(device).thing_name for device in old] == [None, None]
     assert bridge.require_binding(recent).thing_name
-    actor = {"device": old[0].device_id}
+    row = {"device": old[0].device_id}
     with Session(bridge.engine) as session:
         statement = text("SELECT workflow_id, run_id FROM iotaws_erasures WHERE device_id = :device")
-        workflow_id, run_id = session.execute(statement, actor).one()
+        workflow_id, run_id = session.execute(statement, row).one()
     assert (workflow_id, bool(run_id)) == (queue, True)
 
 
@@ -219,7 +219,7 @@ async def test_record_of_an_erasure_cannot_be_changed(bridge: Bridge, session: S
 
 
 async def test_missing_or_changed_hash_key_is_rejected(bridge: Bridge, session: Session) -> None:
-    """Without the hash key, or with another one, nothing is erased and no denied serial number is admitted."""
+    """Without the hash key, or with another one, nothing is erased and no denied number is admitted."""
     device, next_one = [await decommissioned(bridge, Device(f"KEYED-{number}")) for number in range(2)]
     await erase(str(device.device_id))
     result = await call_beside("erase", str(next_one.device_id), IOT_AWS_ERASURE__HASH_KEY=None)
@@ -251,16 +251,16 @@ async def test_concurrent_enrolment_and_erasure_do_not_deadlock(bridge: Bridge, 
     device = await decommissioned(bridge, Device("ERASED-AT-ONCE"))
     registration = registration_of(bridge, device)
 
-    def erased(own: Session) -> bool:
+    def erase_in(own: Session) -> bool:
         return erase_device(own, device.device_id, HASHING, TEST)
 
-    def denial(own: Session) -> bool:
+    def enrol_in(own: Session) -> bool:
         with pytest.raises(EnrolmentDeniedError):
             enrol(own, registration, device.thing_name, TEST, allow_reprovision=True, hashing=HASHING)
         return True
 
     lock_state(session, device.device_id)
-    begun = [await begin(bridge.engine, work) for work in (erased, denial)]
+    begun = [await begin(bridge.engine, work) for work in (erase_in, enrol_in)]
     session.rollback()
     assert await asyncio.gather(*begun) == [True, True]
 
@@ -355,7 +355,7 @@ def keep_certificate(bridge: Bridge, device: Device) -> None:
     )
 
 
-def enrolled(bridge: Bridge, device: Device) -> str:
+def insert_platform_row(bridge: Bridge, device: Device) -> str:
     """Insert the platform's row of the device, and return its label."""
     label = f"the pump of {device.device_id}"
     with bridge.engine.begin() as connection:
@@ -408,9 +408,9 @@ def age(bridge: Bridge, device: Device) -> None:
 
 async def denied(http_api: HttpApi, tenant_id: UUID | None, serial_number: str) -> bool:
     """Return whether `/verify` denies the serial number to a tenant."""
-    asked = {"serialNumber": serial_number, "tenantId": str(tenant_id) if tenant_id else None}
+    body = {"serialNumber": serial_number, "tenantId": str(tenant_id) if tenant_id else None}
     async with http_api.operator() as client:
-        answer = await client.post("/api/iot/fleet-provisioning/verify", json=asked)
+        answer = await client.post("/api/iot/fleet-provisioning/verify", json=body)
     assert answer.json()["reason"] == (Denial.DECOMMISSIONED if answer.status_code == 403 else None)
     return answer.status_code == 403
 
