@@ -50,7 +50,7 @@ class DeviceStateActivities:
             if event is not None:
                 if rejection := state.refuses(event):
                     return DeviceSnapshot(rejection=rejection)
-                state = state.fold(event)
+                state = state.apply(event)
                 save_state(session, row, state)
                 binding = binding or self._first_binding(session, event, state)
             retired = len(pending_retirements(session, request.device_id)) if binding else 0

@@ -9,7 +9,7 @@ from uuid import UUID
 from aws.clients import AwsClients
 from aws.errors import AlreadyExistsError, ConflictError, NotFoundError
 from domain.failure import FailureCode, PermanentError
-from domain.names import DEVICE_ID_STAMP, TENANT_ID_STAMP, tenant_key
+from domain.names import DEVICE_ID_THING_ATTRIBUTE, TENANT_ID_THING_ATTRIBUTE, tenant_key
 
 # AWS's limit for a Thing without a Thing type.
 _ATTRIBUTE_LIMIT: Final = 3
@@ -26,7 +26,10 @@ class ThingOwner:
     @property
     def attributes(self) -> dict[str, str]:
         """The attributes that record this owner."""
-        return {DEVICE_ID_STAMP: str(self.device_id), TENANT_ID_STAMP: tenant_key(self.tenant_id)}
+        return {
+            DEVICE_ID_THING_ATTRIBUTE: str(self.device_id),
+            TENANT_ID_THING_ATTRIBUTE: tenant_key(self.tenant_id),
+        }
 
     def is_recorded_in(self, attributes: Mapping[str, str]) -> bool:
         """Return True if the attributes of a Thing record this owner completely."""

@@ -344,7 +344,7 @@ def expectations(events: Sequence[LifecycleEvent]) -> dict[UUID, Expectation]:
     provisioned = {event.device_id for event in events if event.type is LifecycleEventType.PROVISIONED}
     for event in events:
         known = states.get(event.device_id) or DeviceState.before_first_event(event)
-        states[event.device_id] = known.fold(event)
+        states[event.device_id] = known.apply(event)
 
     def status(state: DeviceState) -> ProvisioningStatus | None:
         if state.decommissioned and state.serial_number:

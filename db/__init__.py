@@ -1,1 +1,1 @@
-"""The bridge's own rows in PostgreSQL."""
+"""Tables, queries, guarded status transitions and migrations in PostgreSQL."""

@@ -1,4 +1,4 @@
-"""How reading the keys for AWS went: workers write it down, and the HTTP doors, which have none, go by it."""
+"""Results of reading the AWS credentials, written by workers and read by the readiness of the HTTP API."""
 
 from datetime import datetime
 
@@ -12,14 +12,15 @@ from db.models import AwsCredentialsRow
 def record_check(
     session: Session, secret_arn: str, *, checked_at: datetime, fetched_at: datetime | None, error: str | None
 ) -> None:
-    """Remember the newest check of a secret by any worker, and when one last read it well.
+    """Store the result of the newest check of a secret by any worker.
 
     Args:
         session: in a transaction.
         secret_arn: the secret's ARN.
-        checked_at: when it was last read, well or not.
-        fetched_at: when it was last read well; None where it never was, which undoes no other's success.
-        error: what went wrong at the check, as a code.
+        checked_at: time of the check, successful or not.
+        fetched_at: time of the last successful read by this worker, None if there was none. The newest
+            success of all workers is kept.
+        error: the error code of the check, None if it succeeded.
     """
     new = insert(AwsCredentialsRow).values(
         secret_arn=secret_arn, checked_at=checked_at, fetched_at=fetched_at, error=error
@@ -29,7 +30,7 @@ def record_check(
             index_elements=[col(AwsCredentialsRow.secret_arn)],
             set_={
                 "checked_at": new.excluded.checked_at,
-                # It ignores a null.
+                # greatest() ignores nulls.
                 "fetched_at": func.greatest(col(AwsCredentialsRow.fetched_at), new.excluded.fetched_at),
                 "error": new.excluded.error,
             },
@@ -38,7 +39,7 @@ def record_check(
 
 
 def fetched_at(connection: Connection, secret_arn: str) -> datetime | None:
-    """When any worker last read the secret well."""
+    """Return when a worker last read the secret successfully, or None if none has."""
     return connection.scalar(
         select(col(AwsCredentialsRow.fetched_at)).where(col(AwsCredentialsRow.secret_arn) == secret_arn)
     )

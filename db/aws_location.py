@@ -1,4 +1,4 @@
-"""Where in AWS the bridge is: workers find it out, and the HTTP doors, which never call AWS, go by it."""
+"""Partition, account and region of the bridge: workers store them for the HTTP API, which never calls AWS."""
 
 from datetime import UTC, datetime
 
@@ -9,9 +9,9 @@ from db.models import AwsLocationRow
 from domain.enrolment import AwsLocation
 
 
-def save_location(session: Session, place: AwsLocation) -> None:
-    """Remember the place; the newest that a worker found counts."""
-    found = {**place.model_dump(), "found_at": datetime.now(UTC)}
+def save_location(session: Session, location: AwsLocation) -> None:
+    """Store the location in place of an earlier one."""
+    found = {**location.model_dump(), "found_at": datetime.now(UTC)}
     session.exec(
         insert(AwsLocationRow)
         .values(id=1, **found)
@@ -20,6 +20,6 @@ def save_location(session: Session, place: AwsLocation) -> None:
 
 
 def load_location(session: Session) -> AwsLocation | None:
-    """The place, once any worker has found it out."""
+    """Return the location, or None if no worker has stored it yet."""
     row = session.get(AwsLocationRow, 1)
     return AwsLocation(partition=row.partition, account_id=row.account_id, region=row.region) if row else None

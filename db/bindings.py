@@ -1,9 +1,9 @@
-"""Reading bindings, and changing them in the only ways allowed: guarded, versioned, audited."""
+"""Queries of bindings, and their changes: each is guarded, versioned and audited."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, TypedDict, Unpack
+from typing import Final, TypedDict, Unpack
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, String, bindparam, or_, update
@@ -17,7 +17,7 @@ from domain.provisioning_status import ProvisioningStatus
 
 
 class AwsColumns(TypedDict, total=False):
-    """The columns of a binding that name its AWS resources and where they come from."""
+    """The columns of a binding that identify its AWS resources and their origin."""
 
     thing_arn: str | None
     certificate_arn: str | None
@@ -47,9 +47,18 @@ NO_FAILURE: Final[FailureColumns] = {"failure_code": None, "failure_reason": Non
 """Clears the last error of a binding."""
 
 
+class EventSubject(TypedDict):
+    """The fields that every event about a binding has."""
+
+    device_id: UUID
+    tenant_id: UUID | None
+    binding_id: UUID
+    thing_name: str | None
+
+
 @dataclass(frozen=True)
 class BindingFilter:
-    """Which bindings to list; None lets all pass."""
+    """Criteria for a list of bindings. None matches every value."""
 
     status: ProvisioningStatus | None = None
     device_id: UUID | None = None
@@ -58,27 +67,27 @@ class BindingFilter:
 
     @property
     def conditions(self) -> list[ColumnElement[bool]]:
-        """The conditions of the query, one for each filter that is set."""
-        wanted = (
+        """Return the conditions of the query, one for each criterion that is set."""
+        criteria = (
             (col(AwsThingBinding.provisioning_status), self.status),
             (col(AwsThingBinding.device_id), self.device_id),
             (col(AwsThingBinding.tenant_id), self.tenant_id),
             (serial_number_of_thing, self.serial_number),
         )
-        return [column == value for column, value in wanted if value is not None]
+        return [column == value for column, value in criteria if value is not None]
 
 
 class IllegalTransitionError(RuntimeError):
-    """A binding cannot go from its status to the one asked for."""
+    """The binding's status does not allow the transition."""
 
 
 class StaleBindingError(RuntimeError):
-    """Someone else changed the binding since it was read; read it again."""
+    """Another transaction changed the binding after it was read. Read it again."""
 
 
 @dataclass(frozen=True)
 class Actor:
-    """Who makes a change, for the who-columns and the audit."""
+    """The author of a change, stored in the row's `…_by` columns and in the audit."""
 
     name: str
     workflow_id: str | None = None
@@ -86,7 +95,7 @@ class Actor:
 
 
 def newest_binding(session: Session, device_id: UUID) -> AwsThingBinding | None:
-    """The device's binding: the live one, else the last that was."""
+    """Return the device's live binding, or else its last deleted one."""
     return session.exec(
         select(AwsThingBinding)
         .where(AwsThingBinding.device_id == device_id)
@@ -102,28 +111,28 @@ DECIDING_BINDING: Final = (
     .where(
         or_(
             col(AwsThingBinding.thing_name) == bindparam("thing_name", type_=String),
-            # Bound as null where nothing was ever erased, which no row's is equal to.
+            # Null if there is no hash key. No row's hash is equal to null.
             col(AwsThingBinding.serial_hash) == bindparam("serial_hash", type_=String),
         )
     )
     .order_by(col(AwsThingBinding.deleted_at).desc().nulls_first(), col(AwsThingBinding.created_at).desc())
     .limit(1)
 )
-"""Asks for the binding that decides whether a serial may enrol: the live one, else the newest."""
+"""The query for the binding that decides whether a serial number may enrol: the live one, or the newest."""
 
 
 def deciding_names(thing_name: str, hashing: SerialHashing | None) -> dict[str, str | None]:
-    """What the deciding binding is asked for by: its name, or what stands for that once it is erased.
+    """Return the parameters of `DECIDING_BINDING`: the Thing name, and the hash that replaces it on erasure.
 
     Args:
-        thing_name: the name, made of tenant and serial number.
-        hashing: what stands for it; None where nothing was ever erased.
+        thing_name: the Thing name of tenant and serial number.
+        hashing: computes the hash; None if no hash key is set.
     """
     return {"thing_name": thing_name, "serial_hash": hashing.of(thing_name) if hashing else None}
 
 
 def live_binding_of_thing(session: Session, thing_name: str) -> AwsThingBinding | None:
-    """The live binding that bears this Thing name."""
+    """Return the live binding with this Thing name."""
     return session.exec(
         select(AwsThingBinding).where(
             AwsThingBinding.thing_name == thing_name, col(AwsThingBinding.deleted_at).is_(None)
@@ -132,17 +141,17 @@ def live_binding_of_thing(session: Session, thing_name: str) -> AwsThingBinding 
 
 
 def bindings_query(
-    wanted: BindingFilter, *, after: UUID | None, limit: int
+    criteria: BindingFilter, *, after: UUID | None, limit: int
 ) -> SelectOfScalar[AwsThingBinding]:
-    """Return the query for a page of bindings, in the order of their ids, that begins after one of them."""
-    query = select(AwsThingBinding).where(*wanted.conditions).order_by(col(AwsThingBinding.id)).limit(limit)
+    """Return the query for a page of bindings in the order of their ids, starting after the id `after`."""
+    query = select(AwsThingBinding).where(*criteria.conditions).order_by(col(AwsThingBinding.id)).limit(limit)
     if after is not None:
         query = query.where(col(AwsThingBinding.id) > after)
     return query
 
 
 def transitions_of(session: Session, binding_id: UUID) -> Sequence[BindingTransition]:
-    """Every status the binding was given, in order."""
+    """Return all status changes of the binding, the oldest first."""
     return session.exec(
         select(BindingTransition)
         .where(BindingTransition.binding_id == binding_id)
@@ -161,10 +170,18 @@ def open_binding(
     reason: str | None = None,
     **columns: Unpack[AwsColumns],
 ) -> AwsThingBinding:
-    """Make a device's binding.
+    """Create the binding of a device, with its audit row.
 
-    It is `Pending`; `Decommissioned` for one that must never be provisioned; `Active` for one that fleet
-    provisioning made, all of whose `columns` are known.
+    Args:
+        session: in a transaction.
+        device_id: the device.
+        tenant_id: its tenant.
+        thing_name: its Thing name, None if another device's live binding has it.
+        actor: the author of the change.
+        status: `Pending`, `Decommissioned` for a device that must never be provisioned, or `Active` for a
+            device whose resources fleet provisioning has created.
+        reason: the reason for the audit.
+        **columns: the resources, known if the status is `Active`.
     """
     binding = AwsThingBinding(
         device_id=device_id,
@@ -185,10 +202,10 @@ def open_binding(
 def update_binding(
     session: Session, binding: AwsThingBinding, actor: Actor, **changes: Unpack[BindingColumns]
 ) -> AwsThingBinding:
-    """Change columns of a binding, not its status.
+    """Change columns of a binding other than its status.
 
     Raises:
-        StaleBindingError: the binding was changed since it was read.
+        StaleBindingError: another transaction changed the binding after it was read.
     """
     return _update(session, binding, actor, dict(changes))
 
@@ -202,11 +219,11 @@ def advance(
     reason: str | None = None,
     **changes: Unpack[BindingColumns],
 ) -> AwsThingBinding:
-    """Give a binding its next status, with its audit row.
+    """Change the status of a binding, and write the audit row.
 
     Raises:
-        IllegalTransitionError: the binding's status does not lead there.
-        StaleBindingError: the binding was changed since it was read.
+        IllegalTransitionError: the binding's status does not allow the transition.
+        StaleBindingError: another transaction changed the binding after it was read.
     """
     origin = binding.provisioning_status
     if not origin.may_become(to):
@@ -220,7 +237,7 @@ def advance(
 
 
 def failed_at(session: Session, binding: AwsThingBinding) -> ProvisioningStatus:
-    """The station a failed binding failed at, to which a retry returns it."""
+    """Return the status in which a Failed binding failed, to which a retry returns it."""
     origin = session.exec(
         select(BindingTransition.from_status)
         .where(
@@ -233,8 +250,8 @@ def failed_at(session: Session, binding: AwsThingBinding) -> ProvisioningStatus:
     return ProvisioningStatus(origin or ProvisioningStatus.PENDING)
 
 
-def event_subject(binding: AwsThingBinding) -> dict[str, Any]:
-    """Whom an event about a binding is about."""
+def event_subject(binding: AwsThingBinding) -> EventSubject:
+    """Return the fields that every event about this binding has."""
     return {
         "device_id": binding.device_id,
         "tenant_id": binding.tenant_id,
@@ -244,7 +261,7 @@ def event_subject(binding: AwsThingBinding) -> dict[str, Any]:
 
 
 def provisioned_event(binding: AwsThingBinding) -> AwsThingProvisioned | None:
-    """What there is to tell of a binding that has become Active, or that has another certificate."""
+    """Return the event for a binding that became Active or got another certificate. None if not Active."""
     if (
         binding.provisioning_status is not ProvisioningStatus.ACTIVE
         or not binding.thing_arn
@@ -288,6 +305,6 @@ def _update(
     ).scalar_one_or_none()
     if changed is None:
         raise StaleBindingError(
-            f"binding {binding.id} was changed by another since version {binding.version}"
+            f"binding {binding.id} was changed after version {binding.version} was read: read it again"
         )
     return changed

@@ -1,4 +1,4 @@
-"""Which dynamic thing groups were made for commands, and when each was last used."""
+"""Dynamic thing groups created for commands, and the time of their last use."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -11,9 +11,9 @@ from db.models import CommandGroupRow
 
 
 def use_group(session: Session, name: str, query: str) -> None:
-    """Note, before anything is done in AWS, that a group is about to be used.
+    """Record a use of the group, before the calls to AWS that use it.
 
-    Where the group is just being deleted this waits until that is done: see `lock_unused_group`.
+    Waits for a deletion of the group in progress to complete (see `lock_unused_group`).
     """
     now = datetime.now(UTC)
     session.exec(
@@ -24,7 +24,7 @@ def use_group(session: Session, name: str, query: str) -> None:
 
 
 def mark_group_used(session: Session, name: str) -> None:
-    """Note that a group was in use until now, if it is still there."""
+    """Record that a group was in use until now, if its row still exists."""
     session.exec(
         update(CommandGroupRow)
         .where(col(CommandGroupRow.name) == name)
@@ -33,7 +33,7 @@ def mark_group_used(session: Session, name: str) -> None:
 
 
 def unused_groups(session: Session, since: datetime) -> Sequence[str]:
-    """The names of the groups not used since then, the longest unused first."""
+    """Return the names of the groups not used since then, the longest unused first."""
     return session.exec(
         select(CommandGroupRow.name)
         .where(col(CommandGroupRow.last_used_at) < since)
@@ -42,7 +42,7 @@ def unused_groups(session: Session, since: datetime) -> Sequence[str]:
 
 
 def lock_unused_group(session: Session, name: str, since: datetime) -> CommandGroupRow | None:
-    """The group's row, held against a command that is about to use it; None where one has used it since."""
+    """Lock a group's row against commands that are about to use it. None if one has used it since then."""
     return session.exec(
         select(CommandGroupRow)
         .where(col(CommandGroupRow.name) == name, col(CommandGroupRow.last_used_at) < since)

@@ -1,4 +1,4 @@
-"""Keeping what `domain.device_state` folds."""
+"""Storage of the device states of `domain.device_state`."""
 
 from uuid import UUID
 
@@ -10,14 +10,14 @@ from domain.device_state import DeviceState, StatusChange
 
 
 def lock_state(session: Session, device_id: UUID) -> DeviceStateRow | None:
-    """The device's row, held against every other writer until the transaction ends."""
+    """Lock the device's row against other writers until the transaction ends. None if it has no row."""
     return session.exec(
         select(DeviceStateRow).where(DeviceStateRow.device_id == device_id).with_for_update()
     ).first()
 
 
 def lock_or_create_state(session: Session, initial: DeviceState) -> DeviceStateRow:
-    """The device's row, made from `initial` where it has none yet; held until the transaction ends."""
+    """Lock the device's row until the transaction ends, created from `initial` if it has none yet."""
     session.exec(
         insert(DeviceStateRow)
         .values(device_id=initial.device_id, tenant_id=initial.tenant_id, serial_number=initial.serial_number)
@@ -29,7 +29,7 @@ def lock_or_create_state(session: Session, initial: DeviceState) -> DeviceStateR
 
 
 def state_of(row: DeviceStateRow) -> DeviceState:
-    """The row in the domain's words."""
+    """Return the device state that a row stores."""
     desired = None
     if row.desired_status and row.occurred_at and row.event_id:
         desired = StatusChange(status=row.desired_status, occurred_at=row.occurred_at, event_id=row.event_id)
@@ -43,7 +43,7 @@ def state_of(row: DeviceStateRow) -> DeviceState:
 
 
 def save_state(session: Session, row: DeviceStateRow, state: DeviceState) -> None:
-    """Write a folded state back into its row."""
+    """Write a device state to its row."""
     row.serial_number = state.serial_number
     if state.desired:
         row.desired_status = state.desired.status

@@ -1,4 +1,4 @@
-"""The core's own device table; a platform that keeps its devices elsewhere swaps this file."""
+"""The platform's own device table. A platform that stores its devices elsewhere replaces this file."""
 
 from uuid import UUID
 
@@ -11,7 +11,7 @@ from domain.enrolment import Registration
 
 
 def write_enrolled(session: Session, device_id: UUID, registration: Registration) -> None:
-    """Write a device that enrolled, as it describes itself; its status stays what it was, if it had one."""
+    """Insert or update the row of an enrolled device. The status of an existing row is not changed."""
     described = {"model": registration.model, "firmware_version": registration.firmware_version}
     session.exec(
         insert(DeviceRow)
@@ -31,5 +31,5 @@ def write_enrolled(session: Session, device_id: UUID, registration: Registration
 
 
 def mark_decommissioned(session: Session, device_id: UUID) -> None:
-    """Set the device's status, where it has a row at all."""
+    """Set the device's status to Decommissioned, if it has a row."""
     session.exec(update(DeviceRow).where(col(DeviceRow.id) == device_id).values(status="Decommissioned"))

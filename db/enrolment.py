@@ -1,4 +1,4 @@
-"""Enrolling a device that fleet provisioning let in: whether it may, and all its rows in one transaction."""
+"""Enrolment of a device by fleet provisioning: the checks, and all of its rows in one transaction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,12 +38,12 @@ from domain.names import id_of_certificate
 from domain.provisioning_status import ProvisioningStatus
 from domain.saga import Device
 
-# Before a hashed Thing name, so that the locks of enrolments are no one else's.
+# Prefix of a Thing name before hashing, so that an enrolment's advisory lock differs from other locks.
 _LOCKS: Final = b"thingbridge/enrolment/"
 
 
-# Built once, and run without the ORM: building it anew would take a third of all the time of a verdict.
-_VERDICT: Final = DECIDING_BINDING.outerjoin(
+# Built once and run without the ORM: building the query takes a third of the time of a `/verify` call.
+_DENIAL_QUERY: Final = DECIDING_BINDING.outerjoin(
     DeviceStateRow, col(DeviceStateRow.device_id) == col(AwsThingBinding.device_id)
 ).with_only_columns(col(AwsThingBinding.deleted_at), col(DeviceStateRow.decommissioned_at))
 
@@ -56,24 +56,24 @@ class EnrolmentDeniedError(RuntimeError):
 
 
 class EnrolmentConflictError(RuntimeError):
-    """What the registration names cannot be the device's, as things stand."""
+    """The certificate or the secret of the registration cannot be bound to the device."""
 
 
 @dataclass(frozen=True)
 class Enrolled:
-    """A device that has enrolled, now or before."""
+    """The result of an enrolment, the first one or a repeat."""
 
     binding: AwsThingBinding
     already_provisioned: bool
     follow_up_due: bool
-    """Whether the device's workflow has yet to do what follows."""
+    """Whether the device's workflow must still be signalled."""
 
 
 def find_denial(
     connection: Connection, thing_name: str, *, allow_reprovision: bool, hashing: SerialHashing | None
 ) -> Denial | None:
-    """Why the serial number of a Thing name may not enrol; None where it may. One indexed read."""
-    found = connection.execute(_VERDICT, deciding_names(thing_name, hashing)).one_or_none()
+    """Return why the serial number of a Thing name may not enrol, None if it may. Runs one indexed query."""
+    found = connection.execute(_DENIAL_QUERY, deciding_names(thing_name, hashing)).one_or_none()
     if found is None:
         return None
     deleted_at, decommissioned_at = found
@@ -91,23 +91,25 @@ def enrol(
     allow_reprovision: bool,
     hashing: SerialHashing | None,
 ) -> Enrolled:
-    """Bind a device to what fleet provisioning made for it; a repeat finds it bound and changes nothing.
+    """Bind a device to the resources that fleet provisioning created for it. A repeat changes nothing.
 
-    Whoever races with this beyond the lock makes it end in an IntegrityError or a StaleBindingError, with
-    nothing written: the same call again sees what was done.
+    An advisory lock serialises the enrolments of a serial number. Another concurrent change of the same rows
+    raises an IntegrityError or a StaleBindingError, and nothing is written: repeat the call.
 
     Raises:
         EnrolmentDeniedError: the device of the serial number was decommissioned.
-        EnrolmentConflictError: the certificate or its secret is taken, or may not replace the bound one.
+        EnrolmentConflictError: the certificate or its secret is bound already, or may not replace the bound
+            one.
     """
     digest = sha256(_LOCKS + thing_name.encode()).digest()
     session.exec(select(func.pg_advisory_xact_lock(int.from_bytes(digest[:8], signed=True))))
     names = deciding_names(thing_name, hashing)
     deciding = session.exec(DECIDING_BINDING, params=names).first()
     if deciding is None:
-        made = _enrol_anew(session, registration, thing_name, actor)
-        return Enrolled(made, already_provisioned=False, follow_up_due=True)
-    # A live one alone: that of a device that is over may be an erasure's, which has locked its state before.
+        created = _enrol_first(session, registration, thing_name, actor)
+        return Enrolled(created, already_provisioned=False, follow_up_due=True)
+    # Only a live binding is locked: an erasure locks the state of a decommissioned device before its binding,
+    # so that a lock here could be a deadlock.
     binding = session.exec(
         select(AwsThingBinding)
         .where(AwsThingBinding.id == deciding.id, col(AwsThingBinding.deleted_at).is_(None))
@@ -116,19 +118,21 @@ def enrol(
     ).first()
     if binding is None:
         raise EnrolmentDeniedError(Denial.DECOMMISSIONED)
-    # The binding's row before the state's, as everywhere, so that no two transactions wait for each other.
+    # All transactions lock a binding's row before its state's, so that none of them deadlock.
     state = lock_or_create_state(session, _state(binding.device_id, registration))
     if state.decommissioned_at:
         raise EnrolmentDeniedError(Denial.DECOMMISSIONED)
     arn = registration.certificate_arn
     if arn == binding.certificate_arn or retired_from(session, arn) == binding.id:
-        # The platform's own devices have their events from the platform.
+        # The platform sends the events of the devices that it provisioned itself.
         due = binding.provisioned_via_jitp and (
             state.event_id is None or bool(pending_retirements(session, binding.device_id))
         )
         return Enrolled(binding, already_provisioned=True, follow_up_due=due)
     if not allow_reprovision:
-        raise EnrolmentConflictError("the device has another certificate, and none may enrol again")
+        raise EnrolmentConflictError(
+            "the device has another certificate and may not enrol again: ALLOW_REPROVISION is off"
+        )
     if binding.provisioning_status is not ProvisioningStatus.ACTIVE:
         raise EnrolmentConflictError(
             f"the platform is provisioning this serial number: its binding is {binding.provisioning_status}"
@@ -138,7 +142,7 @@ def enrol(
 
 
 def activation_of(binding: AwsThingBinding) -> LifecycleEvent:
-    """The event by which the workflow of an enrolled device does what follows."""
+    """Return the event on which a device's workflow reports its status and deletes replaced certificates."""
     device = Device(device_id=binding.device_id, tenant_id=binding.tenant_id, thing_name=binding.thing_name)
     return activation(device, binding.id, binding.certificate_arn or "", binding.created_at)
 
@@ -146,7 +150,13 @@ def activation_of(binding: AwsThingBinding) -> LifecycleEvent:
 def page_of_expiring(
     until: datetime, after: tuple[datetime, UUID] | None, at_most: int
 ) -> SelectOfScalar[AwsThingBinding]:
-    """Asks for the next live bindings whose claim certificate expires until then, the soonest first."""
+    """Return the query for live bindings whose claim certificate expires until then, the earliest first.
+
+    Args:
+        until: the latest expiry.
+        after: expiry and binding id after which the page starts, None for the first page.
+        at_most: the page size.
+    """
     expires_at, binding_id = col(AwsThingBinding.claim_certificate_expires_at), col(AwsThingBinding.id)
     query = (
         select(AwsThingBinding)
@@ -158,8 +168,8 @@ def page_of_expiring(
 
 
 def still_expiring(session: Session, found: AwsThingBinding) -> bool:
-    """Whether a binding is live, its claim certificate the same; it stays so until the transaction ends."""
-    held = session.exec(
+    """Lock a binding until the transaction ends. False if it is deleted or its claim certificate changed."""
+    locked = session.exec(
         select(AwsThingBinding.id)
         .where(
             AwsThingBinding.id == found.id,
@@ -168,12 +178,12 @@ def still_expiring(session: Session, found: AwsThingBinding) -> bool:
         )
         .with_for_update(key_share=True)
     ).first()
-    return held is not None
+    return locked is not None
 
 
 def without_follow_up(session: Session, after: UUID | None, at_most: int) -> Sequence[AwsThingBinding]:
-    """The next page of enrolled devices whose workflow never ran, or has left a certificate to erase."""
-    to_erase = exists().where(
+    """Return a page of enrolled devices whose workflow never ran, or has a replaced certificate to delete."""
+    pending_retirement = exists().where(
         col(RetiredCertificate.device_id) == AwsThingBinding.device_id,
         col(RetiredCertificate.completed_at).is_(None),
     )
@@ -184,7 +194,7 @@ def without_follow_up(session: Session, after: UUID | None, at_most: int) -> Seq
             AwsThingBinding.provisioning_status == ProvisioningStatus.ACTIVE,
             col(AwsThingBinding.deleted_at).is_(None),
             col(AwsThingBinding.provisioned_via_jitp),
-            or_(col(DeviceStateRow.event_id).is_(None), to_erase),
+            or_(col(DeviceStateRow.event_id).is_(None), pending_retirement),
         )
         .order_by(col(AwsThingBinding.id))
         .limit(at_most)
@@ -194,12 +204,12 @@ def without_follow_up(session: Session, after: UUID | None, at_most: int) -> Seq
     return session.exec(query).all()
 
 
-def _enrol_anew(
+def _enrol_first(
     session: Session, registration: Registration, thing_name: str, actor: Actor
 ) -> AwsThingBinding:
     _require_free(session, registration, None)
     device_id = uuid4()
-    # Says from now on whose the device is, to any event that names another tenant or serial number.
+    # The state stores tenant and serial number, so that events with different ones are rejected.
     lock_or_create_state(session, _state(device_id, registration))
     write_enrolled(session, device_id, registration)
     binding = open_binding(
@@ -224,9 +234,10 @@ def _enrol_anew(
 def _replace(
     session: Session, binding: AwsThingBinding, registration: Registration, actor: Actor
 ) -> AwsThingBinding:
-    """Give a live binding its new certificate. The platform's own becomes one of fleet provisioning by that:
+    """Replace the certificate of a live binding.
 
-    what its row names is from now on a caller's word, to be confirmed before it is erased.
+    A binding that the saga provisioned is marked as provisioned by fleet provisioning: a caller named its
+    resources, so that their ownership must be confirmed before they are deleted.
     """
     _require_free(session, registration, binding)
     retire(session, binding, registration.certificate_secret_arn)
@@ -247,22 +258,25 @@ def _replace(
 
 def _require_free(session: Session, registration: Registration, own: AwsThingBinding | None) -> None:
     certificate_arn, secret_arn = registration.certificate_arn, registration.certificate_secret_arn
-    taken = col(AwsThingBinding.certificate_arn) == certificate_arn
+    bound = col(AwsThingBinding.certificate_arn) == certificate_arn
     if secret_arn is not None:
-        taken = or_(taken, col(AwsThingBinding.certificate_secret_arn) == secret_arn)
-    others = and_(taken, col(AwsThingBinding.deleted_at).is_(None))
+        bound = or_(bound, col(AwsThingBinding.certificate_secret_arn) == secret_arn)
+    others = and_(bound, col(AwsThingBinding.deleted_at).is_(None))
     if own is not None:
         others = and_(others, col(AwsThingBinding.id) != own.id)
-    # The bindings before the retired: a certificate leaves the ones for the others, never back.
+    # Bindings are queried before retired certificates: a certificate moves from the first to the second only,
+    # so that this order finds it in one of them.
     if session.exec(select(AwsThingBinding.id).where(others).limit(1)).first():
-        raise EnrolmentConflictError("the certificate or its secret is bound already")
+        raise EnrolmentConflictError("the certificate or its secret is bound to a device already")
     if retired_from(session, certificate_arn):
-        raise EnrolmentConflictError("the certificate was replaced by another, and is erased")
+        raise EnrolmentConflictError("the certificate was replaced and is deleted: enrol with a new one")
     if own is not None and secret_arn is not None:
         try:
             reclaim_secret(session, own.device_id, secret_arn)
         except SecretBeingErasedError:
-            raise EnrolmentConflictError("the secret is being erased with an earlier certificate") from None
+            raise EnrolmentConflictError(
+                "the secret is deleted with an earlier certificate: enrol with another secret"
+            ) from None
 
 
 def _state(device_id: UUID, registration: Registration) -> DeviceState:

@@ -1,11 +1,11 @@
-"""Erasing what names a decommissioned device, whose serial number is denied all the same."""
+"""Erasure of the data that identifies a decommissioned device. Its serial number stays denied."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, update
+from sqlalchemy.orm import Mapped
 from sqlmodel import Session, col, select
 
 from db.bindings import Actor, newest_binding, update_binding
@@ -24,43 +24,44 @@ from domain.erasure import SerialHashing
 
 
 class NotErasableError(RuntimeError):
-    """Nothing of the device may be erased, or not yet."""
+    """The device may not be erased, or not yet."""
 
 
 class WrongHashKeyError(RuntimeError):
-    """What was denied under another key than the one given would be admitted."""
+    """The hash key is not the one of earlier erasures: denied serial numbers would be admitted."""
 
 
 def require_hash_key(session: Session, hashing: SerialHashing | None) -> None:
-    """Refuse to work with another key than the one that erased serial numbers were hashed with.
+    """Check that the hash key is the one with which erased serial numbers were hashed.
 
     Raises:
-        WrongHashKeyError: with what to do.
+        WrongHashKeyError: it is another one, or it is missing although there are hashes.
     """
     hashed = select(AwsThingBinding.id).where(col(AwsThingBinding.serial_hash).is_not(None)).limit(1)
     if hashing is None:
         if session.exec(hashed).first():
             raise WrongHashKeyError(
-                "serial numbers have been erased here, and are not denied without IOT_AWS_ERASURE__HASH_KEY: "
-                "set it to the key they were hashed with"
+                "this database has erased serial numbers, which are not denied without "
+                "IOT_AWS_ERASURE__HASH_KEY: set it to the key with which they were hashed"
             )
-    elif session.exec(hashed.where(~col(AwsThingBinding.serial_hash).startswith(hashing.mark))).first():
+    elif session.exec(hashed.where(~col(AwsThingBinding.serial_hash).startswith(hashing.key_id))).first():
         raise WrongHashKeyError(
-            "IOT_AWS_ERASURE__HASH_KEY is not the key that serial numbers erased here were hashed with, and "
-            "which alone can deny them: set it back"
+            "IOT_AWS_ERASURE__HASH_KEY is not the key with which erased serial numbers of this database were "
+            "hashed, and cannot deny them: set it back to that key"
         )
 
 
 def erase_device(session: Session, device_id: UUID, hashing: SerialHashing, actor: Actor) -> bool:
-    """Erase a decommissioned device; False where it was erased before.
+    """Erase a decommissioned device. False if it was erased before.
 
     Raises:
-        NotErasableError: it is unknown, not decommissioned, or has something left to be done or told.
+        NotErasableError: it is unknown, not decommissioned, still has resources in AWS or unsent events.
+        WrongHashKeyError: see `require_hash_key`.
     """
     state = lock_state(session, device_id)
     binding = newest_binding(session, device_id)
     if state is None and binding is None:
-        raise NotErasableError(f"device {device_id} is not known here")
+        raise NotErasableError(f"device {device_id} is unknown")
     if state is None or state.decommissioned_at is None:
         raise NotErasableError(f"device {device_id} is not decommissioned: decommission it first")
     if state.erased_at is not None:
@@ -87,19 +88,22 @@ def erase_some(
     tenant_id: UUID | None = None,
     before: datetime | None = None,
 ) -> int:
-    """Erase some of the decommissioned devices, and say how many; 0 where none is left that may be erased.
+    """Erase a batch of decommissioned devices, and return their number: 0 if no more may be erased.
 
     Args:
-        session: one transaction.
-        hashing: what is to stand for their serial numbers.
-        actor: who erases.
-        limit: how many at most.
-        tenant_id: only this tenant's.
-        before: only those whose decommissioning was done by then.
+        session: in a transaction.
+        hashing: computes the hashes that replace their serial numbers.
+        actor: the author of the erasure.
+        limit: the batch size.
+        tenant_id: erase only devices of this tenant.
+        before: erase only devices whose decommissioning was complete by then.
+
+    Raises:
+        WrongHashKeyError: see `require_hash_key`.
     """
     device = col(DeviceStateRow.device_id)
-    its_own = col(AwsThingBinding.device_id) == device
-    undone: ColumnElement[bool] = col(AwsThingBinding.deleted_at).is_(None)
+    of_device = col(AwsThingBinding.device_id) == device
+    incomplete: ColumnElement[bool] = col(AwsThingBinding.deleted_at).is_(None)
     query = select(DeviceStateRow).where(
         col(DeviceStateRow.decommissioned_at).is_not(None),
         col(DeviceStateRow.erased_at).is_(None),
@@ -108,11 +112,12 @@ def erase_some(
     if tenant_id is not None:
         query = query.where(DeviceStateRow.tenant_id == tenant_id)
     if before is not None:
-        # By the platform's clock, which may be ahead, only where nothing here says when it was done.
-        query = query.where(or_(col(DeviceStateRow.decommissioned_at) < before, exists().where(its_own)))
-        undone = or_(undone, col(AwsThingBinding.deleted_at) >= before)
+        # `decommissioned_at` is the event's time, by the platform's clock, which may be ahead. It is used
+        # only for a device without a binding; the `deleted_at` of a binding is the bridge's own time.
+        query = query.where(or_(col(DeviceStateRow.decommissioned_at) < before, exists().where(of_device)))
+        incomplete = or_(incomplete, col(AwsThingBinding.deleted_at) >= before)
     states = session.exec(
-        query.where(~exists().where(its_own, undone))
+        query.where(~exists().where(of_device, incomplete))
         .order_by(col(DeviceStateRow.decommissioned_at), device)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -123,7 +128,7 @@ def erase_some(
 
 
 def count_unerased(session: Session, tenant_id: UUID) -> int:
-    """How many devices of a tenant have not been erased, whatever the reason."""
+    """Return the number of devices of a tenant that have not been erased, for any reason."""
     return session.exec(
         select(func.count())
         .select_from(DeviceStateRow)
@@ -132,7 +137,8 @@ def count_unerased(session: Session, tenant_id: UUID) -> int:
 
 
 def _erase(session: Session, states: Sequence[DeviceStateRow], hashing: SerialHashing, actor: Actor) -> None:
-    # Also of one that began before the first was hashed: under two keys no one could deny them all.
+    # Checked in each transaction: another process may have hashed the first serial number after this process
+    # checked its key at start, and serial numbers hashed with two keys could not all be denied.
     require_hash_key(session, hashing)
     ids = [state.device_id for state in states]
     session.add_all(
@@ -145,7 +151,7 @@ def _erase(session: Session, states: Sequence[DeviceStateRow], hashing: SerialHa
         )
         for state in states
     )
-    # The audit lets a reason go only where the erasure stands recorded.
+    # A trigger allows the removal of a transition's reason only after the erasure has been recorded.
     session.flush()
     bindings = select(AwsThingBinding).where(col(AwsThingBinding.device_id).in_(ids))
     for binding in session.exec(bindings).all():
@@ -165,9 +171,9 @@ def _erase(session: Session, states: Sequence[DeviceStateRow], hashing: SerialHa
         update(BindingTransition).where(_is_of(BindingTransition, ids)).values(reason=None),
         delete(RetiredCertificate).where(_is_of(RetiredCertificate, ids)),
         delete(ShadowDeltaRow).where(_is_of(ShadowDeltaRow, ids)),
-        # What was parked would else be held for an operator who may never come.
+        # A parked event waits for an operator, possibly for ever.
         delete(OutboxRow).where(_is_of(OutboxRow, ids), col(OutboxRow.parked_at).is_not(None)),
-        # What each type of event tells is not known here, so nothing of it is kept.
+        # The fields of an event depend on its type, so that all of them are removed.
         update(OutboxRow).where(_is_of(OutboxRow, ids)).values(data={}, refused_because=None),
         update(DeviceRow).where(col(DeviceRow.id).in_(ids)).values(serial_number=None, label=None),
         update(DeviceStateRow)
@@ -184,7 +190,7 @@ def _is_of(
     return col(table.device_id).in_(device_ids)
 
 
-def _unsent_of(device_id: Any) -> ColumnElement[bool]:
+def _unsent_of(device_id: UUID | Mapped[UUID]) -> ColumnElement[bool]:
     return and_(
         col(OutboxRow.device_id) == device_id,
         col(OutboxRow.published_at).is_(None),

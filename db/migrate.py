@@ -1,4 +1,4 @@
-"""Bringing the database to the schema this version needs."""
+"""Migration of the database to the schema of this version."""
 
 from pathlib import Path
 from typing import Final
@@ -10,18 +10,18 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
-# Next to nothing of a platform's own database is ours; nor is Alembic's usual table name.
+# Not Alembic's default table name, which the platform may use in the same database.
 VERSION_TABLE: Final = "iotaws_alembic_version"
-# Any number will do, if it is always the same one.
+# The id of an advisory lock: any number, but the same in every version.
 _MIGRATION_LOCK: Final = 0x7468696E67
 
 
 class SchemaOutdatedError(RuntimeError):
-    """The database is not at the schema this version needs."""
+    """The schema of the database is older than this version needs."""
 
 
 def configuration(connection: Connection) -> Config:
-    """Alembic's configuration over an open connection."""
+    """Return Alembic's configuration for an open connection."""
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
     config.attributes["connection"] = connection
@@ -29,7 +29,7 @@ def configuration(connection: Connection) -> Config:
 
 
 def upgrade(engine: Engine) -> str:
-    """Apply what is missing, once however many start it, and return the revision now in force."""
+    """Apply the missing migrations, and return the resulting revision. A lock serialises concurrent calls."""
     with engine.begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
         config = configuration(connection)
@@ -38,9 +38,9 @@ def upgrade(engine: Engine) -> str:
 
 
 def require_current(engine: Engine) -> None:
-    """Refuse to run on a schema older than this version's.
+    """Check that the schema is not older than the one this version needs.
 
-    A newer one will do: while an upgrade rolls out, workers of the version before it still restart.
+    A newer schema is accepted: while an upgrade is rolled out, workers of the previous version may restart.
 
     Raises:
         SchemaOutdatedError: with the command to run.

@@ -1,4 +1,4 @@
-"""The tables. Columns that rows made elsewhere may not know have a server default."""
+"""The tables. Columns that other systems need not fill have a server default."""
 
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -31,16 +31,16 @@ from domain.names import NO_TENANT, SERIAL_NUMBER_LIMIT, TENANT_PREFIX_LENGTH
 from domain.outbox import OUTBOX_SHARDS
 from domain.provisioning_status import ProvisioningStatus
 
-# Written out, for an index serves only the very expression it is over.
+# Literal SQL: PostgreSQL uses an expression index only for the identical expression.
 serial_number_of_thing: Final = literal_column(f"substr(thing_name, {TENANT_PREFIX_LENGTH + 1})", String)
-age_in_outbox: Final = literal_column("(id + 0)", BigInteger)
+outbox_order: Final = literal_column("(id + 0)", BigInteger)
 _LIVE: Final = text("deleted_at IS NULL")
-_WAITING: Final = text("published_at IS NULL AND parked_at IS NULL")
+_UNSENT: Final = text("published_at IS NULL AND parked_at IS NULL")
 _SHARD: Final = f"(get_byte(uuid_send(coalesce(device_id, event_id)), 15) % {OUTBOX_SHARDS})::smallint"
 
 
 class Table(SQLModel):
-    """Base of every table of the bridge, with constraint names that migrations can rely on."""
+    """Base of every table of the bridge. The naming convention gives each constraint a predictable name."""
 
     metadata = MetaData(
         naming_convention={
@@ -52,40 +52,42 @@ class Table(SQLModel):
     )
 
 
-def _time(**kwargs: Any) -> Any:
-    return Field(sa_type=DateTime(timezone=True), **kwargs)
-
-
 def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _no_zero_tenant() -> CheckConstraint:
+def _time_of_insert() -> Any:
+    """Return the field of a time that defaults to the time of the insert."""
+    return Field(default_factory=_now, sa_type=_TIME, sa_column_kwargs={"server_default": func.now()})
+
+
+def _tenant_is_not_zero() -> CheckConstraint:
     return CheckConstraint(f"tenant_id <> '{NO_TENANT}'", name="tenant_is_not_zero")
 
 
-def _one_of(words: type[StrEnum]) -> Enum:
-    """A column of plain words, readable in SQL, that loads as the enum."""
+def _enum_type(enum: type[StrEnum]) -> Enum:
+    """Return the column type that stores an enum's values as text and loads them as members."""
     return Enum(
-        words, native_enum=False, length=32, values_callable=lambda kind: [word.value for word in kind]
+        enum, native_enum=False, length=32, values_callable=lambda kind: [member.value for member in kind]
     )
 
 
-def _only(column: str, words: type[StrEnum]) -> CheckConstraint:
-    listed = ", ".join(f"'{word}'" for word in words)
+def _enum_check(column: str, enum: type[StrEnum]) -> CheckConstraint:
+    listed = ", ".join(f"'{member}'" for member in enum)
     return CheckConstraint(f"{column} IN ({listed})", name=column)
 
 
-_STATUS: Final = _one_of(ProvisioningStatus)
+_TIME: Final = DateTime(timezone=True)
+_STATUS: Final = _enum_type(ProvisioningStatus)
 
 
 class AwsThingBinding(Table, table=True):
-    """One device's tie to AWS: what was made for it, and how far that has come."""
+    """The binding of one device to AWS: its resources there and the progress of provisioning."""
 
     __tablename__ = "iotaws_thing_bindings"
     __table_args__ = (
-        _only("provisioning_status", ProvisioningStatus),
-        _no_zero_tenant(),
+        _enum_check("provisioning_status", ProvisioningStatus),
+        _tenant_is_not_zero(),
         Index("uq_iotaws_thing_bindings_thing_name", "thing_name", unique=True, postgresql_where=_LIVE),
         Index(
             "uq_iotaws_thing_bindings_device",
@@ -100,9 +102,9 @@ class AwsThingBinding(Table, table=True):
             "uq_iotaws_thing_bindings_secret", "certificate_secret_arn", unique=True, postgresql_where=_LIVE
         ),
         Index("ix_iotaws_thing_bindings_device_id", "device_id"),
-        # The newest row of a tenant's serial, deleted or not, decides whether it may be provisioned.
+        # The newest row of a tenant's serial number, deleted or not, decides whether it may be provisioned.
         Index("ix_iotaws_thing_bindings_thing_name_created_at", "thing_name", "created_at"),
-        # An erased row has its serial's hash in place of the name.
+        # An erased row stores a hash of tenant and serial number instead of the Thing name.
         Index(
             "ix_iotaws_thing_bindings_serial_hash_created_at",
             "serial_hash",
@@ -127,7 +129,7 @@ class AwsThingBinding(Table, table=True):
     )
     device_id: UUID
     tenant_id: UUID | None = None
-    # Null while another device's live binding holds the name, and where it has been erased.
+    # Null while the live binding of another device has the name, and after erasure.
     thing_name: str | None = Field(default=None, sa_type=String(128))
     thing_arn: str | None = Field(default=None, sa_type=Text)
     certificate_arn: str | None = Field(default=None, sa_type=Text)
@@ -138,23 +140,26 @@ class AwsThingBinding(Table, table=True):
         sa_column_kwargs={"server_default": ProvisioningStatus.PENDING.value},
     )
     serial_hash: str | None = Field(default=None, sa_type=String(80))
-    # The last error: what stopped provisioning, or the last that an Active device or a teardown met.
+    # The last error: of the step that made the device Failed, of an Active device, or of a teardown.
     failure_code: str | None = Field(default=None, sa_type=String(64))
     failure_reason: str | None = Field(default=None, sa_type=Text)
-    last_shadow_reported_at: datetime | None = _time(default=None)
-    claim_certificate_expires_at: datetime | None = _time(default=None)
+    last_shadow_reported_at: datetime | None = Field(default=None, sa_type=_TIME)
+    claim_certificate_expires_at: datetime | None = Field(default=None, sa_type=_TIME)
     provisioned_via_jitp: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
-    created_at: datetime = _time(default_factory=_now, sa_column_kwargs={"server_default": func.now()})
+    created_at: datetime = _time_of_insert()
     created_by: str | None = Field(default=None, sa_type=Text)
-    modified_at: datetime | None = _time(default=None)
+    modified_at: datetime | None = Field(default=None, sa_type=_TIME)
     modified_by: str | None = Field(default=None, sa_type=Text)
-    deleted_at: datetime | None = _time(default=None)
+    deleted_at: datetime | None = Field(default=None, sa_type=_TIME)
     deleted_by: str | None = Field(default=None, sa_type=Text)
     version: int = Field(default=1, sa_type=BigInteger, sa_column_kwargs={"server_default": text("1")})
 
 
 class BindingTransition(Table, table=True):
-    """One change of a binding's status. Append-only: a trigger refuses any other write but an erasure's."""
+    """One status change of a binding.
+
+    Append-only: triggers reject every change, except that an erasure may remove the reason.
+    """
 
     __tablename__ = "iotaws_binding_transitions"
     __table_args__ = (Index("ix_iotaws_binding_transitions_binding_id_id", "binding_id", "id"),)
@@ -167,7 +172,7 @@ class BindingTransition(Table, table=True):
     tenant_id: UUID | None = None
     from_status: ProvisioningStatus | None = Field(default=None, sa_type=_STATUS)
     to_status: ProvisioningStatus = Field(sa_type=_STATUS)
-    occurred_at: datetime = _time(default_factory=_now, sa_column_kwargs={"server_default": func.now()})
+    occurred_at: datetime = _time_of_insert()
     actor: str = Field(sa_type=Text)
     workflow_id: str | None = Field(default=None, sa_type=Text)
     run_id: str | None = Field(default=None, sa_type=Text)
@@ -175,16 +180,16 @@ class BindingTransition(Table, table=True):
 
 
 class DeviceStateRow(Table, table=True):
-    """The memory of a device's events, which outlives every workflow run (see `domain.device_state`)."""
+    """The state that a device's events result in (see `domain.device_state`). It outlives workflow runs."""
 
     __tablename__ = "iotaws_device_states"
     __table_args__ = (
-        _only("desired_status", DesiredStatus),
+        _enum_check("desired_status", DesiredStatus),
         CheckConstraint(
             "(desired_status IS NULL) = (occurred_at IS NULL) AND (occurred_at IS NULL) = (event_id IS NULL)",
             name="desired_status_is_complete",
         ),
-        _no_zero_tenant(),
+        _tenant_is_not_zero(),
         Index(
             "ix_iotaws_device_states_to_erase",
             "decommissioned_at",
@@ -196,42 +201,42 @@ class DeviceStateRow(Table, table=True):
     device_id: UUID = Field(primary_key=True)
     tenant_id: UUID | None = None
     serial_number: str | None = Field(default=None, sa_type=String(SERIAL_NUMBER_LIMIT))
-    desired_status: DesiredStatus | None = Field(default=None, sa_type=_one_of(DesiredStatus))
-    occurred_at: datetime | None = _time(default=None)
+    desired_status: DesiredStatus | None = Field(default=None, sa_type=_enum_type(DesiredStatus))
+    occurred_at: datetime | None = Field(default=None, sa_type=_TIME)
     event_id: UUID | None = None
-    decommissioned_at: datetime | None = _time(default=None)
-    erased_at: datetime | None = _time(default=None)
-    # The event whose status the shadow reports, so that a repeat is not pushed again.
+    decommissioned_at: datetime | None = Field(default=None, sa_type=_TIME)
+    erased_at: datetime | None = Field(default=None, sa_type=_TIME)
+    # The event whose status was last written to the shadow, so that a repeat does not write it again.
     reported_event_id: UUID | None = None
-    # Counts the device's outbox rows, so that their order stands in the rows themselves.
+    # The sequence number of the device's last outbox row.
     outbox_sequence: int = Field(
         default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")}
     )
 
 
 class Erasure(Table, table=True):
-    """That a device's data was erased, when and by whom. Append-only: a trigger refuses any other write."""
+    """The record that a device's data was erased: when and by which actor. Append-only, by a trigger."""
 
     __tablename__ = "iotaws_erasures"
-    __table_args__ = (_no_zero_tenant(),)
+    __table_args__ = (_tenant_is_not_zero(),)
 
     device_id: UUID = Field(primary_key=True)
     tenant_id: UUID | None = None
-    erased_at: datetime = _time(default_factory=_now, sa_column_kwargs={"server_default": func.now()})
+    erased_at: datetime = _time_of_insert()
     actor: str = Field(sa_type=Text)
     workflow_id: str | None = Field(default=None, sa_type=Text)
     run_id: str | None = Field(default=None, sa_type=Text)
 
 
 class OutboxRow(Table, table=True):
-    """An event to be sent, written in the transaction of the change it tells of."""
+    """An event to publish, written in the transaction of the change that it reports."""
 
     __tablename__ = "iotaws_outbox"
     __table_args__ = (
         UniqueConstraint("event_id"),
         UniqueConstraint("device_id", "sequence"),
         CheckConstraint("(device_id IS NULL) = (sequence IS NULL)", name="numbered_for_a_device"),
-        Index("ix_iotaws_outbox_waiting", "shard", age_in_outbox, postgresql_where=_WAITING),
+        Index("ix_iotaws_outbox_waiting", "shard", outbox_order, postgresql_where=_UNSENT),
         Index(
             "ix_iotaws_outbox_refused",
             "shard",
@@ -251,47 +256,47 @@ class OutboxRow(Table, table=True):
     )
     event_id: UUID
     type: str = Field(sa_type=String(64))
-    # Null where an event is of no one device: a command to a group.
+    # Null for an event that belongs to no single device, such as the end of a command to a group.
     device_id: UUID | None = None
     tenant_id: UUID | None = None
     sequence: int | None = Field(default=None, sa_type=BigInteger)
-    occurred_at: datetime = _time(default_factory=_now, sa_column_kwargs={"server_default": func.now()})
+    occurred_at: datetime = _time_of_insert()
     data: dict[str, Any] = Field(sa_type=JSONB)
-    published_at: datetime | None = _time(default=None)
-    # Of an event that the sink refuses: since when, in what words, when it is sent again, and from when on it
-    # is not any more, until an operator says so.
-    first_refused_at: datetime | None = _time(default=None)
+    published_at: datetime | None = Field(default=None, sa_type=_TIME)
+    # Set for an event that the sink rejects: the time of the first rejection, the reason of the last one and
+    # the time of the next attempt. A parked event is not sent again until an operator resends it.
+    first_refused_at: datetime | None = Field(default=None, sa_type=_TIME)
     refused_because: str | None = Field(default=None, sa_type=Text)
-    send_again_at: datetime | None = _time(default=None)
-    parked_at: datetime | None = _time(default=None)
-    # All of a device's rows have one shard, and so one publisher at a time.
+    send_again_at: datetime | None = Field(default=None, sa_type=_TIME)
+    parked_at: datetime | None = Field(default=None, sa_type=_TIME)
+    # All events of a device are in one shard, so that a single publisher sends them in order.
     shard: int | None = Field(
         default=None, sa_type=SmallInteger, sa_column_args=(Computed(_SHARD, persisted=True),)
     )
 
     @property
     def order_key(self) -> UUID:
-        """What the events that must keep their order have in common: the device, or this event alone."""
+        """Return the key shared by the events that must be sent in order: the device, or this event alone."""
         return self.device_id or self.event_id
 
 
 class EventSinkRow(Table, table=True):
-    """A sink that wants no more events; one that takes them has no row."""
+    """A disabled sink, to which no events are sent. An enabled sink has no row."""
 
     __tablename__ = "iotaws_event_sinks"
 
     # See `events.sink.fingerprint`.
     fingerprint: str = Field(primary_key=True, sa_type=String(64))
     kind: str = Field(sa_type=String(32))
-    disabled_at: datetime = _time(default_factory=_now, sa_column_kwargs={"server_default": func.now()})
+    disabled_at: datetime = _time_of_insert()
     reason: str = Field(sa_type=Text)
 
 
 class ShadowDeltaRow(Table, table=True):
-    """The delta last seen in a device's shadow; a device without one has no row.
+    """The delta last read from a device's shadow. A device without a delta has no row.
 
-    It tells a delta that is new from one that was told before, and outlives the run that found it: the
-    command is started from here, also by the poll after one that crashed.
+    The row distinguishes a new delta from one that was published before. It outlives the run that found the
+    delta, so that the next poll starts the command after a crash.
     """
 
     __tablename__ = "iotaws_shadow_deltas"
@@ -307,53 +312,53 @@ class ShadowDeltaRow(Table, table=True):
     tenant_id: UUID | None = None
     delta_hash: str = Field(sa_type=String(64))
     delta: dict[str, Any] = Field(sa_type=JSONB)
-    # The version the delta was first seen at, not the newest: that rises with every report of the device.
+    # The version at which the delta was first seen. The current one rises with each report of the device.
     shadow_version: int = Field(sa_type=BigInteger)
     correlation_id: UUID
-    first_seen_at: datetime = _time(default_factory=_now, sa_column_kwargs={"server_default": func.now()})
-    # The workflow run that found it: after a crash it counts what it has found already.
+    first_seen_at: datetime = _time_of_insert()
+    # The workflow run that found the delta: a repeated attempt counts it again although it is not new.
     found_by: str = Field(sa_type=Text)
-    command_started_at: datetime | None = _time(default=None)
+    command_started_at: datetime | None = Field(default=None, sa_type=_TIME)
 
 
 class CommandGroupRow(Table, table=True):
-    """A dynamic thing group made for commands to a query; AWS allows few, so unused ones are deleted."""
+    """A dynamic thing group for commands to a query. AWS allows few of them, so unused ones are deleted."""
 
     __tablename__ = "iotaws_command_groups"
     __table_args__ = (Index("ix_iotaws_command_groups_last_used_at", "last_used_at"),)
 
     name: str = Field(primary_key=True, sa_type=String(128))
     query: str = Field(sa_type=Text)
-    created_at: datetime = _time(default_factory=_now, sa_column_kwargs={"server_default": func.now()})
-    last_used_at: datetime = _time(default_factory=_now, sa_column_kwargs={"server_default": func.now()})
+    created_at: datetime = _time_of_insert()
+    last_used_at: datetime = _time_of_insert()
 
 
 class DeviceRow(Table, table=True):
-    """The platform's own record of a device enrolled by fleet provisioning; the saga needs none."""
+    """The platform's record of a device enrolled by fleet provisioning. The saga does not need it."""
 
     __tablename__ = "iot_devices"
     __table_args__ = (
-        _no_zero_tenant(),
+        _tenant_is_not_zero(),
         Index("ix_iot_devices_tenant_id_serial_number", "tenant_id", "serial_number"),
     )
 
     id: UUID = Field(primary_key=True)
     tenant_id: UUID | None = None
-    # Null where it has been erased.
+    # Null after erasure.
     serial_number: str | None = Field(sa_type=String(SERIAL_NUMBER_LIMIT))
     model: str = Field(sa_type=Text)
     firmware_version: str = Field(sa_type=Text)
     label: str | None = Field(default=None, sa_type=Text)
     status: str = Field(sa_type=String(32))
-    created_at: datetime = _time(default_factory=_now, sa_column_kwargs={"server_default": func.now()})
+    created_at: datetime = _time_of_insert()
 
 
 class RetiredCertificate(Table, table=True):
-    """A certificate that another took the place of on a live binding, until it is torn down in AWS."""
+    """A certificate of a live binding that was replaced and may still have to be deleted in AWS."""
 
     __tablename__ = "iotaws_retired_certificates"
     __table_args__ = (
-        _no_zero_tenant(),
+        _tenant_is_not_zero(),
         Index(
             "ix_iotaws_retired_certificates_pending",
             "device_id",
@@ -369,20 +374,20 @@ class RetiredCertificate(Table, table=True):
     device_id: UUID
     tenant_id: UUID | None = None
     certificate_arn: str = Field(sa_type=Text)
-    # Null where the certificate that took its place uses the same secret.
+    # Null if the replacing certificate uses the same secret.
     secret_arn: str | None = Field(default=None, sa_type=Text)
-    # Whether a caller named it, or the saga issued it.
+    # True if a caller of `/registered` named the certificate, false if the saga issued it.
     provisioned_via_jitp: bool
-    retired_at: datetime = _time(default_factory=_now, sa_column_kwargs={"server_default": func.now()})
-    # From here on AWS is being asked to erase it, and no enrolment takes its secret back.
-    decided_at: datetime | None = _time(default=None)
-    # Why the certificate itself was left in AWS.
+    retired_at: datetime = _time_of_insert()
+    # The start of the deletion in AWS. From then on no enrolment can use the secret again.
+    decided_at: datetime | None = Field(default=None, sa_type=_TIME)
+    # The reason why the certificate was not deleted in AWS.
     kept_reason: str | None = Field(default=None, sa_type=Text)
-    completed_at: datetime | None = _time(default=None)
+    completed_at: datetime | None = Field(default=None, sa_type=_TIME)
 
 
 class AwsLocationRow(Table, table=True):
-    """The one row that says where in AWS the bridge is, as its workers have found it."""
+    """The single row with the bridge's partition, account and region, as its workers have found them."""
 
     __tablename__ = "iotaws_aws_location"
     __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
@@ -393,31 +398,31 @@ class AwsLocationRow(Table, table=True):
     partition: str = Field(sa_type=Text)
     account_id: str = Field(sa_type=String(12))
     region: str = Field(sa_type=Text)
-    found_at: datetime = _time(default_factory=_now, sa_column_kwargs={"server_default": func.now()})
+    found_at: datetime = _time_of_insert()
 
 
 class AwsCredentialsRow(Table, table=True):
-    """How reading the secret with the AWS keys has gone, over all workers."""
+    """The last result of reading the secret with the AWS credentials, over all workers."""
 
     __tablename__ = "iotaws_aws_credentials"
 
     secret_arn: str = Field(primary_key=True, sa_type=Text)
-    # Null until it was first read well.
-    fetched_at: datetime | None = _time(default=None)
-    checked_at: datetime = _time()
-    # What went wrong at the last check, as a code.
+    # Null until a worker has read the secret successfully.
+    fetched_at: datetime | None = Field(default=None, sa_type=_TIME)
+    checked_at: datetime = Field(sa_type=_TIME)
+    # The error code of the last check, null if it succeeded.
     error: str | None = Field(default=None, sa_type=Text)
 
 
 class ApiKeyRow(Table, table=True):
-    """A key of the HTTP doors: a tenant's, or where it names none an operator's (see `domain.api_key`)."""
+    """A key of the HTTP API: of a tenant, or of an operator if it has no tenant (see `domain.api_key`)."""
 
     __tablename__ = "iotaws_api_keys"
-    __table_args__ = (_no_zero_tenant(),)
+    __table_args__ = (_tenant_is_not_zero(),)
 
     id: str = Field(primary_key=True, sa_type=String(8))
     digest: bytes = Field(sa_type=LargeBinary)
     tenant_id: UUID | None = None
     label: str | None = Field(default=None, sa_type=Text)
-    created_at: datetime = _time(default_factory=_now, sa_column_kwargs={"server_default": func.now()})
-    revoked_at: datetime | None = _time(default=None)
+    created_at: datetime = _time_of_insert()
+    revoked_at: datetime | None = Field(default=None, sa_type=_TIME)

@@ -1,4 +1,4 @@
-"""Events to be sent: written in the transaction of the change they tell of, taken by shards."""
+"""The outbox: events are written in the transaction of the change that they report, and sent by shard."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -10,34 +10,34 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm.attributes import flag_modified
 from sqlmodel import Session, col, select
 
-from db.models import DeviceStateRow, EventSinkRow, OutboxRow, age_in_outbox
+from db.models import DeviceStateRow, EventSinkRow, OutboxRow, outbox_order
 from domain.outbox import OUTBOX_SHARDS
 from domain.outgoing_event import OutgoingEvent
 
-# With the shard's number it names an advisory lock; any number will do, if it is always the same one.
+# The first key of the advisory lock of a shard: any number, but the same in every version.
 _SHARD_LOCKS: Final = 0x6F757462
 
 _LONGEST_BACKOFF: Final = timedelta(minutes=10)
 _SHORTEST_BACKOFF: Final = timedelta(seconds=1)
 
-_waiting: Final = and_(col(OutboxRow.published_at).is_(None), col(OutboxRow.parked_at).is_(None))
-_refused: Final = and_(col(OutboxRow.published_at).is_(None), col(OutboxRow.first_refused_at).is_not(None))
+_unsent: Final = and_(col(OutboxRow.published_at).is_(None), col(OutboxRow.parked_at).is_(None))
+_rejected: Final = and_(col(OutboxRow.published_at).is_(None), col(OutboxRow.first_refused_at).is_not(None))
 _order_key: Final = func.coalesce(OutboxRow.device_id, OutboxRow.event_id)
-# An order that only the index of what waits is in. By the plain id PostgreSQL takes the primary key once it
-# has counted a backlog, and so passes every event ever sent to come to those that wait.
-_oldest_first: Final = age_in_outbox.asc()
+# An order that only the index of unsent events has. With `ORDER BY id` PostgreSQL may choose the primary key
+# after a backlog, and read all events ever sent before the first unsent one.
+_oldest_first: Final = outbox_order.asc()
 
 
 def put(session: Session, event: OutgoingEvent, *distinction: object) -> bool:
-    """Add an event behind all earlier ones of its device; one that is there already is not added again.
+    """Enqueue an event after all earlier ones of its device, unless it has been enqueued before.
 
     Args:
-        session: the transaction of the change the event tells of.
-        event: what to tell.
-        distinction: what makes this event one among those of its type and device.
+        session: the transaction of the change that the event reports.
+        event: the event.
+        distinction: values that distinguish this event from others of its type and device.
 
     Returns:
-        Whether it was added.
+        Whether the event was added.
     """
     sequence = _next_number(session, event)
     added = session.exec(
@@ -64,51 +64,51 @@ def put(session: Session, event: OutgoingEvent, *distinction: object) -> bool:
 
 
 def claim(session: Session, shard: int, at_most: int) -> Sequence[OutboxRow]:
-    """The oldest unsent events of a shard, for this transaction alone to send.
+    """Lock a shard for this transaction, and return its oldest unsent events.
 
-    Those of a device whose next event is refused wait until that is due again. None at all where another
-    transaction has the shard: two at once could overtake each other within a device.
+    Events of a device whose next event was rejected are left out until it is due again. The result is empty
+    if another transaction has the lock: two of them could send the events of a device out of order.
     """
-    # The server ends a holder it has not heard of for a minute, as one whose machine is gone: else the shard
-    # would wait until TCP gives that connection up, hours later.
+    # PostgreSQL ends the session of a lock holder whose machine is lost after a minute. Without this timeout
+    # the shard would stay locked until TCP closes the connection, hours later.
     session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '1min'"))
     if not session.scalar(select(func.pg_try_advisory_xact_lock(_SHARD_LOCKS, shard))):
         return []
-    held = select(_order_key).where(
-        OutboxRow.shard == shard, _refused, _waiting, col(OutboxRow.send_again_at) > datetime.now(UTC)
+    delayed = select(_order_key).where(
+        OutboxRow.shard == shard, _rejected, _unsent, col(OutboxRow.send_again_at) > datetime.now(UTC)
     )
     return session.exec(
         select(OutboxRow)
-        .where(OutboxRow.shard == shard, _waiting, _order_key.not_in(held))
+        .where(OutboxRow.shard == shard, _unsent, _order_key.not_in(delayed))
         .order_by(_oldest_first)
         .limit(at_most)
     ).all()
 
 
 def oldest_unsent(session: Session) -> Mapping[int, datetime]:
-    """Since when the oldest unsent event of each shard waits; none of a shard whose events are all sent."""
-    waiting = {
+    """Return the time of the oldest unsent event of each shard that has one."""
+    oldest = {
         shard: session.exec(
             select(OutboxRow.occurred_at)
-            .where(OutboxRow.shard == shard, _waiting)
+            .where(OutboxRow.shard == shard, _unsent)
             .order_by(_oldest_first)
             .limit(1)
         ).first()
         for shard in range(OUTBOX_SHARDS)
     }
-    return {shard: since for shard, since in waiting.items() if since is not None}
+    return {shard: since for shard, since in oldest.items() if since is not None}
 
 
 def count_parked(session: Session) -> int:
-    """How many events wait for an operator to have them sent again."""
+    """Return the number of parked events, which wait for an operator to resend them."""
     parked = (
-        select(func.count()).select_from(OutboxRow).where(_refused, col(OutboxRow.parked_at).is_not(None))
+        select(func.count()).select_from(OutboxRow).where(_rejected, col(OutboxRow.parked_at).is_not(None))
     )
     return session.exec(parked).one()
 
 
 def mark_published(session: Session, rows: Sequence[OutboxRow]) -> None:
-    """Note that events have been sent."""
+    """Record that events have been sent."""
     session.exec(
         update(OutboxRow)
         .where(col(OutboxRow.id).in_([row.id for row in rows]))
@@ -117,53 +117,57 @@ def mark_published(session: Session, rows: Sequence[OutboxRow]) -> None:
     )
 
 
-def record_refusal(row: OutboxRow, why: str, park_after: timedelta) -> None:
-    """Note that the sink refuses an event: it is sent again later, or parked where that went on for too long.
+def record_refusal(row: OutboxRow, reason: str, park_after: timedelta) -> None:
+    """Record that the sink rejected an event, and when to send it again or that it is parked.
 
-    The longer it has been refused the longer it waits, twice as long each time.
+    Args:
+        row: the event.
+        reason: why the sink rejected it.
+        park_after: time since the first rejection after which the event is parked. Until then the backoff
+            is the time since the first rejection, so that it doubles, within a second and ten minutes.
     """
     now = datetime.now(UTC)
     row.first_refused_at = row.first_refused_at or now
-    row.refused_because = why
-    gives_up_at = row.first_refused_at + park_after
-    if now >= gives_up_at:
+    row.refused_because = reason
+    park_at = row.first_refused_at + park_after
+    if now >= park_at:
         row.parked_at, row.send_again_at = now, None
     else:
         backoff = min(max(now - row.first_refused_at, _SHORTEST_BACKOFF), _LONGEST_BACKOFF)
-        row.send_again_at = min(now + backoff, gives_up_at)
-    # Written also where they are what they were when the row was read: `resend` may have emptied them since,
-    # and an event that is parked and not known to be refused is one that nobody finds.
+        row.send_again_at = min(now + backoff, park_at)
+    # Written even if unchanged since the row was read: `resend` may have cleared them in the meantime, and a
+    # parked event without a rejection would not be listed.
     flag_modified(row, "first_refused_at")
     flag_modified(row, "refused_because")
 
 
 def list_refused(session: Session, at_most: int) -> Sequence[OutboxRow]:
-    """The events that the sink refuses, parked or not, the oldest first."""
-    return session.exec(select(OutboxRow).where(_refused).order_by(col(OutboxRow.id)).limit(at_most)).all()
+    """Return the events that the sink rejected, parked or not, the oldest first."""
+    return session.exec(select(OutboxRow).where(_rejected).order_by(col(OutboxRow.id)).limit(at_most)).all()
 
 
 def resend(session: Session, event_id: UUID | None) -> int:
-    """Have refused events sent again at once, as if they never had been; returns how many there were.
+    """Clear the rejections of events, so that they are sent at once. Returns the number of events.
 
     Args:
-        session: a transaction.
-        event_id: the one event, parked or not; None for all.
+        session: in a transaction.
+        event_id: the event, parked or not. None for all rejected events.
     """
-    wanted = _refused if event_id is None else and_(_refused, col(OutboxRow.event_id) == event_id)
+    selected = _rejected if event_id is None else and_(_rejected, col(OutboxRow.event_id) == event_id)
     return session.exec(
         update(OutboxRow)
-        .where(wanted)
+        .where(selected)
         .values(first_refused_at=None, refused_because=None, send_again_at=None, parked_at=None)
         .execution_options(synchronize_session=False)
     ).rowcount
 
 
 def delete_sent(session: Session, shard: int, before: datetime, at_most: int) -> int:
-    """Delete some of a shard's events that had been sent by then; returns how many.
+    """Delete a batch of a shard's events sent before then, and return their number.
 
-    Neither a device's numbers nor what is told once rest on them: the numbers are counted in the device's
-    state, and whoever tells goes by the row that it changes. Only what is told once a day has nothing but
-    its event's row to go by, for that day.
+    Sent events may be deleted: sequence numbers are counted in the device's state, and an event is enqueued
+    with a change of another row, which happens once. Only a repeat of the daily warning of an expiring claim
+    certificate is recognised by the event's own row, on the same day.
     """
     expired = (
         select(OutboxRow.id)
@@ -178,7 +182,7 @@ def delete_sent(session: Session, shard: int, before: datetime, at_most: int) ->
 
 
 def disable_sink(session: Session, fingerprint: str, kind: str, reason: str) -> bool:
-    """Have nothing more sent to a sink; False where that was so before."""
+    """Stop sending events to a sink. False if it was disabled before."""
     return (
         session.exec(
             insert(EventSinkRow)
@@ -191,25 +195,25 @@ def disable_sink(session: Session, fingerprint: str, kind: str, reason: str) -> 
 
 
 def disabled_sink(session: Session, fingerprint: str) -> EventSinkRow | None:
-    """Why a sink is sent nothing, if it is so."""
+    """Return the row of a disabled sink, or None if the sink is enabled."""
     return session.get(EventSinkRow, fingerprint)
 
 
 def list_disabled_sinks(session: Session) -> Sequence[EventSinkRow]:
-    """The sinks that are sent nothing, the oldest first."""
+    """Return the disabled sinks, the first disabled first."""
     return session.exec(select(EventSinkRow).order_by(col(EventSinkRow.disabled_at))).all()
 
 
 def enable_sinks(session: Session) -> int:
-    """Have every sink sent events again; returns how many were sent none."""
+    """Enable all sinks, and return the number of those that were disabled."""
     return session.exec(delete(EventSinkRow)).rowcount
 
 
 def _next_number(session: Session, event: OutgoingEvent) -> int | None:
-    """Count in the device's own row, if it is an event of one device.
+    """Return the next sequence number of the event's device, or None for an event without a device.
 
-    That holds other writers of the device off until the commit, so that the order of the numbers, and of the
-    ids, is the order of the changes.
+    The device's state stays locked until the commit, so that the order of sequence numbers and row ids is the
+    order of the changes.
     """
     if event.device_id is None:
         return None

@@ -1,4 +1,4 @@
-"""Certificates that others took the place of: kept in mind until AWS has erased them."""
+"""Replaced certificates, recorded until they are deleted in AWS."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -10,11 +10,11 @@ from db.models import AwsThingBinding, RetiredCertificate
 
 
 class SecretBeingErasedError(RuntimeError):
-    """AWS is being asked to erase the secret: it cannot be any certificate's again."""
+    """The deletion of the secret in AWS has begun, so that no certificate can use it again."""
 
 
 def retire(session: Session, binding: AwsThingBinding, successor_secret_arn: str | None) -> None:
-    """Keep in mind the certificate that a binding is about to lose, and its secret if it loses that too."""
+    """Record a binding's certificate before its replacement, and its secret unless the successor uses it."""
     if binding.certificate_arn is None:
         return
     secret_arn = binding.certificate_secret_arn
@@ -31,22 +31,22 @@ def retire(session: Session, binding: AwsThingBinding, successor_secret_arn: str
 
 
 def reclaim_secret(session: Session, device_id: UUID, secret_arn: str) -> None:
-    """Spare a secret that an enrolment names once more.
+    """Exclude a secret that an enrolment uses again from deletion.
 
     Raises:
-        SecretBeingErasedError: it is too late for that.
+        SecretBeingErasedError: its deletion has begun.
     """
     for retired in pending_retirements(session, device_id, lock=True):
         if retired.secret_arn == secret_arn:
             if retired.decided_at is not None:
-                raise SecretBeingErasedError(f"secret {secret_arn} is being erased")
+                raise SecretBeingErasedError(f"secret {secret_arn} is being deleted")
             retired.secret_arn = None
 
 
 def pending_retirements(
     session: Session, device_id: UUID, *, lock: bool = False
 ) -> Sequence[RetiredCertificate]:
-    """The device's retired certificates of which something may be left in AWS, the oldest first."""
+    """Return the device's replaced certificates that may still exist in AWS, the oldest first."""
     query = (
         select(RetiredCertificate)
         .where(RetiredCertificate.device_id == device_id, col(RetiredCertificate.completed_at).is_(None))
@@ -58,7 +58,13 @@ def pending_retirements(
 def begin_retirement(
     session: Session, retired: RetiredCertificate, kept_reason: str | None
 ) -> RetiredCertificate:
-    """Decide whether the certificate is erased, before AWS is asked to; the first decision stands."""
+    """Store the decision to delete or keep a certificate, unless one is stored. Call this before AWS.
+
+    Args:
+        session: in a transaction.
+        retired: the certificate.
+        kept_reason: why it is not deleted, None to delete it.
+    """
     decided = _locked(session, retired)
     if decided.decided_at is None:
         decided.decided_at = datetime.now(UTC)
@@ -67,22 +73,22 @@ def begin_retirement(
 
 
 def complete_retirement(session: Session, retired: RetiredCertificate, kept_reason: str | None) -> None:
-    """Note that nothing more is to be done about it in AWS."""
+    """Record that the certificate is deleted in AWS, or is kept for a reason."""
     decided = _locked(session, retired)
     decided.kept_reason = kept_reason
     decided.completed_at = datetime.now(UTC)
 
 
 def complete_all_retirements(session: Session, device_id: UUID, kept: Sequence[str]) -> None:
-    """Settle what a decommissioning has erased, or left, together with the rest of the device."""
+    """Record that a decommissioning has deleted the device's certificates, except the ARNs in `kept`."""
     for retired in pending_retirements(session, device_id, lock=True):
         if retired.certificate_arn in kept:
-            retired.kept_reason = retired.kept_reason or "not this Thing's alone"
+            retired.kept_reason = retired.kept_reason or "it also serves another Thing, or was not confirmed"
         retired.completed_at = datetime.now(UTC)
 
 
 def retired_from(session: Session, certificate_arn: str) -> UUID | None:
-    """The binding that had this certificate before its present one; None for one that was left in AWS."""
+    """Return the binding from which this certificate was retired. None if none, or if it was kept in AWS."""
     return session.exec(
         select(RetiredCertificate.binding_id)
         .where(

@@ -1,4 +1,4 @@
-"""Which shadows are to be read, what was last seen in them, and which deltas still want their command."""
+"""Shadows to read, the deltas last seen in them, and deltas whose command has not been started."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,7 +15,10 @@ from domain.shadow import Delta
 
 
 class Visit(NamedTuple):
-    """An active binding whose shadow is to be read, the hash of the delta last seen in it, and by whom."""
+    """An active binding whose shadow is to be read.
+
+    `known_hash` is the hash of the delta last seen in the shadow, `found_by` the workflow run that found it.
+    """
 
     binding_id: UUID
     device_id: UUID
@@ -26,7 +29,7 @@ class Visit(NamedTuple):
 
 
 class PendingCommand(NamedTuple):
-    """A delta whose command is not known to be started."""
+    """A delta whose command is not recorded as started."""
 
     device_id: UUID
     tenant_id: UUID | None
@@ -36,29 +39,29 @@ class PendingCommand(NamedTuple):
 
 
 def page_ends(session: Session, after: UUID | None, *, page_size: int, at_most: int) -> list[UUID]:
-    """The last binding of each of the next pages of active bindings, in the order of their ids."""
-    ahead = (
+    """Return the last binding id of each of the next pages of active bindings, in the order of the ids."""
+    following = (
         select(col(AwsThingBinding.id))
-        .where(*_active_behind(after))
+        .where(*_active_after(after))
         .order_by(col(AwsThingBinding.id))
         .limit(page_size * at_most)
         .subquery()
     )
     numbered = select(
-        ahead.c.id,
-        func.row_number().over(order_by=ahead.c.id).label("number"),
-        func.lead(ahead.c.id).over(order_by=ahead.c.id).label("following"),
+        following.c.id,
+        func.row_number().over(order_by=following.c.id).label("number"),
+        func.lead(following.c.id).over(order_by=following.c.id).label("next_id"),
     ).subquery()
-    ends = or_(numbered.c.number % page_size == 0, numbered.c.following.is_(None))
+    ends = or_(numbered.c.number % page_size == 0, numbered.c.next_id.is_(None))
     return list(session.scalars(select(numbered.c.id).where(ends).order_by(numbered.c.id)))
 
 
 def visits(session: Session, after: UUID | None, through: UUID) -> list[Visit]:
-    """The active bindings behind `after`, up to and with `through`, in the order of their ids."""
+    """Return the active bindings after the id `after` up to and including `through`, in the order of ids."""
     found = session.exec(
         select(AwsThingBinding, ShadowDeltaRow.delta_hash, ShadowDeltaRow.found_by)
         .outerjoin(ShadowDeltaRow, col(ShadowDeltaRow.device_id) == AwsThingBinding.device_id)
-        .where(*_active_behind(after), col(AwsThingBinding.id) <= through)
+        .where(*_active_after(after), col(AwsThingBinding.id) <= through)
         .order_by(col(AwsThingBinding.id))
     )
     return [
@@ -68,18 +71,21 @@ def visits(session: Session, after: UUID | None, through: UUID) -> list[Visit]:
 
 
 def lock_active(session: Session, visit: Visit) -> bool:
-    """Whether the binding is still active and its device wanted; it stays so until the transaction ends.
+    """Lock a binding and its device's state until the transaction ends.
 
-    It is held against another attempt at the same page too: of two that see one delta, one tells of it.
+    The lock also serialises concurrent attempts at the same page, so that only one of them publishes a delta.
+
+    Returns:
+        False if the binding is no longer active or its device is decommissioned.
     """
-    held = session.exec(
+    locked = session.exec(
         select(AwsThingBinding.id)
-        .where(*_active_behind(None), AwsThingBinding.id == visit.binding_id)
+        .where(*_active_after(None), AwsThingBinding.id == visit.binding_id)
         .with_for_update(key_share=True)
     ).first()
-    if held is None:
+    if locked is None:
         return False
-    # Behind the binding: the order in which everyone who needs both takes the two.
+    # All transactions lock a binding before the state, so that none of them deadlock.
     state = lock_state(session, visit.device_id)
     return state is None or state.decommissioned_at is None
 
@@ -87,7 +93,7 @@ def lock_active(session: Session, visit: Visit) -> bool:
 def save_delta(
     session: Session, visit: Visit, delta: Delta, correlation_id: UUID, found_by: str
 ) -> ShadowDeltaRow | None:
-    """Remember a delta in place of the one before it; None where it is that one."""
+    """Store a delta in place of the previous one. None if they are the same."""
     known = session.get(ShadowDeltaRow, visit.device_id)
     if known is not None and known.delta_hash == delta.digest:
         return None
@@ -106,17 +112,17 @@ def save_delta(
 
 
 def delete_delta(session: Session, device_id: UUID) -> None:
-    """Remember no delta of the device's: there is none any more, or no device."""
+    """Delete the row of a device that no longer has a delta, or is decommissioned."""
     session.exec(delete(ShadowDeltaRow).where(col(ShadowDeltaRow.device_id) == device_id))
 
 
 def pending_commands(session: Session, after: UUID | None, *, at_most: int) -> list[PendingCommand]:
-    """The deltas behind a device whose command is not known to be started, in the order of the devices."""
+    """Return deltas whose command is not recorded as started, in the order of the device ids."""
     found = session.exec(
         select(ShadowDeltaRow, AwsThingBinding.thing_name)
         .join(AwsThingBinding, col(AwsThingBinding.device_id) == ShadowDeltaRow.device_id)
         .where(
-            *_active_behind(None),
+            *_active_after(None),
             col(ShadowDeltaRow.command_started_at).is_(None),
             *([] if after is None else [col(ShadowDeltaRow.device_id) > after]),
         )
@@ -130,7 +136,7 @@ def pending_commands(session: Session, after: UUID | None, *, at_most: int) -> l
 
 
 def mark_command_started(session: Session, started: Sequence[PendingCommand]) -> None:
-    """Note that these deltas' commands are started; that of a newer delta of the same device is not."""
+    """Record that the commands of these deltas are started. A newer delta of a device is not changed."""
     session.exec(
         update(ShadowDeltaRow)
         .where(
@@ -141,12 +147,12 @@ def mark_command_started(session: Session, started: Sequence[PendingCommand]) ->
     )
 
 
-def _active_behind(binding_id: UUID | None) -> list[ColumnElement[bool]]:
-    """What makes a binding one that is polled, behind another in the order of their ids."""
+def _active_after(binding_id: UUID | None) -> list[ColumnElement[bool]]:
+    """Return the conditions of a binding whose shadow is polled, after a binding in the order of the ids."""
     active = [
         col(AwsThingBinding.provisioning_status) == ProvisioningStatus.ACTIVE,
         col(AwsThingBinding.deleted_at).is_(None),
-        # No active binding is without one; a row made elsewhere might be.
+        # The bridge's own active bindings have a Thing name; a row of another system may have none.
         col(AwsThingBinding.thing_name).is_not(None),
     ]
     return active if binding_id is None else [*active, col(AwsThingBinding.id) > binding_id]

@@ -1,1 +1,1 @@
-"""The words of the bridge: names, statuses and events; standard library and pydantic only."""
+"""Rules and data types: names, statuses and events. Imports only the standard library and pydantic."""

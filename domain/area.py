@@ -1,4 +1,4 @@
-"""The areas of the bridge, of which a deployment may take some and leave the rest."""
+"""The areas of the bridge, which a deployment can enable separately."""
 
 from collections.abc import Collection
 from enum import StrEnum
@@ -6,7 +6,7 @@ from typing import Final
 
 
 class Area(StrEnum):
-    """What the bridge does, by the name that the settings call it."""
+    """A part of the bridge, by its name in the settings."""
 
     PROVISIONING = "provisioning"
     SHADOW = "shadow"
@@ -18,5 +18,5 @@ ALL_AREAS: Final = tuple(Area)
 
 
 def handles_device_events(areas: Collection[Area]) -> bool:
-    """Whether any of these acts on what the platform tells of its devices: jobs alone do not."""
+    """Return whether one of these areas handles the platform's lifecycle events: all but jobs do."""
     return any(area is not Area.JOBS for area in areas)

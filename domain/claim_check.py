@@ -1,4 +1,4 @@
-"""What the check of claim certificates and its activities say to each other. It stands in histories."""
+"""Messages of the check of claim certificates. Temporal stores them: a new field needs a default."""
 
 from datetime import datetime
 from uuid import UUID
@@ -14,45 +14,45 @@ class ClaimCursor(Message):
 
 
 class ClaimPage(Message):
-    """Which claim certificates to look at: those after a cursor, as of the moment the whole check began."""
+    """Request for the page of claim certificates after a cursor. `at` is the start time of the check."""
 
     at: datetime
     after: ClaimCursor | None = None
 
 
 class ClaimWarnings(Message):
-    """How many expiring certificates were warned of, and where the next page begins, if there is one."""
+    """The number of warnings for a page, and the cursor of the next page if there is one."""
 
     count: int
     next: ClaimCursor | None = None
 
 
 class FollowUpPage(Message):
-    """Which enrolled devices to look at: those after a binding."""
+    """Request for the page of enrolled devices after a binding."""
 
     after: UUID | None = None
 
 
 class FollowUpsSent(Message):
-    """How many workflows were signalled, and where the next page begins, if there is one."""
+    """The number of workflows signalled for a page, and the cursor of the next page if there is one."""
 
     count: int
     next: UUID | None = None
 
 
 class CheckTotals(Message):
-    """What a check has done."""
+    """The result of a check."""
 
     warned: int = 0
     signalled: int = 0
 
     def plus(self, more: "CheckTotals") -> "CheckTotals":
-        """Both together."""
+        """Return the sum of both."""
         return CheckTotals(warned=self.warned + more.warned, signalled=self.signalled + more.signalled)
 
 
 class CheckProgress(Message):
-    """How far a check has come; a run hands it to the next where its history has grown long."""
+    """The progress of a check, which a run passes to the next one when it continues as new."""
 
     at: datetime
     claims: ClaimCursor | None = None

@@ -1,25 +1,24 @@
-"""What is known of a device whatever order its events came in: a fold that any order ends alike."""
+"""The state that results from a device's events: the same in whatever order they arrive."""
 
 from datetime import datetime
 from enum import StrEnum
 from typing import Final, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
-
 from domain.fault import Fault
 from domain.lifecycle_event import LifecycleEvent, LifecycleEventType
+from domain.model import Message
 
 
 class DesiredStatus(StrEnum):
-    """What the platform wants the device to be."""
+    """The status that the platform wants the device to have."""
 
     ACTIVE = "Active"
     SUSPENDED = "Suspended"
     DECOMMISSIONED = "Decommissioned"
 
 
-_WANTED: Final = {
+_DESIRED_STATUS: Final = {
     LifecycleEventType.ACTIVATED: DesiredStatus.ACTIVE,
     LifecycleEventType.REACTIVATED: DesiredStatus.ACTIVE,
     LifecycleEventType.SUSPENDED: DesiredStatus.SUSPENDED,
@@ -27,29 +26,25 @@ _WANTED: Final = {
 }
 
 
-class StatusChange(BaseModel):
-    """A wanted status and the event that gave it."""
-
-    model_config = ConfigDict(frozen=True)
+class StatusChange(Message):
+    """A desired status, and the event that set it."""
 
     status: DesiredStatus
     occurred_at: datetime
     event_id: UUID
 
     def supersedes(self, other: "StatusChange | None") -> bool:
-        """Whether this wish stands against the other: a decommission always, else the newer one."""
+        """Return whether this change wins over the other: a decommission always does, else the newer one."""
         return other is None or self._rank > other._rank
 
     @property
     def _rank(self) -> tuple[bool, datetime, UUID, str]:
-        # The status only decides between events that wrongly share an id: no two wishes may draw.
+        # The status is compared last, for events that wrongly have the same id: no two changes may be equal.
         return self.status is DesiredStatus.DECOMMISSIONED, self.occurred_at, self.event_id, self.status
 
 
-class DeviceState(BaseModel):
-    """The bridge's memory of one device: who it is for ever, and what it shall be now."""
-
-    model_config = ConfigDict(frozen=True)
+class DeviceState(Message):
+    """Tenant and serial number of a device, which never change, and its desired status."""
 
     device_id: UUID
     tenant_id: UUID | None
@@ -59,16 +54,16 @@ class DeviceState(BaseModel):
 
     @classmethod
     def before_first_event(cls, event: LifecycleEvent) -> Self:
-        """The state before the first event of a device."""
+        """Return the state before the first event of a device."""
         return cls(device_id=event.device_id, tenant_id=event.tenant_id, serial_number=event.serial_number)
 
     @property
     def decommissioned(self) -> bool:
-        """Whether the device's life is over; nothing brings it back."""
+        """Return whether the device is decommissioned, which is final."""
         return self.desired is not None and self.desired.status is DesiredStatus.DECOMMISSIONED
 
     def refuses(self, event: LifecycleEvent) -> Fault | None:
-        """Why an event cannot be this device's: a device has one tenant and one serial number for ever."""
+        """Return why an event is not this device's, or None. Its tenant and serial number never change."""
         if event.device_id != self.device_id:
             return Fault(field="deviceId", reason="is not the device of this workflow")
         if event.tenant_id != self.tenant_id:
@@ -80,16 +75,16 @@ class DeviceState(BaseModel):
             return Fault(field="serialNumber", reason="is not the serial number of this device")
         return None
 
-    def fold(self, event: LifecycleEvent) -> "DeviceState":
-        """The state after one more event of this device, which may be a repeat, late or out of order.
+    def apply(self, event: LifecycleEvent) -> "DeviceState":
+        """Return the state after an event of this device, which may be a repeat, late or out of order.
 
-        A provisioned event gives no wanted status: it says that the device exists, not what it shall be.
+        A provisioned event sets no desired status.
         """
-        # An event that comes after the erasure must not bring back what was erased.
+        # An event that arrives after the erasure must not restore the serial number.
         serial_number = None if self.erased else self.serial_number or event.serial_number
         known = self.model_copy(update={"serial_number": serial_number})
-        wanted = _WANTED.get(event.type)
-        if wanted is None:
+        status = _DESIRED_STATUS.get(event.type)
+        if status is None:
             return known
-        desired = StatusChange(status=wanted, occurred_at=event.occurred_at, event_id=event.event_id)
+        desired = StatusChange(status=status, occurred_at=event.occurred_at, event_id=event.event_id)
         return known.model_copy(update={"desired": desired}) if desired.supersedes(self.desired) else known

@@ -1,25 +1,25 @@
-"""Why a step fails: the codes that an operator sees, each with its remedy, and the exceptions of steps.
+"""Failure codes with their remedies, and the exceptions of workflow steps.
 
 StepError
-├── PermanentError     an operator has to act; carries a FailureCode
-├── RetryLaterError    something outside has to complete first; carries a delay
-└── AwsError           an answer of AWS: see aws.errors
+├── PermanentError     an operator has to act; has a FailureCode
+├── RetryLaterError    something else has to complete first; has a delay
+└── AwsError           an error response of AWS: see aws.errors
 """
 
 from enum import StrEnum
 from typing import Final
 
 CREDENTIALS_NOT_READY: Final = "CredentialsNotReady"
-"""The error type of a step while the bridge has no keys for AWS. It never makes a device Failed."""
+"""The error type of a step while the bridge has no AWS credentials. It never makes a device Failed."""
 
 
 class FailureCode(StrEnum):
-    """Why a saga or a command stopped: the value is the code, `remedy` what an operator does about it."""
+    """The reason why a saga or a command stopped. The value is the code, `remedy` an operator's action."""
 
     remedy: str
 
     def __new__(cls, code: str, remedy: str) -> "FailureCode":
-        """Make a code with its remedy."""
+        """Create a code with its remedy."""
         member = str.__new__(cls, code)
         member._value_ = code
         member.remedy = remedy
@@ -95,8 +95,8 @@ class PermanentError(StepError):
     """A failure that no retry fixes.
 
     Args:
-        code: what stopped the step.
-        detail: what was found, as a sentence without its full stop.
+        code: the reason why the step stopped.
+        detail: a sentence about the cause, without its full stop.
     """
 
     def __init__(self, code: FailureCode, detail: str) -> None:
@@ -106,12 +106,12 @@ class PermanentError(StepError):
 
 
 class RetryLaterError(StepError):
-    """A failure that passes by itself: AWS or another device has not completed something.
+    """A failure that needs no operator: AWS or another device has not completed something yet.
 
     Args:
         kind: the error type that Temporal's UI shows.
-        detail: what is not complete.
-        seconds: how long to wait before the next attempt.
+        detail: a sentence about what is not complete.
+        seconds: the delay before the next attempt.
     """
 
     def __init__(self, kind: str, detail: str, seconds: float) -> None:

@@ -1,12 +1,12 @@
-"""One thing that is wrong with what somebody sent."""
+"""An invalid field of a request, an event or a command."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from domain.model import Message
 
 
-class Fault(BaseModel):
-    """A field and what is wrong with it. The value is never repeated: it can be a secret, or harmful."""
-
-    model_config = ConfigDict(frozen=True)
+class Fault(Message):
+    """A field and what is wrong with it. The value is never included: it can be a secret, or harmful."""
 
     field: str = Field(description="The field or parameter at fault.")
     reason: str = Field(description="What is wrong with it; its value is not repeated.")

@@ -1,4 +1,4 @@
-"""Every name other systems rely on: queues, workflows and their ids, search attributes, Things."""
+"""Names that other systems rely on (docs/reference.md): queues, workflows, ids, search attributes, Things."""
 
 import re
 from typing import Final
@@ -29,12 +29,12 @@ THING_NAME_ATTRIBUTE: Final = "ThingName"
 PROVISIONING_STATUS_ATTRIBUTE: Final = "ProvisioningStatus"
 SEARCH_ATTRIBUTES: Final = (TENANT_ID_ATTRIBUTE, THING_NAME_ATTRIBUTE, PROVISIONING_STATUS_ATTRIBUTE)
 
-DEVICE_ID_STAMP: Final = "deviceId"
-TENANT_ID_STAMP: Final = "tenantId"
-"""The attributes by which a Thing says whose it is."""
+DEVICE_ID_THING_ATTRIBUTE: Final = "deviceId"
+TENANT_ID_THING_ATTRIBUTE: Final = "tenantId"
+"""The attributes of a Thing that identify its owner."""
 
 NO_TENANT: Final = UUID(int=0)
-"""How the null tenant is written wherever null cannot stand; never a tenant of its own."""
+"""Represents the null tenant where null is impossible. It is never the id of a tenant."""
 
 TENANT_PREFIX_LENGTH: Final = len("t-") + 32
 SERIAL_NUMBER_LIMIT: Final = 128 - TENANT_PREFIX_LENGTH
@@ -47,38 +47,38 @@ _DEVICE_WORKFLOW_ID: Final = re.compile(r"device-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}
 
 
 def device_workflow_id(device_id: UUID) -> str:
-    """The id of the one workflow that handles the device's events."""
+    """Return the id of the workflow that handles the device's events."""
     return f"device-{device_id}"
 
 
 def device_of_workflow(workflow_id: str) -> UUID | None:
-    """The device a workflow id names, or None where no device's workflow may bear that id."""
+    """Return the device whose workflow has this id, or None if it is not the id of a device's workflow."""
     match = _DEVICE_WORKFLOW_ID.fullmatch(workflow_id)
     return UUID(match[1]) if match else None
 
 
 def job_queue(task_queue: str) -> str:
-    """The queue of what asks AWS how jobs stand: its rate is the one bound on that over all workers."""
+    """Return the task queue of the activities that poll jobs. Its rate limits the polling of all workers."""
     return f"{task_queue}-jobs"
 
 
 def event_queue(task_queue: str) -> str:
-    """The queue of what sends events, apart from the sagas': a slow receiver takes nothing from them."""
+    """Return the task queue of the activities that send events, so that a slow sink does not delay sagas."""
     return f"{task_queue}-events"
 
 
 def outbox_publisher_id(task_queue: str, shard: int) -> str:
-    """The id of the workflow that sends a shard of the outbox, one for each deployment of the bridge."""
+    """Return the id of the workflow that sends a shard of the outbox, unique for each deployment's queue."""
     return f"{task_queue}-outbox-publisher-{shard}"
 
 
 def tenant_key(tenant_id: UUID | None) -> str:
-    """A tenant where null cannot stand: search attributes, Thing attributes."""
+    """Return the tenant's id, or the zero UUID for the null tenant, for search and Thing attributes."""
     return str(tenant_id or NO_TENANT)
 
 
 def serial_number_fault(serial_number: str) -> str | None:
-    """What is wrong with a serial number, in words that do not repeat it; None where it will do."""
+    """Return what is wrong with a serial number without quoting it, or None if it is valid."""
     if len(serial_number) > SERIAL_NUMBER_LIMIT:
         return f"has {len(serial_number)} characters, at most {SERIAL_NUMBER_LIMIT} are allowed"
     if not _SERIAL_NUMBER.fullmatch(serial_number):
@@ -87,10 +87,10 @@ def serial_number_fault(serial_number: str) -> str | None:
 
 
 def thing_name(tenant_id: UUID | None, serial_number: str) -> str:
-    """The Thing's name, which keeps tenants apart in AWS. Nothing else builds it.
+    """Return the Thing name of a tenant's serial number. No other code builds Thing names.
 
     Raises:
-        ValueError: the serial number cannot stand in a Thing name.
+        ValueError: the serial number is invalid.
     """
     if fault := serial_number_fault(serial_number):
         raise ValueError(f"serial number {fault}")
@@ -98,7 +98,7 @@ def thing_name(tenant_id: UUID | None, serial_number: str) -> str:
 
 
 def owner_of_thing(name: str) -> tuple[UUID | None, str] | None:
-    """Tenant and serial number a Thing name was built from; None where the bridge built no such name."""
+    """Return the tenant and the serial number of a Thing name, or None if the bridge builds no such name."""
     match = _THING_NAME.fullmatch(name)
     if match is None:
         return None
@@ -107,5 +107,5 @@ def owner_of_thing(name: str) -> tuple[UUID | None, str] | None:
 
 
 def id_of_certificate(certificate_arn: str) -> str:
-    """A certificate's id, the last part of its ARN."""
+    """Return a certificate's id, the last part of its ARN."""
     return certificate_arn.rpartition("/")[2]

@@ -1,21 +1,20 @@
-"""How the outbox is shared out among publishers."""
+"""The shards of the outbox, each of which one publisher sends."""
 
 from typing import Final
 
-from pydantic import BaseModel
+from domain.model import Message
 
 OUTBOX_SHARDS: Final = 4
-"""So many publishers send side by side. The table's column `shard` counts the same way: another number
-takes a migration."""
+"""The number of shards. The table's column `shard` is computed with it: a change needs a migration."""
 
 
-class OutboxShard(BaseModel):
-    """The part of the outbox that one publisher sends: some devices, and all of their events."""
+class OutboxShard(Message):
+    """A part of the outbox: all events of some devices."""
 
     number: int
 
 
-class Published(BaseModel):
-    """What a publisher got done in a round."""
+class Published(Message):
+    """The number of events that a publisher sent in one round."""
 
     sent: int

@@ -1,17 +1,17 @@
-"""What the bridge tells the world, with ids by which a consumer can drop a repeat."""
+"""The events that the bridge publishes. Their ids allow a consumer to drop repeats."""
 
 from datetime import date, datetime
 from enum import StrEnum
 from typing import ClassVar, Final, Literal
 from uuid import UUID, uuid5
 
-from pydantic import BaseModel, ConfigDict, JsonValue
-from pydantic.alias_generators import to_camel
+from pydantic import ConfigDict, JsonValue
 
 from domain.command import CommandTarget
+from domain.model import CamelModel
 
 SOURCE: Final = "/thingbridge"
-"""The `source` of every event, as CloudEvents has it."""
+"""The CloudEvents `source` of every event."""
 
 _NAMESPACE: Final = UUID("6c0d6f2e-6b0f-5b62-9a55-0c1f0a7f6f10")
 
@@ -28,27 +28,22 @@ class OutgoingEventType(StrEnum):
     CLAIM_CERTIFICATE_EXPIRING = "ClaimCertificateExpiringEvent"
 
 
-class _Public(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, alias_generator=to_camel, validate_by_name=True, use_attribute_docstrings=True
-    )
+class OutgoingEvent(CamelModel):
+    """The `data` of one event."""
 
-
-class OutgoingEvent(_Public):
-    """The `data` of one event; camelCase on the wire."""
-
+    model_config = ConfigDict(use_attribute_docstrings=True)
     event_type: ClassVar[OutgoingEventType]
 
     device_id: UUID | None
     tenant_id: UUID | None
 
     def event_id(self, *distinction: object) -> UUID:
-        """The same for every repeat of this event: over type, device and what makes it one."""
+        """Return the UUIDv5 of type, device and `distinction`, the same for each repeat of this event."""
         return uuid5(_NAMESPACE, "/".join(map(str, (self.event_type, self.device_id or "", *distinction))))
 
 
 class BindingEvent(OutgoingEvent):
-    """What is told of one device's binding."""
+    """An event about the binding of one device."""
 
     device_id: UUID
     binding_id: UUID
@@ -56,7 +51,7 @@ class BindingEvent(OutgoingEvent):
 
 
 class AwsThingProvisioned(BindingEvent):
-    """The device can connect."""
+    """A device is provisioned and can connect."""
 
     event_type = OutgoingEventType.PROVISIONED
 
@@ -67,80 +62,86 @@ class AwsThingProvisioned(BindingEvent):
 
 
 class AwsThingDecommissioned(BindingEvent):
-    """Nothing of the device is left in AWS; `kept` names certificates that serve other Things too."""
+    """A device is decommissioned, and its resources in AWS are deleted."""
 
     event_type = OutgoingEventType.DECOMMISSIONED
 
     kept: list[str]
+    """ARNs that were not deleted: other Things use them too, or ownership was not confirmed."""
 
 
 class AwsThingProvisioningFailed(BindingEvent):
-    """Provisioning stopped at something no retry can mend."""
+    """Provisioning stopped at an error that needs an operator."""
 
     event_type = OutgoingEventType.PROVISIONING_FAILED
 
     failed_at: str
+    """The provisioning status in which the failed step began."""
     code: str
+    """The failure code."""
     reason: str
+    """The cause, and what to do about it."""
 
 
 class ClaimCertificateExpiring(BindingEvent):
-    """The claim certificate that the device enrolled with expires soon, or has; told once a day."""
+    """The claim certificate of a device's enrolment expires soon or has expired. Published once a day."""
 
     event_type = OutgoingEventType.CLAIM_CERTIFICATE_EXPIRING
 
     claim_certificate_expires_at: datetime
-    # With the binding, its distinction too.
+    # Part of the event id, with the binding.
     day: date
-    """The day, in UTC, on which this is told."""
+    """The day of publication, in UTC."""
     days_left: int
-    """Whole days; 0 from the last one on."""
+    """Whole days until the expiry, 0 from the last day on."""
 
 
 class DeviceDesiredStateChanged(BindingEvent):
-    """The device's shadow wants another state of the device; the job `jobId` takes it there."""
+    """The desired state in a device's shadow changed. The job `jobId` sends it to the device."""
 
     event_type = OutgoingEventType.DESIRED_STATE_CHANGED
 
-    # Its distinction too.
+    # Part of the event id.
     shadow_version: int
     """The shadow's version at which this delta was first seen."""
     delta: dict[str, JsonValue]
-    """What is desired and not yet reported, as the shadow has it."""
+    """The shadow's delta: the desired state that the device has not reported."""
     correlation_id: UUID
     job_id: str
 
 
 class CommandEvent(OutgoingEvent):
-    """How a command ended, for one device or for a group."""
+    """The end of a command to a device, a thing group or a query."""
 
     device_id: UUID | None
-    """None where the command was for a group or a query, or for no device that the sender could mean."""
+    """The device. Null for a command to a group or a query, and for an unknown device."""
     thing_name: str | None
-    # Its distinction too.
+    # Part of the event id.
     job_id: str
     correlation_id: UUID
     operation: str
     target: CommandTarget
     status_details: dict[str, str]
-    """What the device said of it."""
+    """The status details that the device reported."""
     counts: dict[str, int] | None
-    """The executions of a group's job by their status."""
+    """The number of executions by status, for a command to a group or a query."""
 
 
 class DeviceCommandCompleted(CommandEvent):
-    """The command was carried out; for a continuous one, the time for which it was watched is over."""
+    """A command succeeded, or the tracking time of a continuous command is over."""
 
     event_type = OutgoingEventType.COMMAND_COMPLETED
 
     outcome: Literal["succeeded", "windowClosed"]
+    """`windowClosed` for a continuous command whose tracking time is over."""
 
 
 class DeviceCommandFailed(CommandEvent):
-    """The command was not carried out."""
+    """A command failed."""
 
     event_type = OutgoingEventType.COMMAND_FAILED
 
     status: str
-    """AWS's status of the execution or the job; where it came to no job, a failure code of the bridge."""
+    """AWS's status of the execution or the job, or a failure code of the bridge if no job was created."""
     reason: str
+    """The cause."""

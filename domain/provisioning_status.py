@@ -1,11 +1,11 @@
-"""The stations of a binding, and which may follow which."""
+"""The provisioning statuses of a binding, and the transitions allowed between them."""
 
 from enum import StrEnum
 from typing import Final
 
 
 class ProvisioningStatus(StrEnum):
-    """Where a binding stands; each station is committed before the next step begins."""
+    """The progress of a binding. Each status is committed before the next step begins."""
 
     PENDING = "Pending"
     THING_CREATED = "ThingCreated"
@@ -17,28 +17,28 @@ class ProvisioningStatus(StrEnum):
 
     @property
     def in_progress(self) -> bool:
-        """Whether provisioning has begun and neither ended nor failed."""
+        """Return whether provisioning has begun, and has neither completed nor failed."""
         return self in _PATH[:-1]
 
-    def is_past(self, station: "ProvisioningStatus") -> bool:
-        """Whether `station` was reached on the straight path. Failed and Decommissioned are past nothing."""
-        return self in _PATH and _PATH.index(self) >= _PATH.index(station)
+    def is_past(self, status: "ProvisioningStatus") -> bool:
+        """Return whether this is `status` or a later one. False for Failed and Decommissioned."""
+        return self in _PATH and _PATH.index(self) >= _PATH.index(status)
 
     def may_become(self, following: "ProvisioningStatus") -> bool:
-        """Whether a binding in this status may be given the `following` one."""
-        return following in _FOLLOWING[self]
+        """Return whether a binding in this status may change to `following`."""
+        return following in _TRANSITIONS[self]
 
 
 _S = ProvisioningStatus
 _PATH: Final = (_S.PENDING, _S.THING_CREATED, _S.CERT_ISSUED, _S.SECRET_STORED, _S.ACTIVE)
-_FOLLOWING: Final[dict[ProvisioningStatus, frozenset[ProvisioningStatus]]] = {
+_TRANSITIONS: Final[dict[ProvisioningStatus, frozenset[ProvisioningStatus]]] = {
     _S.PENDING: frozenset({_S.THING_CREATED, _S.FAILED, _S.DECOMMISSIONED}),
     _S.THING_CREATED: frozenset({_S.CERT_ISSUED, _S.FAILED, _S.DECOMMISSIONED}),
-    # Back to ThingCreated where the issued certificate's key is lost.
+    # Back to ThingCreated if the key of the issued certificate is lost.
     _S.CERT_ISSUED: frozenset({_S.SECRET_STORED, _S.THING_CREATED, _S.FAILED, _S.DECOMMISSIONED}),
     _S.SECRET_STORED: frozenset({_S.ACTIVE, _S.FAILED, _S.DECOMMISSIONED}),
     _S.ACTIVE: frozenset({_S.DECOMMISSIONED}),
-    # A retry goes back to the station it failed at.
+    # A retry returns to the status in which the step failed.
     _S.FAILED: frozenset({*_PATH[:-1], _S.DECOMMISSIONED}),
     _S.DECOMMISSIONED: frozenset(),
 }

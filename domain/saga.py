@@ -1,4 +1,4 @@
-"""What workflow and activities say to each other. It stands in histories: a new field needs a default."""
+"""Messages of the device's workflow and its activities. Temporal stores them: a new field needs a default."""
 
 from uuid import UUID
 
@@ -10,7 +10,7 @@ from domain.provisioning_status import ProvisioningStatus
 
 
 class Device(Message):
-    """Whom a step is about."""
+    """The device that a step works on."""
 
     device_id: UUID
     tenant_id: UUID | None
@@ -18,14 +18,14 @@ class Device(Message):
 
 
 class ApplyEventRequest(Message):
-    """One event to fold into the device's state; none where a run only takes up what stands."""
+    """Request to apply an event to the device's state. Without an event only the snapshot is read."""
 
     device_id: UUID
     event: LifecycleEvent | None = None
 
 
 class DeviceSnapshot(Message):
-    """Where a device stands once an event is folded, and so what is to be done."""
+    """The state of a device after an event is applied, from which the workflow decides its next step."""
 
     device: Device | None = None
     serial_number: str | None = None
@@ -37,18 +37,18 @@ class DeviceSnapshot(Message):
     status_to_report: DesiredStatus | None = None
     step_retry_seconds: float = 86_400.0
     retired_certificates: int = 0
-    """How many replaced certificates are still to be erased."""
+    """The number of replaced certificates that are still to be deleted."""
 
 
 class StepResult(Message):
-    """What a step left behind it."""
+    """The status after a step, and the ARN of the resource that it created."""
 
     status: ProvisioningStatus
     arn: str | None = None
 
 
 class FailureReport(Message):
-    """Why provisioning stopped, in words an operator can act on."""
+    """The reason why provisioning stopped, written for an operator."""
 
     device: Device
     code: str
@@ -56,9 +56,9 @@ class FailureReport(Message):
 
 
 class TeardownPlan(Message):
-    """What of a device is in AWS and confirmed to be its own.
+    """The resources of a device in AWS, by whether they are owned by it.
 
-    It is taken once, before anything is undone, since what proves ownership goes with the undoing.
+    The plan is made once, before anything is deleted: the deletion also removes the proof of ownership.
     """
 
     device: Device
@@ -70,5 +70,5 @@ class TeardownPlan(Message):
 
     @property
     def kept(self) -> list[str]:
-        """What the teardown leaves: it serves other Things too, or was never shown to be this Thing's."""
+        """Return the resources that are not deleted: used by other Things too, or not confirmed as owned."""
         return [*self.shared_certificate_arns, *self.unconfirmed_arns]

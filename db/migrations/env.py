@@ -1,4 +1,4 @@
-"""Alembic's entry; `db.migrate` hands it an open connection."""
+"""Entry point of Alembic, which `db.migrate` calls with an open connection."""
 
 from alembic import context
 from sqlalchemy import Connection

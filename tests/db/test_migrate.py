@@ -1,17 +1,13 @@
-"""`thingbridge migrate`: PostgreSQL and Temporal made ready, or a sentence why not."""
+"""`thingbridge migrate` prepares PostgreSQL and Temporal, or reports why it cannot."""
 
 import asyncio
 
 import pytest
-from alembic import command
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import Client
 
-from db.engine import open_engine
-from db.migrate import configuration, upgrade
-from domain.outbox import OUTBOX_SHARDS
 from embedded.stack import Addresses
 from tests.harness.command_line import call_beside, empty_database, empty_namespace, run
 
@@ -21,13 +17,13 @@ INT = IndexedValueType.INDEXED_VALUE_TYPE_INT
 
 @pytest.fixture
 def database_url(engine: Engine, stack: Addresses) -> str:
-    """A database with nothing in it."""
+    """The URL of an empty database."""
     return empty_database(engine, stack.database_url)
 
 
 @pytest.fixture
 async def namespace(client: Client) -> str:
-    """A namespace with nothing registered in it."""
+    """A namespace without registered search attributes."""
     return await empty_namespace(client)
 
 
@@ -37,85 +33,68 @@ async def register(client: Client, namespace: str, **types: IndexedValueType.Val
     )
 
 
-async def test_two_at_once_make_everything_and_a_third_changes_nothing(
+async def test_concurrent_migrations_succeed_and_a_third_changes_nothing(
     database_url: str, namespace: str
 ) -> None:
-    """However many start it, schema and search attributes are there afterwards, and stay as they are."""
-    place = {"DATABASE_URL": database_url, "TEMPORAL_NAMESPACE": namespace}
-    before = await call_beside("bindings", **place)
+    """Concurrent calls create the schema and the search attributes once, and a later call keeps them."""
+    environment = {"DATABASE_URL": database_url, "TEMPORAL_NAMESPACE": namespace}
+    before = await call_beside("bindings", **environment)
     assert (before.exit_code, "run `thingbridge migrate`" in before.stderr) == (2, True)
-    said = await asyncio.gather(run("migrate", **place), run("migrate", **place))
-    assert [(each.exit_code, each.stderr) for each in said] == [(0, ""), (0, "")]
-    assert any("registered TenantId, ThingName, ProvisioningStatus" in each.stdout for each in said)
-    again = await call_beside("migrate", **place)
+    results = await asyncio.gather(run("migrate", **environment), run("migrate", **environment))
+    assert [(each.exit_code, each.stderr) for each in results] == [(0, ""), (0, "")]
+    assert any("registered TenantId, ThingName, ProvisioningStatus" in each.stdout for each in results)
+    again = await call_beside("migrate", **environment)
     assert (again.exit_code, again.stderr) == (0, "")
     assert f"namespace {namespace}: all search attributes are registered" in again.stdout
-    assert said[0].stdout.splitlines()[0] == again.stdout.splitlines()[0]
-    assert (await call_beside("bindings", **place)).stdout == "there is no binding yet\n"
+    assert results[0].stdout.splitlines()[0] == again.stdout.splitlines()[0]
+    assert (await call_beside("bindings", **environment)).stdout == "there is no binding yet\n"
 
 
-def test_what_waits_in_the_outbox_is_shared_out_by_the_upgrade(database_url: str) -> None:
-    """Events that an earlier version wrote, and that nobody has sent yet, get their publisher's shard."""
-    engine = open_engine(database_url)
-    with engine.begin() as connection:
-        command.upgrade(configuration(connection), "0001")
-        connection.execute(
-            text("""
-                INSERT INTO iotaws_outbox (event_id, type, device_id, sequence, data)
-                VALUES (gen_random_uuid(), 'AwsThingProvisionedEvent', :device, 1, '{}')
-            """),
-            {"device": "11111111-2222-3333-4444-555555555557"},
-        )
-    upgrade(engine)
-    with engine.connect() as connection:
-        assert connection.scalar(text("SELECT shard FROM iotaws_outbox")) == 0x57 % OUTBOX_SHARDS
-    engine.dispose()
-
-
-async def test_the_command_is_said_where_it_may_not_register(
+async def test_rejected_registration_prints_the_command_to_run(
     client: Client, database_url: str, namespace: str
 ) -> None:
-    """Where Temporal refuses to register, the database is migrated and someone else is told what to run."""
+    """If Temporal rejects the registration, the database is migrated and the output has a command to run."""
     await register(client, namespace, **{f"Taken{number}": KEYWORD for number in range(8)}, ThingName=KEYWORD)
-    said = await call_beside("migrate", DATABASE_URL=database_url, TEMPORAL_NAMESPACE=namespace)
-    assert said.exit_code == 2
-    assert said.stdout.startswith("database: schema ")
-    assert "cannot have more than 10 search attribute of type Keyword" in said.stderr
+    result = await call_beside("migrate", DATABASE_URL=database_url, TEMPORAL_NAMESPACE=namespace)
+    assert result.exit_code == 2
+    assert result.stdout.startswith("database: schema ")
+    assert "cannot have more than 10 search attribute of type Keyword" in result.stderr
     flags = "--name TenantId --type Keyword --name ProvisioningStatus --type Keyword"
-    assert f"\ntemporal operator search-attribute create --namespace {namespace} {flags}\n" in said.stderr
+    assert f"\ntemporal operator search-attribute create --namespace {namespace} {flags}\n" in result.stderr
 
 
-async def test_a_search_attribute_of_another_type_is_refused_with_the_remedy(
+async def test_search_attribute_of_another_type_is_rejected_with_the_remedy(
     client: Client, database_url: str, namespace: str
 ) -> None:
-    """One that cannot hold our values is not taken for registered; the way to be rid of it is said."""
+    """An attribute that cannot store the bridge's values is rejected, with the command that removes it."""
     await register(client, namespace, TenantId=INT)
-    said = await call_beside("migrate", DATABASE_URL=database_url, TEMPORAL_NAMESPACE=namespace)
-    assert said.exit_code == 2
+    result = await call_beside("migrate", DATABASE_URL=database_url, TEMPORAL_NAMESPACE=namespace)
+    assert result.exit_code == 2
     assert (
-        f"temporal operator search-attribute remove --namespace {namespace} --name TenantId\n" in said.stderr
+        f"temporal operator search-attribute remove --namespace {namespace} --name TenantId\n"
+        in result.stderr
     )
 
 
-async def test_a_namespace_that_is_not_there_is_named(database_url: str) -> None:
-    """A misspelt namespace is a sentence, not a stack trace."""
-    said = await call_beside("migrate", DATABASE_URL=database_url, TEMPORAL_NAMESPACE="misspelt")
-    assert said.exit_code == 2
-    assert "TEMPORAL_NAMESPACE" in said.stderr
-    assert "misspelt" in said.stderr
+async def test_missing_namespace_is_named(database_url: str) -> None:
+    """A misspelt namespace results in an error message, not in a stack trace."""
+    result = await call_beside("migrate", DATABASE_URL=database_url, TEMPORAL_NAMESPACE="misspelt")
+    assert result.exit_code == 2
+    assert "TEMPORAL_NAMESPACE" in result.stderr
+    assert "misspelt" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("url", "why"),
+    ("url", "reason"),
     [
         ("postgresql://bridge:hush@127.0.0.1:1/platform", "Connection refused"),
         ("postgresql://bridge:hush@127.0.0.1:1/platform?sslmode=hardly", "sslmode"),
     ],
 )
-async def test_a_database_that_does_not_answer_is_a_sentence(url: str, why: str) -> None:
-    """The reason is given in libpq's words, and the password in nobody's."""
-    said = await call_beside("migrate", DATABASE_URL=url)
-    assert said.exit_code == 2
-    assert said.stderr.startswith("error: the database (DATABASE_URL) refuses or does not answer: ")
-    assert why in said.stderr
-    assert "hush" not in said.stderr
+async def test_unreachable_database_is_reported_without_the_password(url: str, reason: str) -> None:
+    """The error message contains libpq's reason, and never the password."""
+    result = await call_beside("migrate", DATABASE_URL=url)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: the database (DATABASE_URL) refuses or does not answer: ")
+    assert reason in result.stderr
+    assert "hush" not in result.stderr

@@ -1,4 +1,4 @@
-"""The Thing name keeps tenants apart, and nothing else builds it."""
+"""Thing names: built from tenant and serial number, and parsed back."""
 
 from uuid import UUID
 
@@ -13,23 +13,23 @@ TENANTS = st.none() | st.uuids().filter(lambda tenant: tenant != NO_TENANT)
 
 
 @given(TENANTS, SERIALS)
-def test_a_thing_name_tells_tenant_and_serial(tenant: UUID | None, serial: str) -> None:
-    """Name and owner are one to one, within AWS's 128 characters."""
+def test_thing_name_contains_tenant_and_serial_number(tenant: UUID | None, serial: str) -> None:
+    """The name is parsed back to its tenant and serial number, and is within AWS's 128 characters."""
     name = thing_name(tenant, serial)
     assert len(name) <= 128
     assert owner_of_thing(name) == (tenant, serial)
 
 
 @given(st.text())
-def test_what_the_bridge_did_not_build_has_no_owner(name: str) -> None:
-    """A name is parsed whole or not at all."""
+def test_other_names_have_no_owner(name: str) -> None:
+    """Only the whole of a name that the bridge builds is parsed."""
     owner = owner_of_thing(name)
     assert owner is None or thing_name(*owner) == name
 
 
 @given(st.text())
-def test_a_serial_is_accepted_just_where_it_makes_a_name(serial: str) -> None:
-    """What is refused as a serial number makes no Thing name, and the other way round."""
+def test_serial_number_is_valid_if_and_only_if_it_makes_a_thing_name(serial: str) -> None:
+    """An invalid serial number makes no Thing name, and a valid one always does."""
     if serial_number_fault(serial):
         with pytest.raises(ValueError, match="serial number"):
             thing_name(None, serial)
@@ -37,13 +37,13 @@ def test_a_serial_is_accepted_just_where_it_makes_a_name(serial: str) -> None:
         assert owner_of_thing(thing_name(None, serial)) == (None, serial)
 
 
-def test_the_limit_is_named_to_who_exceeds_it() -> None:
-    """A serial of 95 characters is refused with the limit."""
+def test_too_long_serial_number_is_rejected_with_the_limit() -> None:
+    """A serial number of 95 characters is rejected with the limit of 94."""
     assert serial_number_fault("S" * SERIAL_NUMBER_LIMIT) is None
     assert "94" in (serial_number_fault("S" * (SERIAL_NUMBER_LIMIT + 1)) or "")
 
 
 @pytest.mark.parametrize("name", ["t1-SN", f"t{'A' * 32}-SN", f"t{'0' * 32}-", f"t{'0' * 32}-SN\n", "SN-1"])
-def test_near_misses_are_no_names_of_ours(name: str) -> None:
-    """Upper-case hex, an empty serial, a line break: none of the bridge's."""
+def test_similar_names_are_not_parsed(name: str) -> None:
+    """The bridge builds no name with upper-case hex, an empty serial number or a line break."""
     assert owner_of_thing(name) is None

@@ -1,4 +1,4 @@
-"""The stations of a binding and the ways between them, as the contract draws them."""
+"""The provisioning statuses of a binding and the transitions between them, as in docs/reference.md."""
 
 from itertools import pairwise, product
 
@@ -14,16 +14,16 @@ ALLOWED = {
 }
 
 
-def test_just_the_contracts_ways_are_open() -> None:
-    """Every pair of statuses is allowed or refused as the contract says."""
+def test_only_the_documented_transitions_are_allowed() -> None:
+    """Each pair of statuses is allowed or not as docs/reference.md describes."""
     assert {pair for pair in product(Status, Status) if pair[0].may_become(pair[1])} == ALLOWED
 
 
-def test_failed_and_decommissioned_are_past_nothing() -> None:
-    """A step asked of a failed or ended binding must not take itself for done."""
+def test_failed_and_decommissioned_are_past_no_status() -> None:
+    """A step of a Failed or Decommissioned binding is not skipped as already done."""
     assert not [
-        (ended, station)
+        (ended, status)
         for ended in (Status.FAILED, Status.DECOMMISSIONED)
-        for station in PATH
-        if ended.is_past(station)
+        for status in PATH
+        if ended.is_past(status)
     ]

@@ -1,4 +1,4 @@
-"""What names a decommissioned device is erased from every row, and its serial is denied all the same."""
+"""Erasure removes the data that identifies a decommissioned device. Its serial number stays denied."""
 
 import asyncio
 import inspect
@@ -34,33 +34,33 @@ TEST = Actor("a test")
 
 @pytest.fixture
 def session(engine: Engine) -> Iterator[Session]:
-    """One transaction, of which nothing is kept."""
+    """A session whose changes are rolled back."""
     with Session(engine, expire_on_commit=False) as opened:
         yield opened
 
 
-async def test_nothing_in_any_table_names_an_erased_device(bridge: Bridge, http_api: HttpApi) -> None:
-    """Serial, label, Thing name and ARNs are in no column, also after a late event that tells them again."""
+async def test_no_table_identifies_an_erased_device(bridge: Bridge, http_api: HttpApi) -> None:
+    """Serial number, label, Thing name and ARNs are in no column, also after a late event that has them."""
     device = Device(f"ERASED-{uuid4().hex}")
-    await fail_and_mend(bridge, device)
-    label = enrolled(bridge, device)
+    await fail_and_retry(bridge, device)
+    label = insert_platform_row(bridge, device)
     names = {device.serial_number, device.thing_name, label, *arns(bridge, device)}
     keep_certificate(bridge, device)
     await decommissioned(bridge, device)
-    assert {name for name in names if places_of(bridge, name)} == names
-    assert {"iotaws_binding_transitions", "iotaws_outbox"} <= places_of(bridge, arns(bridge, device)[1])
+    assert {name for name in names if tables_with(bridge, name)} == names
+    assert {"iotaws_binding_transitions", "iotaws_outbox"} <= tables_with(bridge, arns(bridge, device)[1])
     assert await erase(str(device.device_id)) == Said(0, f"device {device.device_id} erased\n", "")
     await bridge.send_and_wait(device, device.event("Provisioned"), device.event("Activated", 5))
-    assert {name: places_of(bridge, name) for name in names} == {name: set() for name in names}
+    assert {name: tables_with(bridge, name) for name in names} == {name: set() for name in names}
     assert await denied(http_api, device.tenant_id, device.serial_number)
-    said = await erase(str(device.device_id))
-    assert said == Said(0, f"device {device.device_id} was erased before\n", "")
+    result = await erase(str(device.device_id))
+    assert result == Said(0, f"device {device.device_id} was erased before\n", "")
 
 
-async def test_an_erased_serial_is_denied_to_its_tenant_alone(
+async def test_erased_serial_number_is_denied_to_its_tenant_only(
     bridge: Bridge, http_api: HttpApi, session: Session
 ) -> None:
-    """Another tenant's same serial is not, nor this one's once it is provisioned under a new device id."""
+    """Another tenant may enrol it, and the same tenant after provisioning it under a new device id."""
     device, again = (first := Device("DENIED-1")), Device("DENIED-1", first.tenant_id)
     await decommissioned(bridge, device)
     assert await denied(http_api, device.tenant_id, "DENIED-1")
@@ -79,36 +79,36 @@ async def test_an_erased_serial_is_denied_to_its_tenant_alone(
     assert await denied(http_api, device.tenant_id, "DENIED-1")
 
 
-async def test_a_device_that_lives_or_is_unknown_is_not_erased(bridge: Bridge) -> None:
-    """It is refused with what to do first, and stays as it is."""
-    living, stranger = Device("LIVING-1"), Device("STRANGER-1")
-    await bridge.send_and_wait(living, living.event("Provisioned"))
-    for device, why in {
-        living: f"device {living.device_id} is not decommissioned: decommission it first",
-        stranger: f"device {stranger.device_id} is not known here",
+async def test_live_or_unknown_device_is_not_erased(bridge: Bridge) -> None:
+    """The command is rejected with the reason, and the device is not changed."""
+    live, unknown = Device("LIVE-1"), Device("UNKNOWN-1")
+    await bridge.send_and_wait(live, live.event("Provisioned"))
+    for device, reason in {
+        live: f"device {live.device_id} is not decommissioned: decommission it first",
+        unknown: f"device {unknown.device_id} is unknown",
     }.items():
-        assert await erase(str(device.device_id)) == Said(2, "", f"error: {why}\n")
-    assert bridge.require_binding(living).thing_name == living.thing_name
+        assert await erase(str(device.device_id)) == Said(2, "", f"error: {reason}\n")
+    assert bridge.require_binding(live).thing_name == live.thing_name
 
 
-async def test_a_device_is_not_erased_before_its_teardown_is_done(faulty_bridge: Bridge) -> None:
-    """What AWS still holds is found by the row's ARNs alone, so they stay until it is gone."""
+async def test_device_is_not_erased_before_its_teardown_is_complete(faulty_bridge: Bridge) -> None:
+    """The row's ARNs are needed to delete the resources in AWS, and are kept until that is done."""
     device = Device("TEARDOWN-1")
     await faulty_bridge.send_and_wait(device, device.event("Provisioned"))
     faulty_bridge.emulator.add_fault("iot:DeleteThing", resource=device.thing_name, status=500, times=1000)
     await faulty_bridge.send(device, device.event("Decommissioned", 1))
     await faulty_bridge.wait_for_activity(device, "erase_thing")
-    said = await erase(str(device.device_id))
-    assert (said.exit_code, "is still being decommissioned: wait until" in said.stderr) == (2, True)
+    result = await erase(str(device.device_id))
+    assert (result.exit_code, "is still being decommissioned: wait until" in result.stderr) == (2, True)
     faulty_bridge.emulator.clear_faults()
     await faulty_bridge.wait_for_end(device)
     publish(faulty_bridge, device)
     assert (await erase(str(device.device_id))).exit_code == 0
 
 
-async def test_what_is_still_to_be_told_is_not_erased(bridge: Bridge, session: Session) -> None:
-    """An event that has not been sent yet is sent whole, and then erased."""
-    device = await decommissioned(bridge, Device("UNTOLD-1"))
+async def test_device_with_unsent_events_is_not_erased(bridge: Bridge, session: Session) -> None:
+    """An event is sent with all of its data before it is erased."""
+    device = await decommissioned(bridge, Device("UNSENT-1"))
     last = AwsThingDecommissioned(
         device_id=device.device_id, tenant_id=device.tenant_id, binding_id=uuid4(), thing_name=None, kept=[]
     )
@@ -117,8 +117,8 @@ async def test_what_is_still_to_be_told_is_not_erased(bridge: Bridge, session: S
         erase_device(session, device.device_id, HASHING, TEST)
 
 
-async def test_an_event_that_is_parked_holds_up_no_erasure(bridge: Bridge) -> None:
-    """What no sink takes is erased as a whole, for it would never be told."""
+async def test_parked_event_does_not_delay_the_erasure(bridge: Bridge) -> None:
+    """A parked event is deleted as a whole, because it may never be sent."""
     device = await decommissioned(bridge, Device("PARKED-1"))
     with bridge.engine.begin() as connection:
         connection.execute(
@@ -134,13 +134,15 @@ async def test_an_event_that_is_parked_holds_up_no_erasure(bridge: Bridge) -> No
     assert first.id
 
 
-async def test_a_tenants_decommissioned_devices_are_erased_together(bridge: Bridge, session: Session) -> None:
-    """Those that live are left and counted, with exit code 1; another tenant's are not touched."""
+async def test_erasure_of_a_tenant_erases_its_decommissioned_devices(
+    bridge: Bridge, session: Session
+) -> None:
+    """Live devices are counted, with exit code 1. Devices of other tenants are not changed."""
     tenant = uuid4()
     gone = [Device(f"TENANT-{number}", tenant) for number in range(3)]
-    living, other = Device("TENANT-3", tenant), Device("TENANT-1")
+    live, other = Device("TENANT-3", tenant), Device("TENANT-1")
     await asyncio.gather(
-        bridge.send_and_wait(living, living.event("Provisioned")),
+        bridge.send_and_wait(live, live.event("Provisioned")),
         *(decommissioned(bridge, device) for device in [*gone, other]),
     )
     pages = [erase_some(session, HASHING, TEST, limit=2, tenant_id=tenant) for _ in range(3)]
@@ -148,16 +150,16 @@ async def test_a_tenants_decommissioned_devices_are_erased_together(bridge: Brid
     session.rollback()
     assert await erase("--tenant", str(tenant)) == Said(1, "3 erased, 1 left\n", "")
     assert [bridge.require_binding(device).thing_name for device in gone] == [None, None, None]
-    assert bridge.require_binding(living).thing_name
+    assert bridge.require_binding(live).thing_name
     assert bridge.require_binding(other).thing_name
-    await decommissioned(bridge, living)
+    await decommissioned(bridge, live)
     assert await erase("--tenant", str(tenant)) == Said(0, "1 erased, 0 left\n", "")
 
 
-async def test_the_sweep_erases_what_was_decommissioned_long_enough_ago(
+async def test_sweep_erases_devices_after_the_retention(
     bridge: Bridge, settings: Settings, aws: AwsClients
 ) -> None:
-    """It erases all whose days are over and no other, and a worker without a retention erases nothing."""
+    """The sweep erases the devices whose retention is over. A worker without a retention erases none."""
     old = [await decommissioned(bridge, Device(f"SWEPT-{number}")) for number in range(2)]
     recent = await decommissioned(bridge, Device("SWEPT-2"))
     for device in old:
@@ -170,17 +172,17 @@ async def test_the_sweep_erases_what_was_decommissioned_long_enough_ago(
         assert run == {"count": erased}
     assert [bridge.require_binding(device).thing_name for device in old] == [None, None]
     assert bridge.require_binding(recent).thing_name
-    actor = {"device": old[0].device_id}
+    row = {"device": old[0].device_id}
     with Session(bridge.engine) as session:
         statement = text("SELECT workflow_id, run_id FROM iotaws_erasures WHERE device_id = :device")
-        workflow_id, run_id = session.execute(statement, actor).one()
+        workflow_id, run_id = session.execute(statement, row).one()
     assert (workflow_id, bool(run_id)) == (queue, True)
 
 
-async def test_a_decommissioning_dated_in_the_future_is_over_like_any_other(
+async def test_retention_starts_when_the_decommissioning_is_complete(
     bridge: Bridge, session: Session
 ) -> None:
-    """How long ago it was done counts, and no clock of the platform's."""
+    """The time of the event, by the platform's clock, has no influence, also if it is in the future."""
     device = Device("AHEAD-1")
     await bridge.send_and_wait(device, device.event("Provisioned"), device.event("Decommissioned", 10**9))
     publish(bridge, device)
@@ -194,8 +196,8 @@ async def test_a_decommissioning_dated_in_the_future_is_over_like_any_other(
     assert erase_some(session, HASHING, TEST, limit=1, tenant_id=device.tenant_id, before=before) == 1
 
 
-async def test_who_erased_stands_for_ever(bridge: Bridge, session: Session) -> None:
-    """The record of an erasure cannot be changed, and of the audit an erasure takes the reasons alone."""
+async def test_record_of_an_erasure_cannot_be_changed(bridge: Bridge, session: Session) -> None:
+    """The record is append-only, and an erasure removes only the reasons from the transitions."""
     device = await decommissioned(bridge, Device("AUDITED-1"))
     before = bridge.transitions(device)
     row = {"device": device.device_id}
@@ -216,24 +218,24 @@ async def test_who_erased_stands_for_ever(bridge: Bridge, session: Session) -> N
         session.execute(text("DELETE FROM iotaws_erasures"))
 
 
-async def test_without_the_key_nothing_is_erased_and_no_denial_lost(bridge: Bridge, session: Session) -> None:
-    """No key, a lost one or another is refused before it can admit what was denied."""
+async def test_missing_or_changed_hash_key_is_rejected(bridge: Bridge, session: Session) -> None:
+    """Without the hash key, or with another one, nothing is erased and no denied number is admitted."""
     device, next_one = [await decommissioned(bridge, Device(f"KEYED-{number}")) for number in range(2)]
     await erase(str(device.device_id))
-    said = await call_beside("erase", str(next_one.device_id), IOT_AWS_ERASURE__HASH_KEY=None)
-    assert (said.exit_code, said.stdout) == (2, "")
-    assert said.stderr.startswith("error: IOT_AWS_ERASURE__HASH_KEY: is required to erase")
-    said = await call_beside("erase", str(next_one.device_id), IOT_AWS_ERASURE__HASH_KEY=HASH_KEY[::-1])
-    assert said.exit_code == 2
-    assert "is not the key that serial numbers erased here were hashed with" in said.stderr
+    result = await call_beside("erase", str(next_one.device_id), IOT_AWS_ERASURE__HASH_KEY=None)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: IOT_AWS_ERASURE__HASH_KEY: is required to erase")
+    result = await call_beside("erase", str(next_one.device_id), IOT_AWS_ERASURE__HASH_KEY=HASH_KEY[::-1])
+    assert result.exit_code == 2
+    assert "is not the key with which erased serial numbers of this database were hashed" in result.stderr
     assert bridge.require_binding(next_one).thing_name
     require_hash_key(session, HASHING)
     with pytest.raises(WrongHashKeyError, match="not denied without IOT_AWS_ERASURE__HASH_KEY"):
         require_hash_key(session, None)
 
 
-async def test_serial_numbers_are_never_hashed_with_two_keys(bridge: Bridge, session: Session) -> None:
-    """A sweep that was begun with another key stops, for then no key could deny them all."""
+async def test_serial_numbers_are_not_hashed_with_two_keys(bridge: Bridge, session: Session) -> None:
+    """An erasure in progress with another key fails, because no single key could deny all serial numbers."""
     device, next_one = [await decommissioned(bridge, Device(f"TWO-KEYS-{number}")) for number in range(2)]
     await erase(str(device.device_id))
     other = SerialHashing(HASH_KEY[::-1])
@@ -244,29 +246,27 @@ async def test_serial_numbers_are_never_hashed_with_two_keys(bridge: Bridge, ses
         erase_some(session, other, TEST, limit=1, tenant_id=next_one.tenant_id)
 
 
-async def test_an_enrolment_and_an_erasure_at_once_do_not_wait_for_each_other(
-    bridge: Bridge, session: Session
-) -> None:
-    """The serial number is denied, and the device erased, in whatever order they take its rows."""
+async def test_concurrent_enrolment_and_erasure_do_not_deadlock(bridge: Bridge, session: Session) -> None:
+    """The serial number is denied and the device is erased, in whichever order they lock the rows."""
     device = await decommissioned(bridge, Device("ERASED-AT-ONCE"))
     registration = registration_of(bridge, device)
 
-    def erased(own: Session) -> bool:
+    def erase_in(own: Session) -> bool:
         return erase_device(own, device.device_id, HASHING, TEST)
 
-    def denied_too(own: Session) -> bool:
+    def enrol_in(own: Session) -> bool:
         with pytest.raises(EnrolmentDeniedError):
             enrol(own, registration, device.thing_name, TEST, allow_reprovision=True, hashing=HASHING)
         return True
 
     lock_state(session, device.device_id)
-    begun = [await begin(bridge.engine, work) for work in (erased, denied_too)]
+    begun = [await begin(bridge.engine, work) for work in (erase_in, enrol_in)]
     session.rollback()
     assert await asyncio.gather(*begun) == [True, True]
 
 
 async def begin(engine: Engine, work: Callable[[Session], bool]) -> asyncio.Task[bool]:
-    """Have some work done in a transaction of its own, which by now waits for another or has ended."""
+    """Start work in its own transaction, and return once it waits for a lock or has ended."""
     pids: list[int] = []
 
     def transaction() -> bool:
@@ -285,16 +285,16 @@ async def begin(engine: Engine, work: Callable[[Session], bool]) -> asyncio.Task
     return task
 
 
-async def test_a_device_or_a_tenant_is_named(bridge: Bridge) -> None:
-    """Neither and both are refused."""
+async def test_command_requires_either_a_device_or_a_tenant(bridge: Bridge) -> None:
+    """Neither and both are rejected."""
     for arguments in ((), (str(uuid4()), "--tenant", str(uuid4()))):
-        said = await erase(*arguments)
-        assert said.exit_code == 2
-        assert "name either a device or a --tenant" in said.stderr
+        result = await erase(*arguments)
+        assert result.exit_code == 2
+        assert "name either a device or a --tenant" in result.stderr
 
 
-def test_every_table_that_knows_devices_has_its_line_in_the_erasure() -> None:
-    """A table made later is not forgotten."""
+def test_erasure_covers_every_table_with_a_device_id() -> None:
+    """A new table must be part of the erasure."""
     source = inspect.getsource(db.erasure)
     known = {
         table.__name__
@@ -309,16 +309,16 @@ async def erase(*arguments: str) -> Said:
 
 
 async def decommissioned(bridge: Bridge, device: Device) -> Device:
-    """A device whose life is over, and told of."""
-    # One after the other: of two that wait together the decommission comes first, with nothing to tell of.
+    """Provision and decommission a device, and mark its events as sent."""
+    # One after the other: if both signals wait, the decommission is handled first, and creates no events.
     await bridge.send_and_wait(device, device.event("Provisioned"))
     await bridge.send_and_wait(device, device.event("Decommissioned", 1))
     publish(bridge, device)
     return device
 
 
-async def fail_and_mend(bridge: Bridge, device: Device) -> None:
-    """Make it Active by way of a failure whose reason, in several rows, names the Thing."""
+async def fail_and_retry(bridge: Bridge, device: Device) -> None:
+    """Make a device Active after a failure whose reason, stored in several rows, contains the Thing name."""
     bridge.iot.create_thing(
         thingName=device.thing_name, attributePayload={"attributes": {"deviceId": str(uuid4())}}
     )
@@ -330,7 +330,7 @@ async def fail_and_mend(bridge: Bridge, device: Device) -> None:
 
 
 def registration_of(bridge: Bridge, device: Device) -> Registration:
-    """What a device's fleet provisioning would tell of it."""
+    """Return the registration that fleet provisioning would send for a device."""
     binding = bridge.require_binding(device)
     return Registration(
         tenant_id=device.tenant_id,
@@ -347,7 +347,7 @@ def registration_of(bridge: Bridge, device: Device) -> Registration:
 
 
 def keep_certificate(bridge: Bridge, device: Device) -> None:
-    """Have the certificate serve another Thing too, so that audit and event say that it is left."""
+    """Attach the certificate to another Thing too, so that audit and event name it as kept."""
     other = f"other-{device.device_id}"
     bridge.iot.create_thing(thingName=other)
     bridge.iot.attach_thing_principal(
@@ -355,8 +355,8 @@ def keep_certificate(bridge: Bridge, device: Device) -> None:
     )
 
 
-def enrolled(bridge: Bridge, device: Device) -> str:
-    """The label of the core's own row of the device."""
+def insert_platform_row(bridge: Bridge, device: Device) -> str:
+    """Insert the platform's row of the device, and return its label."""
     label = f"the pump of {device.device_id}"
     with bridge.engine.begin() as connection:
         connection.execute(
@@ -383,7 +383,7 @@ def arns(bridge: Bridge, device: Device) -> list[str]:
 
 
 def publish(bridge: Bridge, device: Device) -> None:
-    """Have the device's events sent."""
+    """Mark the device's events as sent."""
     with bridge.engine.begin() as connection:
         connection.execute(
             text(
@@ -394,7 +394,7 @@ def publish(bridge: Bridge, device: Device) -> None:
 
 
 def age(bridge: Bridge, device: Device) -> None:
-    """Have it decommissioned three days earlier."""
+    """Move the decommissioning of a device three days into the past."""
     with bridge.engine.begin() as connection:
         for change in (
             "iotaws_thing_bindings SET deleted_at = now() - interval '3 days'",
@@ -407,16 +407,16 @@ def age(bridge: Bridge, device: Device) -> None:
 
 
 async def denied(http_api: HttpApi, tenant_id: UUID | None, serial_number: str) -> bool:
-    """Whether `/verify` denies the serial number to a tenant."""
-    asked = {"serialNumber": serial_number, "tenantId": str(tenant_id) if tenant_id else None}
+    """Return whether `/verify` denies the serial number to a tenant."""
+    body = {"serialNumber": serial_number, "tenantId": str(tenant_id) if tenant_id else None}
     async with http_api.operator() as client:
-        answer = await client.post("/api/iot/fleet-provisioning/verify", json=asked)
+        answer = await client.post("/api/iot/fleet-provisioning/verify", json=body)
     assert answer.json()["reason"] == (Denial.DECOMMISSIONED if answer.status_code == 403 else None)
     return answer.status_code == 403
 
 
-def places_of(bridge: Bridge, name: str) -> set[str]:
-    """The tables in which a name stands, whatever the column."""
+def tables_with(bridge: Bridge, name: str) -> set[str]:
+    """Return the tables that contain a name in any column."""
     with bridge.engine.connect() as connection:
         return {
             table.name

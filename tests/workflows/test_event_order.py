@@ -40,7 +40,7 @@ def histories(draw: st.DrawFn) -> list[LifecycleEvent]:
 def state_after(events: list[LifecycleEvent]) -> DeviceState:
     state = DeviceState.before_first_event(events[0])
     for event in events:
-        state = state.fold(event)
+        state = state.apply(event)
     return state
 
 
