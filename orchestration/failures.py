@@ -39,7 +39,7 @@ def lacks_credentials(error: ActivityError) -> bool:
     return isinstance(last, ApplicationError) and last.type == CREDENTIALS_NOT_READY
 
 
-def unless_cancelled(error: ActivityError) -> None:
+def raise_if_cancelled(error: ActivityError) -> None:
     """Let the cancellation of the whole run pass: it is nothing that went wrong with the activity."""
     if is_cancelled_exception(error):
         raise error

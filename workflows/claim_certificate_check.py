@@ -5,7 +5,7 @@ from temporalio import workflow
 from activities.claim_certificates import ClaimCertificateActivities
 from domain.claim_check import CheckProgress, CheckTotals, ClaimPage, FollowUpPage
 from domain.names import CLAIM_CERTIFICATE_CHECK
-from workflows.policies import fleet_page
+from workflows.policies import batch
 
 
 @workflow.defn(name=CLAIM_CERTIFICATE_CHECK)
@@ -28,7 +28,7 @@ class ClaimCertificateCheck:
             warnings = await workflow.execute_activity_method(
                 ClaimCertificateActivities.warn_of_expiring_claims,
                 ClaimPage(at=self._progress.at, after=self._progress.claims),
-                **fleet_page("Tell of claim certificates that expire"),
+                **batch("Tell of claim certificates that expire"),
             )
             self._go_on(
                 CheckTotals(warned=warnings.count), claims=warnings.next, claims_done=warnings.next is None
@@ -37,7 +37,7 @@ class ClaimCertificateCheck:
             sent = await workflow.execute_activity_method(
                 ClaimCertificateActivities.follow_up_enrolments,
                 FollowUpPage(after=self._progress.follow_ups),
-                **fleet_page("Signal enrolled devices whose follow-up never ran"),
+                **batch("Signal enrolled devices whose follow-up never ran"),
             )
             self._go_on(
                 CheckTotals(signalled=sent.count), follow_ups=sent.next, follow_ups_done=sent.next is None

@@ -36,13 +36,13 @@ from domain.names import (
 from orchestration.failures import failure_of
 from orchestration.search_attributes import TENANT_ID, THING_NAME
 from workflows.policies import (
-    CANCELLATION_PATIENCE,
-    LATENESS,
-    PREPARATION,
-    checkpoint,
-    command_step,
+    CANCELLATION_RETRY_LIMIT,
+    DEADLINE_GRACE,
+    PREPARATION_RETRY_LIMIT,
+    aws_step,
     job_cancellation,
     job_watch,
+    transaction,
 )
 
 Argument = TypeVar("Argument")
@@ -143,10 +143,10 @@ class DeviceCommand:
             plan = await self._interruptible(
                 CommandActivities.prepare_command,
                 command,
-                command_step(self._titled("Find the target"), PREPARATION),
+                aws_step(self._titled("Find the target"), PREPARATION_RETRY_LIMIT),
             )
         except ActivityError as error:
-            return _failed(error, PREPARATION)
+            return _failed(error, PREPARATION_RETRY_LIMIT)
         if plan is None:
             return CommandEnd(status=_CANCELED, reason="cancelled before it had a job")
         self._know(plan)
@@ -179,7 +179,7 @@ class DeviceCommand:
             self._job_arn = await self._interruptible(
                 CommandActivities.create_job,
                 order,
-                command_step(self._titled("Make the job"), left + LATENESS),
+                aws_step(self._titled("Make the job"), left + DEADLINE_GRACE),
             )
         except ActivityError as error:
             if isinstance(error.cause, ApplicationError) and error.cause.non_retryable:
@@ -215,7 +215,7 @@ class DeviceCommand:
                 CommandActivities.cancel_job, cancellation, job_cancellation(self._titled("Cancel the job"))
             )
         except ActivityError as error:
-            self._hindrance = failure_of(error, CANCELLATION_PATIENCE.total_seconds())[1]
+            self._hindrance = failure_of(error, CANCELLATION_RETRY_LIMIT.total_seconds())[1]
             return JobState(status=None)
 
     def _closed(self, standing: JobState, plan: CommandPlan, *, on_request: bool) -> CommandEnd:
@@ -242,7 +242,7 @@ class DeviceCommand:
             end=end,
         )
         await self._undisturbed(
-            CommandActivities.publish_command_end, report, checkpoint(self._titled("Tell the end"))
+            CommandActivities.publish_command_end, report, transaction(self._titled("Tell the end"))
         )
 
     # How

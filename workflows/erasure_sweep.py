@@ -5,7 +5,7 @@ from temporalio import workflow
 from activities.erasure import ErasureActivities
 from domain.erasure import Erased
 from domain.names import ERASURE_SWEEP
-from workflows.policies import checkpoint
+from workflows.policies import transaction
 
 
 @workflow.defn(name=ERASURE_SWEEP)
@@ -22,7 +22,7 @@ class ErasureSweep:
         count = erased.count if erased else 0
         while True:
             page = await workflow.execute_activity_method(
-                ErasureActivities.erase_expired, **checkpoint("Erase devices whose retention is over")
+                ErasureActivities.erase_expired, **transaction("Erase devices whose retention is over")
             )
             count += page.count
             workflow.set_current_details(f"Devices erased: **{count}**")

@@ -7,7 +7,7 @@ from temporalio import workflow
 from activities.events import EventActivities
 from domain.names import OUTBOX_PUBLISHER
 from domain.outbox import OUTBOX_SHARDS, OutboxShard
-from workflows.policies import publishing
+from workflows.policies import outbox_round
 
 # Half a day of rounds of ten minutes: what the UI shows of a run stays short.
 _ROUNDS: Final = 72
@@ -34,7 +34,7 @@ class OutboxPublisher:
             published = await workflow.execute_activity_method(
                 EventActivities.publish_outbox,
                 shard,
-                **publishing(f"Send the events of shard {shard.number} as they come"),
+                **outbox_round(f"Send the events of shard {shard.number} as they come"),
             )
             sent += published.sent
             if workflow.info().is_continue_as_new_suggested():

@@ -9,8 +9,8 @@ from temporalio.exceptions import ActivityError
 from activities.shadow_deltas import ShadowDeltaActivities
 from domain.delta_poll import DeltaCounts, DeltaPage, PagesRequest, PollProgress, PollTotals
 from domain.names import SHADOW_DELTA_POLL
-from orchestration.failures import unless_cancelled
-from workflows.policies import delta_page, poll_step
+from orchestration.failures import raise_if_cancelled
+from workflows.policies import poll_step, shadow_page
 
 # A quarter of the threads of one worker as it is set by default: the sagas keep the rest. At 20 ms a read
 # they are 400 reads a second.
@@ -67,10 +67,10 @@ class ShadowDeltaPoll:
                 counts = await workflow.execute_activity_method(
                     ShadowDeltaActivities.poll_delta_page,
                     page,
-                    **delta_page(f"Read the shadows up to binding {page.through}"),
+                    **shadow_page(f"Read the shadows up to binding {page.through}"),
                 )
             except ActivityError as error:
-                unless_cancelled(error)
+                raise_if_cancelled(error)
                 workflow.logger.error("a page was not read, the next poll does: %s", error.cause)
                 self._add(PollTotals(failed_pages=1))
             else:
@@ -83,7 +83,7 @@ class ShadowDeltaPoll:
                 ShadowDeltaActivities.start_delta_commands, **poll_step("Start the commands")
             )
         except ActivityError as error:
-            unless_cancelled(error)
+            raise_if_cancelled(error)
             workflow.logger.error("commands were not started, the next poll does: %s", error.cause)
         else:
             self._add(PollTotals(commanded=started))
