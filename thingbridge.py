@@ -22,21 +22,14 @@ from temporalio.worker import Worker, WorkerConfig
 
 from activities.attempt import AttemptInterceptor
 from api.app import create_app
+from composition import compose_activities, workflows_of
 from domain.encryption import EncryptionKeys
 from observability import telemetry
 from orchestration.codec import EncryptionCodec, data_converter
 from orchestration.interceptors import LogContextInterceptor
 from orchestration.sandbox import passing_through
 from settings import ApiSettings, InvalidSettingsError, Settings
-from worker import (
-    companions,
-    compose_activities,
-    open_aws,
-    open_database,
-    require_ready,
-    worker_options,
-    workflows_of,
-)
+from worker import background_services, open_aws, open_database, require_ready, worker_options
 
 __all__ = [
     "ApiSettings",
@@ -164,7 +157,7 @@ class ThingbridgePlugin(SimplePlugin):
                     await _require_decrypting(client, self._settings.encryption.in_use)
                     await require_ready(self._settings, client, self._engine)
                     await beside.enter_async_context(
-                        companions(self._settings, client, self._aws, self._engine)
+                        background_services(self._settings, client, self._aws, self._engine)
                     )
                 except BaseException:
                     await _end_before_it_works(worker, next)
