@@ -12,7 +12,7 @@ from domain.enrolment import AwsLocation
 logger = logging.getLogger("thingbridge.worker")
 
 RETRY_SECONDS: Final = 30.0
-"""How long to wait after AWS or the database did not answer."""
+"""The wait after AWS or the database did not answer."""
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")

@@ -20,11 +20,11 @@ logger = logging.getLogger("thingbridge.worker")
 
 # One for each shard, and one for the round of a new publisher while the old one is stopping.
 EVENT_THREADS: Final = OUTBOX_SHARDS + 1
-"""How many threads publish events."""
+"""The number of threads that publish events."""
 
 # A look at a job is a call or two: even at the highest rate only a few are in progress at once.
 JOB_THREADS: Final = 8
-"""How many threads look at jobs."""
+"""The number of threads that look at jobs."""
 
 Activities = Sequence[Callable[..., Any]]
 

@@ -32,24 +32,24 @@ Where the database is away it gives up soon, and the workflow schedules the same
 """
 
 RETIRED_CERTIFICATES_RETRY_LIMIT: Final = timedelta(minutes=10)
-"""How long the erasure of replaced certificates is retried: later events of the device wait for it."""
+"""The retry limit of erasing replaced certificates: later events of the device wait for it."""
 
 CREDENTIALS_RETRY_INTERVAL: Final = timedelta(seconds=30)
-"""How long a step whose retries ended without AWS keys waits before it is scheduled again."""
+"""The wait before a step whose retries ended without AWS keys is scheduled again."""
 
 TEARDOWN_RETRY_INTERVAL: Final = timedelta(hours=1)
-"""How long a teardown that AWS refuses waits for an operator's retry before it is tried again."""
+"""The longest wait for an operator's retry before a teardown that AWS refused is repeated."""
 
 PREPARATION_RETRY_LIMIT: Final = timedelta(days=1)
-"""How long finding a command's target is retried while AWS or the database is away."""
+"""The retry limit of finding a command's target, while AWS or the database is away."""
 
 DEADLINE_GRACE: Final = timedelta(minutes=10)
-"""How far a step may pass a command's deadline: it may be throttled, or wait for a free worker."""
+"""The time that a step may take beyond a command's deadline, throttled or waiting for a free worker."""
 
 CANCELLATION_RETRY_LIMIT: Final = timedelta(hours=1)
-"""How long AWS may refuse to cancel a job before the command's end is published without that.
+"""The retry limit of cancelling a job; then the command's end is published without that.
 
-Long enough for an operator to grant a missing permission.
+It is long enough for an operator to grant a missing permission.
 """
 
 

@@ -1,4 +1,4 @@
-"""How a device's workflow is shown: current details, search attributes, summaries, the `status` answer."""
+"""The view of a device's workflow: current details, search attributes, summaries, the `status` answer."""
 
 from uuid import UUID
 

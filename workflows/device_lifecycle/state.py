@@ -52,11 +52,11 @@ class LifecycleState(BaseModel):
     rejected: list[RejectedSignal] = []
     """The newest rejected signals."""
     rejected_count: int = 0
-    """How many signals were rejected, since the first run of this chain of runs."""
+    """The number of signals rejected since the first run of this chain of runs."""
     retries_received: int = 0
     retries_handled: int = 0
     resumes: bool = False
-    """Whether the run continues an earlier one and has not read the device's snapshot yet."""
+    """True in a run that continues an earlier one, until it has read the device's snapshot."""
     snapshot: DeviceSnapshot = DeviceSnapshot()
     """The device as the last applied event left it in the database."""
     status: ProvisioningStatus | None = None
@@ -93,29 +93,29 @@ class LifecycleState(BaseModel):
 
     @property
     def has_work(self) -> bool:
-        """Whether anything is left to do before the run may end."""
+        """Return whether anything is left to do before the run may end."""
         return self.resumes or self.retry_requested or bool(self.queued)
 
     @property
     def retry_requested(self) -> bool:
-        """Whether an operator's retry is pending."""
+        """Return whether an operator's retry is pending."""
         return self.retries_received > self.retries_handled
 
     @property
     def decommission_queued(self) -> bool:
-        """Whether a decommission is pending; nothing else may be begun before it."""
+        """Return whether a decommission is pending; no step may begin before it."""
         return any(event.is_decommission for event in self.queued)
 
     @property
     def is_provisioning(self) -> bool:
-        """Whether the binding is on its way to Active, or failed on that way."""
+        """Return whether the binding is on its way to Active, or failed on that way."""
         return self.status is not None and (
             self.status.in_progress or self.status is ProvisioningStatus.FAILED
         )
 
     @property
     def has_status_to_report(self) -> bool:
-        """Whether the shadow is behind the desired status. Events still in the queue may change it again."""
+        """Return whether the shadow is behind the desired status, which no queued event can change again."""
         return (
             self.status is ProvisioningStatus.ACTIVE
             and self.snapshot.status_to_report is not None
@@ -124,12 +124,12 @@ class LifecycleState(BaseModel):
 
     @property
     def has_certificates_to_erase(self) -> bool:
-        """Whether an enrolment has replaced certificates that are not erased yet."""
+        """Return whether an enrolment has replaced certificates that are not erased yet."""
         return self.status is ProvisioningStatus.ACTIVE and self.snapshot.retired_certificates > 0
 
     @property
     def is_torn_down(self) -> bool:
-        """Whether nothing of the device is left in AWS."""
+        """Return whether nothing of the device is left in AWS."""
         return self.status in (None, ProvisioningStatus.DECOMMISSIONED)
 
     def mark_retries_handled(self, received: int | None = None) -> None:

@@ -69,7 +69,7 @@ class DeviceLifecycle:
                 await self._handle_next()
         except (CancelledError, ActivityError) as error:
             if is_cancelled_exception(error):
-                # An operator cancelled the run. Store its events: a later retry goes on from them.
+                # An operator cancelled the run. Store its events: a later retry continues from them.
                 while event := self._inbox.next_event():
                     await self._apply(event)
             raise
@@ -316,7 +316,7 @@ class DeviceLifecycle:
 
     @property
     def _retry_limit(self) -> timedelta:
-        """How long a step of this device is retried."""
+        """The retry limit of a step of this device."""
         return timedelta(seconds=self._state.snapshot.step_retry_seconds)
 
     def _set_status(self, status: ProvisioningStatus | None) -> None:
