@@ -1,4 +1,4 @@
-"""What adds the bridge to a process of your own: a plugin for its Temporal worker, an application to mount.
+"""The bridge in your own process: a plugin for your Temporal worker, and an application to mount.
 
 Worker(client, task_queue="thingbridge", plugins=[ThingbridgePlugin(Settings.load())], …)
 app.mount("/bridge", thingbridge_api(ApiSettings.load()))
@@ -20,23 +20,14 @@ from temporalio.converter import DataConverter, DefaultPayloadConverter
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import Worker, WorkerConfig
 
-from activities.attempt import AttemptInterceptor
 from api.app import create_app
+from composition import compose_activities, workflows_of
 from domain.encryption import EncryptionKeys
 from observability.logging import silence_request_logging
 from orchestration.codec import EncryptionCodec, data_converter
-from orchestration.interceptors import LogContextInterceptor
 from orchestration.sandbox import passing_through
 from settings import ApiSettings, InvalidSettingsError, Settings
-from worker import (
-    companions,
-    compose_activities,
-    open_aws,
-    open_database,
-    require_ready,
-    worker_options,
-    workflows_of,
-)
+from worker import INTERCEPTORS, background_services, open_aws, open_database, require_ready, worker_options
 
 __all__ = [
     "ApiSettings",
@@ -52,44 +43,45 @@ _SLOTS: Final = (
     "max_concurrent_local_activities",
     "max_concurrent_workflow_tasks",
 )
-# These have a default of the SDK's own, so that what a host has set cannot be told from it.
-_BY_THE_SETTINGS: Final = (
+# The SDK has defaults for these, so a host's own value cannot be distinguished from the default.
+_FROM_SETTINGS: Final = (
     "graceful_shutdown_timeout",
     "max_cached_workflows",
     "max_heartbeat_throttle_interval",
 )
-_LAST_WORDS: Final = timedelta(seconds=30)
+_SHUTDOWN_RESERVE: Final = timedelta(seconds=30)
 
 
 class HostRefusedError(RuntimeError):
-    """The bridge cannot work in this worker or with this client; says what to change."""
+    """The bridge cannot run in this worker or with this client; the message states what to change."""
 
 
 def thingbridge_api(settings: ApiSettings) -> Starlette:
-    """The bridge's HTTP doors, to be mounted at any path of a Starlette or FastAPI application.
+    """Return the bridge's HTTP application, to mount at any path of a Starlette or FastAPI application.
 
-    Every call carries a key of the bridge, as without a host. It answers from the first request on; its
-    connections are closed by its lifespan, which no framework runs for what is mounted: have the host's be
-    `lifespan=bridge.router.lifespan_context`, or enter that context in the host's own.
+    Every call needs an API key of the bridge, as without a host. The application answers from the first
+    request on. Its lifespan closes its connections, and frameworks do not run the lifespan of a mounted
+    application: pass `lifespan=bridge.router.lifespan_context` to the host's application, or enter that
+    context in the host's own lifespan.
 
     Args:
-        settings: as `ApiSettings.load()` reads them.
+        settings: the result of `ApiSettings.load()`.
     """
     return create_app(settings)
 
 
 class ThingbridgePlugin(SimplePlugin):
-    """Adds the bridge to a worker: workflows, activities, sandbox, and what works beside it.
+    """Add the bridge to a worker: workflows, activities, sandbox and background services.
 
-    Given to `Client.connect`, it sees to the data converter too, and every worker of that client has it.
-    Given to one worker alone, its client needs `data_converter=pydantic_data_converter`.
+    Pass it to `Client.connect`: then it also sets the data converter, and applies to every worker of that
+    client. If it is passed to one worker only, the client needs `data_converter=pydantic_data_converter`.
 
-    While the worker runs, the bridge's two other queues are worked on beside it, and its schedules are kept.
-    The worker is as IOT_AWS_WORKER__… say; what they leave open, and its own workflows and activities, are
-    the host's.
+    While the worker runs, the workers of the bridge's two other task queues run beside it, and the schedules
+    are kept up to date. IOT_AWS_WORKER__… set the worker's options. The host decides the options that these
+    settings leave open, and adds its own workflows and activities.
 
     Args:
-        settings: as `Settings.load()` reads them.
+        settings: the result of `Settings.load()`.
 
     Raises:
         AwsConfigurationError: there is no AWS region.
@@ -98,22 +90,22 @@ class ThingbridgePlugin(SimplePlugin):
     def __init__(self, settings: Settings) -> None:
         super().__init__(
             "thingbridge",
-            data_converter=partial(_with_models, settings.encryption.in_use),
-            interceptors=[LogContextInterceptor(), AttemptInterceptor()],
+            data_converter=partial(_with_pydantic, settings.encryption.in_use),
+            interceptors=INTERCEPTORS,
             workflows=workflows_of(settings.worker.areas),
             workflow_runner=passing_through,
         )
-        # Whatever the host logs: at DEBUG the libraries would say private keys.
+        # A host may log at DEBUG, where the libraries would log requests with private keys.
         silence_request_logging()
         self._settings = settings
         self._engine = open_database(settings)
         self._aws = open_aws(settings)
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
-        """Add what the bridge has to a worker.
+        """Add the bridge's options, workflows and activities to a worker.
 
         Raises:
-            HostRefusedError: the worker is on another task queue, or its client writes payloads otherwise.
+            HostRefusedError: the worker has another task queue, or its client has another payload converter.
         """
         own, client = self._settings.worker, config["client"]
         if config["task_queue"] != own.task_queue:
@@ -131,7 +123,7 @@ class ThingbridgePlugin(SimplePlugin):
         if self._settings.encryption.in_use and client.data_converter.payload_codec is None:
             raise HostRefusedError(
                 "IOT_AWS_ENCRYPTION__KEYS is set, and the client's data converter has no codec: give the "
-                "plugin to Client.connect, and that no data_converter of its own or one with a codec"
+                "plugin to Client.connect, without a data_converter or with one that has a codec"
             )
         options = cast("dict[str, Any]", super().configure_worker(config))
         options["activities"] = [
@@ -139,56 +131,56 @@ class ThingbridgePlugin(SimplePlugin):
             *compose_activities(self._settings, client, self._aws, self._engine),
         ]
         for name, value in worker_options(own).items():
-            # A tuner is instead of slots.
+            # The SDK accepts a tuner or numbers of slots, not both.
             unset = options.get(name) is None and not (options.get("tuner") and name in _SLOTS)
-            if unset or name in _BY_THE_SETTINGS:
+            if unset or name in _FROM_SETTINGS:
                 options[name] = value
-        # For what works beside the worker to end after it, in as much time.
-        if patience := options.get("plugin_shutdown_timeout"):
-            at_least = timedelta(seconds=own.shutdown_grace_seconds) + _LAST_WORDS
-            options["plugin_shutdown_timeout"] = max(patience, at_least)
+        # The background services stop after the worker, and need as much time again.
+        if timeout := options.get("plugin_shutdown_timeout"):
+            at_least = timedelta(seconds=own.shutdown_grace_seconds) + _SHUTDOWN_RESERVE
+            options["plugin_shutdown_timeout"] = max(timeout, at_least)
         return cast("WorkerConfig", options)
 
     async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:  # noqa: A002
-        """Run the worker, and beside it what the bridge needs.
+        """Run the worker and the bridge's background services.
 
         Raises:
-            HostRefusedError: the client cannot read what IOT_AWS_ENCRYPTION__KEYS encrypt.
+            HostRefusedError: the client cannot decrypt payloads under IOT_AWS_ENCRYPTION__KEYS.
             SchemaOutdatedError, WrongHashKeyError, SearchAttributesError, ScheduleError: what must be done
                 before it may start.
         """
         client = _without_plugins(worker.client)
         try:
-            async with AsyncExitStack() as beside:
+            async with AsyncExitStack() as background:
                 try:
                     await _require_decrypting(client, self._settings.encryption.in_use)
                     await require_ready(self._settings, client, self._engine)
-                    await beside.enter_async_context(
-                        companions(self._settings, client, self._aws, self._engine)
+                    await background.enter_async_context(
+                        background_services(self._settings, client, self._aws, self._engine)
                     )
                 except BaseException:
-                    await _end_before_it_works(worker, next)
+                    await _end_before_start(worker, next)
                     raise
                 await next(worker)
         finally:
             self._engine.dispose()
 
 
-def _with_models(encryption: EncryptionKeys | None, converter: DataConverter | None) -> DataConverter:
-    """A host's converter, its codec with it, that also converts pydantic's models."""
+def _with_pydantic(encryption: EncryptionKeys | None, converter: DataConverter | None) -> DataConverter:
+    """Return the host's data converter with its codec, changed so that it converts pydantic models."""
     if converter in (None, DataConverter.default, pydantic_data_converter):
         return data_converter(encryption)
     if converter.payload_converter_class is DefaultPayloadConverter:
         return replace(converter, payload_converter_class=PydanticPayloadConverter)
-    # One of its own may be pydantic's all the same; else the worker refuses.
+    # A payload converter of the host's own may derive from pydantic's; configure_worker refuses any other.
     return converter
 
 
 async def _require_decrypting(client: Client, encryption: EncryptionKeys | None) -> None:
-    """Refuse a codec that does not know the keys: it would have encrypted events rejected as none.
+    """Refuse a codec without the keys: encrypted events would be rejected as invalid.
 
     Raises:
-        HostRefusedError: the client has such a one.
+        HostRefusedError: the client's codec cannot decrypt.
     """
     codec = client.data_converter.payload_codec
     if encryption is None or codec is None:
@@ -198,28 +190,28 @@ async def _require_decrypting(client: Client, encryption: EncryptionKeys | None)
         sealed = await EncryptionCodec(replace(encryption, key_id=key_id)).encode([plain])
         try:
             read = await codec.decode(sealed)
-        except Exception:  # noqa: BLE001  # whatever a host's codec makes of what it cannot read
+        except Exception:  # noqa: BLE001  # a host's codec may raise anything
             read = []
         if read != [plain]:
             raise HostRefusedError(
                 f"IOT_AWS_ENCRYPTION__KEYS has the key {key_id}, and the client's codec "
-                f"({type(codec).__name__}) cannot read what it encrypts: have it hand that to "
-                "orchestration.codec.EncryptionCodec, or do without these keys"
+                f"({type(codec).__name__}) cannot read what it encrypts: let it pass that to "
+                "orchestration.codec.EncryptionCodec, or remove these keys"
             )
 
 
 def _without_plugins(client: Client) -> Client:
-    """The same client, for workers that are not to be given the plugin in their turn."""
-    # What plugins made of it stays: converter and interceptors.
-    made = client.config(active_config=True)
-    made["plugins"] = []
-    return Client(**made)
+    """Return the same client without plugins, so that the background workers do not get this plugin again."""
+    # The active configuration has the converter and interceptors that the plugins have set.
+    config = client.config(active_config=True)
+    config["plugins"] = []
+    return Client(**config)
 
 
-async def _end_before_it_works(worker: Worker, run: Callable[[Worker], Awaitable[None]]) -> None:
-    """Have the SDK note the end of a worker that never began: its `async with` would wait for it for ever."""
+async def _end_before_start(worker: Worker, run: Callable[[Worker], Awaitable[None]]) -> None:
+    """Let the SDK see the end of a worker that never began: its `async with` would wait for it for ever."""
     running = asyncio.ensure_future(run(worker))
-    # It is then at asking for the namespace, before it takes any work, and notes that it was cancelled there.
+    # At its first wait it describes the namespace and has not polled yet: it is cancelled there.
     await asyncio.sleep(0)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)

@@ -1,88 +1,52 @@
-"""Composition root of the worker: settings become clients, clients activities, activities a Worker."""
+"""The composition root of the worker: settings become clients, workers and a running process."""
 
 import asyncio
 import logging
 import os
-import shlex
-import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from datetime import timedelta
-from functools import partial
-from typing import Any, Final, TypedDict, TypeVar
+from typing import Final
 
-from pydantic import SecretStr
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlmodel import Session
 from temporalio.client import Client
-from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
-from temporalio.worker import Worker, WorkerDeploymentConfig
+from temporalio.worker import Worker
 
 from activities.attempt import AttemptInterceptor
-from activities.bindings import BindingActivities
-from activities.certificates import CertificateActivities
-from activities.claim_certificates import ClaimCertificateActivities
-from activities.command_groups import CommandGroupActivities
-from activities.commands import CommandActivities
-from activities.device_states import DeviceStateActivities
-from activities.erasure import ErasureActivities
 from activities.events import EventActivities
-from activities.secrets import SecretActivities
-from activities.shadow_deltas import ShadowDeltaActivities
-from activities.shadows import ShadowActivities
-from activities.teardown import TeardownActivities
-from activities.things import ThingActivities
-from aws.certificates import Certificates
 from aws.clients import AwsClients, AwsConfigurationError, FleetSecret
+from aws.credential_refresh import refresh_in_background
 from aws.credentials import FleetCredentials
-from aws.errors import AwsError
-from aws.groups import ThingGroups
-from aws.jobs import Jobs
-from aws.secrets import Secrets
-from aws.shadows import Shadows
-from aws.things import Things
+from aws.location import RETRY_SECONDS, discover
+from composition import compose_activities, compose_events, compose_job_watch, open_sink, workflows_of
 from db.aws_credentials import record_check
 from db.aws_location import save_location
 from db.engine import open_engine
 from db.erasure import WrongHashKeyError, require_hash_key
 from db.migrate import SchemaOutdatedError, require_current
-from domain.area import Area, handles_device_events
+from domain.area import Area
 from domain.enrolment import AwsLocation
 from domain.names import event_queue, job_queue
-from domain.outbox import OUTBOX_SHARDS
-from events.publisher import Publisher
-from events.sink import EventSink
-from events.sinks.eventbridge import EventBridgeSink
-from events.sinks.log import LogSink
-from events.sinks.sns import SnsSink
-from events.sinks.webhook import open_webhook
 from observability import telemetry
 from observability.exposition import MetricsAddressError
 from observability.gauges import measure_credentials, measure_outbox, stop_measuring
 from observability.metrics import CREDENTIALS_REFRESHES
 from observability.metrics_server import serving_metrics
+from orchestration import workers
 from orchestration.client import TemporalUnreachableError, connect, end_process
 from orchestration.interceptors import LogContextInterceptor
-from orchestration.requests import send_command, send_event, start_publishers
+from orchestration.requests import start_publishers
 from orchestration.sandbox import WORKFLOW_RUNNER
 from orchestration.schedules import ScheduleError, schedules, upsert_schedules
 from orchestration.search_attributes import SearchAttributesError, require_search_attributes
-from settings import Credentials, Events, InvalidSettingsError, Settings
+from settings import InvalidSettingsError, Settings
 from settings import Worker as WorkerSettings
-from workflows.claim_certificate_check import ClaimCertificateCheck
-from workflows.command_group_sweep import CommandGroupSweep
-from workflows.device_command import DeviceCommand
-from workflows.device_lifecycle import DeviceLifecycle
-from workflows.erasure_sweep import ErasureSweep
 from workflows.outbox_publisher import OutboxPublisher
-from workflows.shadow_delta_poll import ShadowDeltaPoll
 
 logger = logging.getLogger("thingbridge.worker")
-
-T = TypeVar("T")
 
 REFUSALS: Final = (
     InvalidSettingsError,
@@ -95,331 +59,121 @@ REFUSALS: Final = (
     MetricsAddressError,
     OperationalError,
 )
-"""Why a worker does not start: each says what is missing and what to do."""
+"""The errors for which a worker does not start. Each message states what is missing and what to do."""
 
-# One for each shard, and one more for the round that takes over from a publisher just stopping.
-_EVENT_THREADS: Final = OUTBOX_SHARDS + 1
-_PLACE_RETRY_SECONDS: Final = 30
-# The longest wait for what failed: keys that are missing hold up everything, stale ones may soon.
-_KEYS_RETRY_SECONDS: Final = 30
-# A look is a call or two, and even at the highest rate there is a few are under way at once.
-_JOB_THREADS: Final = 8
-
-
-class _Shared(TypedDict):
-    """What the process's workers have in common."""
-
-    graceful_shutdown_timeout: timedelta
-    deployment_config: WorkerDeploymentConfig | None
-
-
-class WorkerOptions(_Shared):
-    """How the worker of the sagas works."""
-
-    activity_executor: ThreadPoolExecutor
-    max_concurrent_activities: int
-    max_concurrent_local_activities: int
-    max_concurrent_workflow_tasks: int
-    max_cached_workflows: int
-    max_task_queue_activities_per_second: float
-    max_heartbeat_throttle_interval: timedelta
-
-
-def workflows_of(areas: Collection[Area]) -> list[type]:
-    """The workflows of these areas, but for the publisher of events, which has a worker of its own."""
-    workflows: list[type] = [ErasureSweep]
-    if handles_device_events(areas):
-        workflows.append(DeviceLifecycle)
-    if Area.SHADOW in areas:
-        workflows.append(ShadowDeltaPoll)
-    if Area.JOBS in areas:
-        workflows += [DeviceCommand, CommandGroupSweep]
-    if Area.FLEET_PROVISIONING in areas:
-        workflows.append(ClaimCertificateCheck)
-    return workflows
-
-
-def compose_activities(
-    settings: Settings, client: Client, aws: AwsClients, engine: Engine
-) -> Sequence[Callable[..., Any]]:
-    """The activities of the areas there are, wired to their clients."""
-    areas = settings.worker.areas
-    days = settings.erasure.retention_days
-    erasure = ErasureActivities(engine, settings.erasure.hashing, timedelta(days=days) if days else None)
-    activities: list[Callable[..., Any]] = [erasure.erase_expired]
-    if handles_device_events(areas):
-        activities += _compose_lifecycle(settings, aws, engine)
-    if Area.SHADOW in areas:
-        activities += _compose_deltas(settings, client, aws, engine)
-    if Area.JOBS in areas:
-        groups = CommandGroupActivities(
-            engine, ThingGroups(aws), unused_after=timedelta(hours=settings.jobs.job_tracking_ttl_hours)
-        )
-        commands = _compose_commands(settings, aws, engine)
-        activities += [
-            commands.prepare_command,
-            commands.create_job,
-            commands.cancel_job,
-            commands.publish_command_end,
-            groups.sweep_command_groups,
-        ]
-    if Area.FLEET_PROVISIONING in areas:
-        activities += _compose_claims(settings, client, engine)
-    return activities
-
-
-def _compose_lifecycle(settings: Settings, aws: AwsClients, engine: Engine) -> Sequence[Callable[..., Any]]:
-    # The whole saga wherever devices' events are heeded: what has a binding is also decommissioned there.
-    provisioning, areas = settings.provisioning, settings.worker.areas
-    bindings = BindingActivities(engine)
-    states = DeviceStateActivities(
-        engine,
-        push_status=settings.shadow.auto_push_lifecycle_status and Area.SHADOW in areas,
-        provisions=Area.PROVISIONING in areas,
-        step_retry_seconds=provisioning.step_retry_seconds,
-    )
-    thing_service = Things(aws)
-    certificate_service = Certificates(aws, policy_name=provisioning.device_policy_name)
-    secret_service = Secrets(
-        aws, name_template=provisioning.secret_name_template, kms_key_id=provisioning.secret_kms_key_id
-    )
-    secrets = SecretActivities(secret_service)
-    certificates = CertificateActivities(bindings, certificate_service, secret_service)
-    shadow_service = Shadows(aws)
-    things = ThingActivities(bindings, thing_service, certificate_service, Jobs(aws), shadow_service)
-    shadows = ShadowActivities(engine, shadow_service)
-    teardown = TeardownActivities(bindings, thing_service, certificate_service, secret_service)
-    return (
-        states.apply_event,
-        bindings.resume_binding,
-        bindings.mark_failed,
-        bindings.record_error,
-        bindings.close_binding,
-        things.ensure_thing,
-        things.erase_thing,
-        certificates.issue_certificate,
-        certificates.attach_certificate,
-        certificates.activate_certificate,
-        certificates.revoke_certificates,
-        certificates.erase_retired_certificates,
-        secrets.erase_secret,
-        shadows.report_status,
-        teardown.plan_teardown,
-    )
-
-
-def _compose_deltas(
-    settings: Settings, client: Client, aws: AwsClients, engine: Engine
-) -> Sequence[Callable[..., Any]]:
-    deltas = ShadowDeltaActivities(
-        engine,
-        Shadows(aws),
-        partial(
-            send_command,
-            client,
-            task_queue=settings.worker.task_queue,
-            job_id_prefix=settings.jobs.job_id_prefix,
-        ),
-        page_size=settings.shadow.poll_batch_size,
-        job_id_prefix=settings.jobs.job_id_prefix,
-        starts_commands=Area.JOBS in settings.worker.areas,
-    )
-    return deltas.next_delta_pages, deltas.poll_delta_page, deltas.start_delta_commands
-
-
-def _compose_claims(settings: Settings, client: Client, engine: Engine) -> Sequence[Callable[..., Any]]:
-    enrolled = settings.fleet_provisioning
-    claims = ClaimCertificateActivities(
-        engine,
-        partial(send_event, client, task_queue=settings.worker.task_queue),
-        warning_window=timedelta(days=enrolled.expiry_warning_window_days),
-        page_size=enrolled.rotation_check_batch_size,
-    )
-    return claims.warn_of_expiring_claims, claims.follow_up_enrolments
-
-
-def _compose_commands(settings: Settings, aws: AwsClients, engine: Engine) -> CommandActivities:
-    jobs = settings.jobs
-    return CommandActivities(
-        engine,
-        Jobs(aws),
-        ThingGroups(aws),
-        job_id_prefix=jobs.job_id_prefix,
-        tracking=timedelta(hours=jobs.job_tracking_ttl_hours),
-        poll=timedelta(seconds=jobs.status_poll_interval_seconds),
-    )
+INTERCEPTORS: Final = (LogContextInterceptor(), AttemptInterceptor())
+"""The interceptors of every worker."""
 
 
 def compose_worker(settings: Settings, client: Client, aws: AwsClients, engine: Engine) -> Worker:
-    """The worker of the sagas, not yet running."""
-    own = settings.worker
+    """Return the main worker, not yet started."""
     return Worker(
         client,
-        task_queue=own.task_queue,
-        workflows=workflows_of(own.areas),
+        task_queue=settings.worker.task_queue,
+        workflows=workflows_of(settings.worker.areas),
         activities=compose_activities(settings, client, aws, engine),
         workflow_runner=WORKFLOW_RUNNER,
-        interceptors=[LogContextInterceptor(), AttemptInterceptor()],
-        **worker_options(own),
+        interceptors=INTERCEPTORS,
+        **worker_options(settings.worker),
     )
 
 
-def worker_options(own: WorkerSettings) -> WorkerOptions:
-    """How the settings have the worker of the sagas work."""
-    return WorkerOptions(
-        activity_executor=ThreadPoolExecutor(own.max_concurrent_activities, "activity"),
-        max_concurrent_activities=own.max_concurrent_activities,
-        max_concurrent_local_activities=own.max_concurrent_activities,
-        max_concurrent_workflow_tasks=own.max_concurrent_workflow_tasks,
-        max_cached_workflows=own.max_cached_workflows,
-        max_task_queue_activities_per_second=own.max_activities_per_second,
-        # A heartbeat carries how far its attempt has come: a worker that is killed costs a second of that.
-        max_heartbeat_throttle_interval=timedelta(seconds=1),
-        **_shared(own),
+def worker_options(own: WorkerSettings) -> workers.WorkerOptions:
+    """Return the options of the main worker."""
+    return workers.main_worker_options(
+        _process_options(own),
+        activities=own.max_concurrent_activities,
+        workflow_tasks=own.max_concurrent_workflow_tasks,
+        cached_workflows=own.max_cached_workflows,
+        activities_per_second=own.max_activities_per_second,
     )
 
 
-@contextmanager
-def open_sink(settings: Events, aws: AwsClients) -> Iterator[EventSink]:
-    """The sink that is set."""
-    match settings:
-        case Events(sink="webhook", webhook_url=SecretStr() as url):
-            with open_webhook(url.get_secret_value(), settings.webhook_secrets) as webhook:
-                yield webhook
-        case Events(sink="eventbridge", event_bus_name=str(bus)):
-            yield EventBridgeSink(aws, bus)
-        case Events(sink="sns", topic_arn=str(topic)):
-            yield SnsSink(aws, topic)
-        case _:
-            yield LogSink()
-
-
-def compose_events(settings: Events, engine: Engine, sink: EventSink) -> EventActivities:
-    """What sends events to a sink."""
-    publisher = Publisher(
-        engine,
-        sink,
-        park_after=timedelta(hours=settings.park_after_hours),
-        retention=timedelta(days=settings.retention_days),
-    )
-    return EventActivities(publisher)
+def _process_options(own: WorkerSettings) -> workers.ProcessOptions:
+    grace = timedelta(seconds=own.shutdown_grace_seconds)
+    return workers.process_options(grace, own.deployment_name, own.build_id)
 
 
 def compose_event_worker(settings: Settings, client: Client, events: EventActivities) -> Worker:
-    """The worker that sends events, not yet running."""
-    own = settings.worker
-    return Worker(
-        client,
-        task_queue=event_queue(own.task_queue),
-        workflows=[OutboxPublisher],
-        workflow_runner=WORKFLOW_RUNNER,
-        interceptors=[LogContextInterceptor(), AttemptInterceptor()],
-        activities=[events.publish_outbox],
-        activity_executor=ThreadPoolExecutor(_EVENT_THREADS, "events"),
-        max_concurrent_activities=_EVENT_THREADS,
-        max_cached_workflows=OUTBOX_SHARDS,
-        **_shared(own),
-    )
+    """Return the worker that publishes events, not yet started."""
+    queue, options = event_queue(settings.worker.task_queue), _process_options(settings.worker)
+    activities = [events.publish_outbox]
+    return workers.event_worker(client, queue, OutboxPublisher, activities, INTERCEPTORS, options)
 
 
 def compose_job_worker(settings: Settings, client: Client, aws: AwsClients, engine: Engine) -> Worker:
-    """The worker that looks at jobs, not yet running: so many an interval, for all workers together."""
-    own, jobs = settings.worker, settings.jobs
-    commands = _compose_commands(settings, aws, engine)
-    return Worker(
-        client,
-        task_queue=job_queue(own.task_queue),
-        activities=[commands.watch_job],
-        interceptors=[LogContextInterceptor(), AttemptInterceptor()],
-        activity_executor=ThreadPoolExecutor(_JOB_THREADS, "jobs"),
-        max_concurrent_activities=_JOB_THREADS,
-        max_task_queue_activities_per_second=jobs.status_poll_batch_size / jobs.status_poll_interval_seconds,
-        **_shared(own),
-    )
-
-
-def _shared(own: WorkerSettings) -> _Shared:
-    deployment = None
-    if own.build_id is not None:
-        deployment = WorkerDeploymentConfig(
-            version=WorkerDeploymentVersion(own.deployment_name, own.build_id),
-            use_worker_versioning=True,
-            # A failed device's run may stay open for weeks, and every change of a workflow is replay-safe.
-            default_versioning_behavior=VersioningBehavior.AUTO_UPGRADE,
-        )
-    return _Shared(
-        graceful_shutdown_timeout=timedelta(seconds=own.shutdown_grace_seconds),
-        deployment_config=deployment,
-    )
+    """Return the worker that looks at jobs, not yet started."""
+    queue, options = job_queue(settings.worker.task_queue), _process_options(settings.worker)
+    rate = settings.jobs.status_poll_batch_size / settings.jobs.status_poll_interval_seconds
+    activities = compose_job_watch(settings, aws, engine)
+    return workers.job_worker(client, queue, activities, INTERCEPTORS, rate, options)
 
 
 def open_database(settings: Settings) -> Engine:
-    """The bridge's database, with a connection for each thread of the process's workers."""
-    return open_engine(
-        settings.database_url.get_secret_value(),
-        pool_size=settings.worker.max_concurrent_activities + _EVENT_THREADS,
-    )
+    """Return the bridge's database, with a connection for each thread of the process's workers."""
+    pool_size = settings.worker.max_concurrent_activities + workers.EVENT_THREADS
+    return open_engine(settings.database_url.get_secret_value(), pool_size=pool_size)
 
 
 def open_aws(settings: Settings) -> AwsClients:
-    """The clients of AWS for the process's workers.
+    """Return the AWS clients of the process's workers.
 
     Raises:
         AwsConfigurationError: there is no region.
     """
-    # boto3 itself reads AWS_DEFAULT_REGION alone; AWS's other SDKs and its runtimes say AWS_REGION.
-    return AwsClients(
-        settings.worker.max_concurrent_activities + _JOB_THREADS,
-        os.environ.get("AWS_REGION"),
-        compose_credentials(settings.credentials),
-    )
+    arn = settings.credentials.fleet_credential_secret_arn
+    credentials = FleetCredentials(arn, FleetSecret(arn).read, _count_refresh) if arn else None
+    threads = settings.worker.max_concurrent_activities + workers.JOB_THREADS
+    # boto3 reads AWS_DEFAULT_REGION only; AWS's other SDKs and its runtimes use AWS_REGION.
+    return AwsClients(threads, os.environ.get("AWS_REGION"), credentials)
 
 
-def _require_hash_key(engine: Engine, settings: Settings) -> None:
-    with Session(engine) as session:
-        require_hash_key(session, settings.erasure.hashing)
+def _count_refresh(succeeded: bool) -> None:
+    CREDENTIALS_REFRESHES.add(None, "refresh", result="ok" if succeeded else "error")
+
+
+def _store(engine: Engine, subject: str, write: Callable[[Session], None]) -> bool:
+    """Run a write in a transaction, and return whether it succeeded."""
+    try:
+        with Session(engine) as session, session.begin():
+            write(session)
+    except SQLAlchemyError as error:
+        logger.warning("%s not stored: %s", subject, error)
+        return False
+    return True
 
 
 async def discover_location(
-    aws: AwsClients, engine: Engine, account_id: str | None, retry_seconds: float = _PLACE_RETRY_SECONDS
+    aws: AwsClients, engine: Engine, account_id: str | None, retry_seconds: float = RETRY_SECONDS
 ) -> None:
-    """Find out where in AWS this worker is, and write it down for the HTTP doors, however long that takes.
+    """Find the AWS location of this worker, and store it for the HTTP endpoints, which never call AWS."""
 
-    Args:
-        aws: the clients whose place it is.
-        engine: the bridge's database.
-        account_id: the account as it is set; None has AWS say it.
-        retry_seconds: how long to wait where AWS or the database does not answer.
-    """
+    def store(location: AwsLocation) -> bool:
+        return _store(engine, "AWS location", lambda session: save_location(session, location))
 
-    def keep(place: AwsLocation) -> None:
-        with Session(engine) as session, session.begin():
-            save_location(session, place)
-
-    while True:
-        try:
-            place = await asyncio.to_thread(aws.find_location, account_id)
-            await _to_its_end(keep, place)
-            logger.info("place in AWS found", extra=place.model_dump())
-        except (AwsError, SQLAlchemyError) as error:
-            logger.warning("the place in AWS is not known yet, no device can enrol: %s", error)
-            await asyncio.sleep(retry_seconds)
-        else:
-            return
+    await discover(aws, account_id, store, retry_seconds)
 
 
-async def _to_its_end(work: Callable[[T], None], argument: T) -> None:
-    """Have a thread do some work; where that is cancelled, only once it is done and its connection free."""
-    working = asyncio.ensure_future(asyncio.to_thread(work, argument))
-    try:
-        await asyncio.shield(working)
-    finally:
-        await asyncio.wait([working])
+def keep_credentials(
+    credentials: FleetCredentials, engine: Engine, *, interval: timedelta, first_within: timedelta
+) -> AbstractAsyncContextManager[None]:
+    """Refresh the AWS keys in the background, and store each result for the HTTP endpoints."""
 
+    def record(session: Session) -> None:
+        record_check(
+            session,
+            credentials.secret_arn,
+            checked_at=credentials.checked_at,
+            fetched_at=credentials.fetched_at,
+            error=credentials.error,
+        )
 
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    return refresh_in_background(
+        credentials,
+        lambda: _store(engine, "result of reading the AWS keys", record),
+        interval=interval,
+        first_within=first_within,
+    )
 
 
 async def require_ready(settings: Settings, client: Client, engine: Engine) -> None:
@@ -434,116 +188,59 @@ async def require_ready(settings: Settings, client: Client, engine: Engine) -> N
     await require_search_attributes(client)
 
 
-def compose_credentials(own: Credentials) -> FleetCredentials | None:
-    """The keys of every AWS client of this process; None where boto3's default chain has them."""
-    arn = own.fleet_credential_secret_arn
-    return FleetCredentials(arn, FleetSecret(arn).read, _count_refresh) if arn else None
-
-
-def _count_refresh(well: bool) -> None:
-    CREDENTIALS_REFRESHES.add(None, "refresh", result="ok" if well else "error")
+def _require_hash_key(engine: Engine, settings: Settings) -> None:
+    with Session(engine) as session:
+        require_hash_key(session, settings.erasure.hashing)
 
 
 @asynccontextmanager
-async def keep_credentials(
-    credentials: FleetCredentials, engine: Engine, *, interval: timedelta, first_within: timedelta
-) -> AsyncIterator[None]:
-    """Read the keys again and again meanwhile, and write down for the HTTP doors how that goes.
-
-    Args:
-        credentials: the keys.
-        engine: the bridge's database.
-        interval: how long after a good read the next one follows; after a failed one it does so sooner.
-        first_within: how long to wait for the end of the first read before going on without.
-    """
-    checked = asyncio.Event()
-
-    def noted() -> bool:
-        try:
-            with Session(engine) as session, session.begin():
-                record_check(
-                    session,
-                    credentials.secret_arn,
-                    checked_at=credentials.checked_at,
-                    fetched_at=credentials.fetched_at,
-                    error=credentials.error,
-                )
-        except SQLAlchemyError as error:
-            logger.warning("how reading the AWS keys went was not written down: %s", error)
-            return False
-        return True
-
-    async def keep() -> None:
-        failures = 0
-        while True:
-            well = await asyncio.to_thread(credentials.refresh)
-            checked.set()
-            well = await asyncio.to_thread(noted) and well
-            failures = 0 if well else failures + 1
-            soon = timedelta(seconds=min(2.0**failures, _KEYS_RETRY_SECONDS))
-            await asyncio.sleep((interval if well else min(soon, interval)).total_seconds())
-
-    keeping = asyncio.create_task(keep())
-    try:
-        await asyncio.wait_for(checked.wait(), first_within.total_seconds())
-    except TimeoutError:
-        logger.warning(
-            "the secret with the AWS keys is not to be had yet: starting without, AWS is not called"
-        )
-    try:
-        yield
-    finally:
-        keeping.cancel()
-
-
-@asynccontextmanager
-async def companions(
+async def background_services(
     settings: Settings, client: Client, aws: AwsClients, engine: Engine
 ) -> AsyncIterator[Sequence[Worker]]:
-    """What the worker of the sagas needs beside it: AWS keys, the workers of the other queues, schedules.
+    """Run what the main worker needs beside it: AWS keys, metrics, the other workers, schedules.
 
     Raises:
         ScheduleError: what must be done before it may start.
     """
     own = settings.worker
-    async with AsyncExitStack() as at_work:
+    async with AsyncExitStack() as running:
         if aws.credentials is not None:
-            keeping = keep_credentials(
-                aws.credentials,
-                engine,
-                interval=timedelta(minutes=settings.credentials.rotation_check_interval_minutes),
-                first_within=timedelta(seconds=settings.credentials.initial_fetch_timeout_seconds),
+            interval = timedelta(minutes=settings.credentials.rotation_check_interval_minutes)
+            first_within = timedelta(seconds=settings.credentials.initial_fetch_timeout_seconds)
+            await running.enter_async_context(
+                keep_credentials(aws.credentials, engine, interval=interval, first_within=first_within)
             )
-            await at_work.enter_async_context(keeping)
-        sink = at_work.enter_context(open_sink(settings.events, aws))
-        at_work.callback(stop_measuring)
+        sink = running.enter_context(open_sink(settings.events, aws))
+        running.callback(stop_measuring)
         measure_credentials(lambda: aws.credentials_age_seconds, lambda: aws.credentials_ready)
         measure_outbox(engine, sink.kind, sink.fingerprint)
-        workers = [compose_event_worker(settings, client, compose_events(settings.events, engine, sink))]
+        others = [compose_event_worker(settings, client, compose_events(settings.events, engine, sink))]
         if Area.JOBS in own.areas:
-            workers.append(compose_job_worker(settings, client, aws, engine))
-        for worker in workers:
-            await at_work.enter_async_context(worker)
+            others.append(compose_job_worker(settings, client, aws, engine))
+        for worker in others:
+            await running.enter_async_context(worker)
         await start_publishers(client, own.task_queue)
-        # Those of areas that are not here stay as they are: another deployment may run them.
-        await upsert_schedules(
-            client,
-            schedules(
-                own.task_queue,
-                poll_interval_seconds=settings.shadow.poll_interval_seconds,
-                claim_check_interval_hours=settings.fleet_provisioning.rotation_check_interval_hours,
-                areas=own.areas,
-            ),
+        # Schedules of the areas that are off here stay as they are: another deployment may run them.
+        wanted = schedules(
+            own.task_queue,
+            poll_interval_seconds=settings.shadow.poll_interval_seconds,
+            claim_check_interval_hours=settings.fleet_provisioning.rotation_check_interval_hours,
+            areas=own.areas,
         )
+        await upsert_schedules(client, wanted)
         if Area.FLEET_PROVISIONING in own.areas:
-            account_id = settings.fleet_provisioning.account_id
-            learning = asyncio.create_task(discover_location(aws, engine, account_id))
-            at_work.push_async_callback(_cancel, learning)
-        yield workers
+            discovery = discover_location(aws, engine, settings.fleet_provisioning.account_id)
+            running.push_async_callback(_cancel, asyncio.create_task(discovery))
+        yield others
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def run_worker(settings: Settings, client: Client, stop: asyncio.Event) -> None:
-    """Work until told to stop; then take nothing new, and give what is at work time to end.
+    """Run the workers until `stop` is set, then accept no new work and complete what is in progress.
 
     Raises:
         SchemaOutdatedError, WrongHashKeyError, SearchAttributesError, ScheduleError, AwsConfigurationError:
@@ -554,13 +251,10 @@ async def run_worker(settings: Settings, client: Client, stop: asyncio.Event) ->
     try:
         await require_ready(settings, client, engine)
         aws = await asyncio.to_thread(open_aws, settings)
-        worker = compose_worker(settings, client, aws, engine)
-        async with companions(settings, client, aws, engine) as beside, worker:
+        main_worker = compose_worker(settings, client, aws, engine)
+        async with background_services(settings, client, aws, engine) as others, main_worker:
             if own.build_id is not None:
-                logger.info(
-                    "worker versioning is on: nothing runs until this version is made current",
-                    extra={"command": _command_to_make_current(client, own.deployment_name, own.build_id)},
-                )
+                workers.log_command_to_make_current(client, own.deployment_name, own.build_id)
             logger.info(
                 "worker started",
                 extra={
@@ -571,47 +265,31 @@ async def run_worker(settings: Settings, client: Client, stop: asyncio.Event) ->
                 },
             )
             await stop.wait()
-            logger.info("worker stopping: finishing what is at work")
-            # At once: one after the other, the last would go on taking work while the first finishes.
-            await asyncio.gather(*(each.shutdown() for each in (worker, *beside)))
+            logger.info("worker stopping: completing the work in progress")
+            # Together: one after the other, the last would accept work while the first is stopping.
+            await asyncio.gather(*(worker.shutdown() for worker in (main_worker, *others)))
         logger.info("worker stopped")
     finally:
         engine.dispose()
 
 
-def _command_to_make_current(client: Client, deployment: str, build_id: str) -> str:
-    return (
-        f"temporal worker deployment set-current-version --yes --namespace {client.namespace} "
-        f"--deployment-name {shlex.quote(deployment)} --build-id {shlex.quote(build_id)}"
-    )
-
-
 async def serve(settings: Settings) -> None:
     """Run a worker until SIGTERM or SIGINT."""
-    stop, shown = set_by_signals(), settings.telemetry
+    stop, metrics = workers.stop_on_signals(), settings.telemetry
     with ExitStack() as serving:
-        if shown.metrics_port is not None:
-            serving.enter_context(serving_metrics(shown.metrics_host, shown.metrics_port))
+        if metrics.metrics_port is not None:
+            serving.enter_context(serving_metrics(metrics.metrics_host, metrics.metrics_port))
         await run_worker(settings, await connect(settings.encryption.in_use), stop)
 
 
 def configure_telemetry(settings: Settings) -> None:
-    """Set up what a worker's process says of itself."""
-    telemetry.configure(
-        settings.log.level, settings.log.format, measured=settings.telemetry.metrics_port is not None
-    )
-
-
-def set_by_signals() -> asyncio.Event:
-    """An event that SIGTERM or SIGINT sets, in place of ending the process."""
-    told = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
-    return told
+    """Configure logs, metrics and traces of a worker's process."""
+    measured = settings.telemetry.metrics_port is not None
+    telemetry.configure(settings.log.level, settings.log.format, measured=measured)
 
 
 def main() -> None:
-    """`python worker.py`: the same as `thingbridge worker`."""
+    """Run `python worker.py`, which is the same as `thingbridge worker`."""
     try:
         settings = Settings.load()
         configure_telemetry(settings)

@@ -46,8 +46,9 @@ from embedded.stack import Addresses
 from observability import telemetry
 from orchestration.client import connect
 from orchestration.requests import send_event, send_retry
+from orchestration.workers import stop_on_signals
 from settings import Settings
-from worker import run_worker, set_by_signals
+from worker import run_worker
 
 _PATIENCE_SECONDS: Final = 80.0
 _POLL_SECONDS: Final = 0.25
@@ -144,7 +145,7 @@ async def _drive(
         # A worker that cannot work ends the demo at once, and its error says why.
         await asyncio.wait({working, driving}, return_when=asyncio.FIRST_COMPLETED)
         if stay and not working.done():
-            await set_by_signals().wait()
+            await stop_on_signals().wait()
     finally:
         driving.cancel()
         stop.set()

@@ -1,4 +1,4 @@
-"""Payloads are encrypted on their way to Temporal, which so keeps what it cannot read."""
+"""The encryption of payloads: Temporal stores what it cannot read."""
 
 import dataclasses
 import os
@@ -26,14 +26,14 @@ _LONGEST_SHOWN: Final = 64
 class UnreadablePayloadError(RuntimeError):
     """A payload is encrypted, and cannot be decrypted here.
 
-    It fails no workflow for good: its task is tried again until the key is there.
+    It does not fail the workflow: the workflow task is retried until the key is configured.
     """
 
 
 class EncryptionCodec(PayloadCodec):
-    """AES-256-GCM under keys that bear ids; docs/encryption.md has the format.
+    """Encrypt payloads with AES-256-GCM under keys that have ids; docs/encryption.md has the format.
 
-    What is not encrypted is read as it is, for clients send plain JSON (see the contract).
+    A payload that is not encrypted is returned unchanged, because clients may send plain JSON.
     """
 
     def __init__(self, keys: EncryptionKeys) -> None:
@@ -41,16 +41,16 @@ class EncryptionCodec(PayloadCodec):
         self._key_id = keys.key_id.encode() if keys.key_id is not None else None
 
     async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
-        """Encrypt each, metadata and all; without a key for what is new, they stay as they are."""
+        """Encrypt payloads with their metadata; without a key for new payloads, return them unchanged."""
         if self._key_id is None:
             return list(payloads)
         return [self._encrypted(payload, self._key_id) for payload in payloads]
 
     async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
-        """Decrypt those that are encrypted.
+        """Decrypt the payloads that are encrypted.
 
         Raises:
-            UnreadablePayloadError: the key is not known, or is another one, or the payload was changed.
+            UnreadablePayloadError: the key is missing or another one, or the payload was changed.
         """
         return [self._decrypted(payload) for payload in payloads]
 
@@ -60,7 +60,7 @@ class EncryptionCodec(PayloadCodec):
         return Payload(metadata={"encoding": ENCODING, KEY_ID: key_id}, data=nonce + content)
 
     def _decrypted(self, payload: Payload) -> Payload:
-        # With no id it is no work of ours: whoever reads it says what to do about its encoding.
+        # Without a key id another codec has made it, and the payload converter handles or refuses it.
         if payload.metadata.get("encoding") != ENCODING or KEY_ID not in payload.metadata:
             return payload
         key_id = payload.metadata[KEY_ID]
@@ -81,16 +81,16 @@ class EncryptionCodec(PayloadCodec):
 
 
 def data_converter(keys: EncryptionKeys | None) -> DataConverter:
-    """How payloads are written and read; in plain JSON where there are no keys."""
+    """Return the data converter for these keys; without keys, payloads are plain JSON."""
     if keys is None:
         return pydantic_data_converter
     reading = dataclasses.replace(pydantic_data_converter, payload_codec=EncryptionCodec(keys))
     if keys.key_id is None:
         return reading
-    # Else messages and stack traces, which name Things, would stay plain.
+    # Otherwise error messages and stack traces, which contain Thing names, would be stored in plain text.
     return dataclasses.replace(reading, failure_converter_class=DefaultFailureConverterWithEncodedAttributes)
 
 
 def _bound_to(key_id: bytes) -> bytes:
-    """What is authenticated beside the content: that it is of this encoding and key."""
+    """Return the authenticated data: a payload cannot be moved to another encoding or key id."""
     return ENCODING + b"\0" + key_id

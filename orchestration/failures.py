@@ -1,4 +1,4 @@
-"""What an activity that failed is to be called: its code, and a sentence for an operator."""
+"""The classification of failed activities: a code and a reason for operators."""
 
 from typing import Final
 
@@ -11,20 +11,21 @@ _CODES: Final = frozenset(code.value for code in FailureCode)
 
 
 def failure_of(error: ActivityError, retried_seconds: float) -> tuple[str, str]:
-    """The code and the reason: its own where no retry mends it, else that the retries ran out.
+    """Return the code of a failure, and the reason with what an operator can do.
 
-    An answer of AWS's that no step was prepared for has AWS's code, which bears no remedy.
+    A permanent error has its own code. An error code of AWS's that no step expects becomes RefusedByAws. Any
+    other error was retried until the limit, and becomes RetriesExhausted.
 
     Args:
         error: the failure.
-        retried_seconds: how long it was retried at most.
+        retried_seconds: the retry limit of the activity.
     """
     cause = error.cause
     if isinstance(cause, ApplicationError) and cause.non_retryable:
         if cause.type is None or cause.type in _CODES:
             return cause.type or FailureCode.UNEXPECTED, cause.message
         return FailureCode.REFUSED_BY_AWS, f"{cause.message}. {FailureCode.REFUSED_BY_AWS.remedy}"
-    last = _last(error)
+    last = _last_failure(error)
     what = f"{last.type}: {last.message}" if isinstance(last, ApplicationError) else str(last)
     code = FailureCode.RETRIES_EXHAUSTED
     return (
@@ -34,18 +35,22 @@ def failure_of(error: ActivityError, retried_seconds: float) -> tuple[str, str]:
 
 
 def lacks_credentials(error: ActivityError) -> bool:
-    """Whether it was last retried because the bridge has no keys for AWS."""
-    last = _last(error)
+    """Return whether the last attempt failed because the bridge has no AWS keys."""
+    last = _last_failure(error)
     return isinstance(last, ApplicationError) and last.type == CREDENTIALS_NOT_READY
 
 
-def unless_cancelled(error: ActivityError) -> None:
-    """Let the cancellation of the whole run pass: it is nothing that went wrong with the activity."""
+def raise_if_cancelled(error: ActivityError) -> None:
+    """Raise the error again if the activity failed because the run was cancelled.
+
+    Raises:
+        ActivityError: the run was cancelled; nothing is wrong with the activity.
+    """
     if is_cancelled_exception(error):
         raise error
 
 
-def _last(error: ActivityError) -> BaseException | None:
-    """What the last attempt failed with."""
+def _last_failure(error: ActivityError) -> BaseException | None:
+    """Return the failure of the last attempt; a timeout of all attempts has it as its cause."""
     cause = error.cause
     return cause.cause if isinstance(cause, TemporalTimeoutError) and cause.cause is not None else cause

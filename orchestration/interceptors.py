@@ -1,4 +1,4 @@
-"""Whom each activity is about, for its log lines and counts; and how long the steps of the sagas take."""
+"""The interceptor that gives activities their log context and measures how long the steps of a saga take."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -20,24 +20,24 @@ _Ids = Mapping[str, UUID | str | None]
 
 
 class LogContextInterceptor(Interceptor):
-    """Looks at each attempt at an activity, and changes nothing."""
+    """Set the log context of each attempt at an activity, from the ids in its input."""
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
-        """Put the observer before the activity."""
-        return _Observed(next)
+        """Wrap the activity."""
+        return _WithLogContext(next)
 
 
-class _Observed(ActivityInboundInterceptor):
+class _WithLogContext(ActivityInboundInterceptor):
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
         """Run the activity."""
         info, given = activity.info(), input.args[0] if input.args else None
-        # For good: the task ends with the attempt, and the SDK says in it why that failed.
+        # Not reset: the task ends with the attempt, and the SDK logs the attempt's failure in it.
         set_context(workflow_id=info.workflow_id, run_id=info.workflow_run_id, **_ids_in(given))
         result = await super().execute_activity(input)
         if isinstance(given, Device | TeardownPlan):
-            # The server's clock and this one's, which may differ a little.
-            took = max((datetime.now(UTC) - info.scheduled_time).total_seconds(), 0)
-            STEP_DURATION.record(_device_in(given).tenant_id, info.activity_type, took)
+            # The server's clock and this one may differ a little.
+            duration = max((datetime.now(UTC) - info.scheduled_time).total_seconds(), 0)
+            STEP_DURATION.record(_device_in(given).tenant_id, info.activity_type, duration)
         return result
 
 
@@ -46,7 +46,7 @@ def _device_in(given: Device | TeardownPlan | FailureReport) -> Device:
 
 
 def _ids_in(given: object) -> _Ids:
-    """Whom an activity's input names."""
+    """Return the ids in an activity's input."""
     match given:
         case Device() | TeardownPlan() | FailureReport():
             device = _device_in(given)

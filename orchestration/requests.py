@@ -1,4 +1,4 @@
-"""How clients ask for things: a device's workflow is signalled, and started where it does not run."""
+"""The requests that clients send to workflows: signal a device, start or cancel a command."""
 
 from contextlib import suppress
 from typing import Final
@@ -38,34 +38,40 @@ _SUMMARY_BYTES: Final = 200
 
 
 class UnknownCommandError(LookupError):
-    """Temporal knows no command of that id."""
+    """There is no workflow of a command with this id."""
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"there is no command {job_id} in this namespace: its id is that of its job")
 
 
 async def send_event(client: Client, event: LifecycleEvent, task_queue: str) -> str:
-    """Hand a lifecycle event to its device's workflow, and return the workflow's id once Temporal has it."""
+    """Signal a lifecycle event to its device's workflow, and return the workflow id."""
     summary = thing_name(event.tenant_id, event.serial_number) if event.serial_number else None
     return await _signal(client, event.device_id, task_queue, DEVICE_EVENT_SIGNAL, [event], summary)
 
 
 async def send_retry(client: Client, device_id: UUID, task_queue: str) -> str:
-    """Have a device's saga go on from where it stands, also where its workflow was ended by hand."""
+    """Signal a retry to a device's workflow, started if it is not running, and return the workflow id."""
     return await _signal(client, device_id, task_queue, RETRY_SIGNAL, [])
 
 
 async def send_command(
     client: Client, command: Command, task_queue: str, job_id_prefix: str, thing_name: str | None = None
 ) -> str:
-    """Have a command carried out, and return the id of its job, which is its workflow's.
+    """Start the workflow of a command, and return its id, which is also the id of the AWS job.
 
-    A command that was sent before, whether it is at work or has ended, is not sent again. Where the Thing is
-    known, the workflow is found by it from its first moment on.
+    A command that was sent before, running or ended, is not started again.
+
+    Args:
+        client: the Temporal client.
+        command: the command.
+        task_queue: the bridge's task queue.
+        job_id_prefix: the first part of the job id.
+        thing_name: the Thing, where the caller knows it: the workflow has it as search attribute at once.
     """
     workflow_id = job_id(job_id_prefix, command.correlation_id)
     summary = f"{command.operation} for {thing_name or f'{command.target.kind} {command.target.value}'}"
-    # From its first moment on, for who may see it is told by the tenant.
+    # Set at the start, because the tenant decides who may see the command.
     attributes = [SearchAttributePair(TENANT_ID, tenant_key(command.tenant_id))]
     if thing_name is not None:
         attributes.append(SearchAttributePair(THING_NAME, thing_name))
@@ -84,22 +90,22 @@ async def send_command(
 
 
 async def command_sent(client: Client, job_id: str) -> Command | None:
-    """The command as it was sent under this id; None where what was sent is none.
+    """Return the command that a workflow was started with; None where its argument is not a command.
 
     Raises:
-        RPCError: there is none, or Temporal does not answer.
+        RPCError: there is no such workflow, or Temporal does not answer.
     """
     handle = client.get_workflow_handle(job_id)
-    begun = await anext(handle.fetch_history_events(page_size=1))
-    sent = begun.workflow_execution_started_event_attributes.input.payloads
-    for argument in await client.data_converter.decode(sent, [RawValue] * len(sent)):
+    started = await anext(handle.fetch_history_events(page_size=1))
+    arguments = started.workflow_execution_started_event_attributes.input.payloads
+    for argument in await client.data_converter.decode(arguments, [RawValue] * len(arguments)):
         with suppress(InvalidCommandError):
             return Command.from_json(argument.payload.data)
     return None
 
 
 async def describe_command(client: Client, job_id: str) -> WorkflowExecutionDescription:
-    """A command's workflow, at work or ended.
+    """Return the description of a command's workflow, running or ended.
 
     Raises:
         UnknownCommandError: there is no such command.
@@ -116,13 +122,13 @@ async def describe_command(client: Client, job_id: str) -> WorkflowExecutionDesc
 
 
 async def cancel_command(client: Client, described: WorkflowExecutionDescription) -> bool:
-    """Have a command cancelled, in AWS too; whether it was at work."""
+    """Signal a cancellation to a command's workflow, and return whether it was running."""
     if described.status is not WorkflowExecutionStatus.RUNNING:
         return False
     try:
         await client.get_workflow_handle(described.id).signal(CANCEL_SIGNAL)
     except RPCError as error:
-        # It has ended since.
+        # It has ended since it was described.
         if error.status is RPCStatusCode.NOT_FOUND:
             return False
         raise
@@ -130,7 +136,7 @@ async def cancel_command(client: Client, described: WorkflowExecutionDescription
 
 
 async def start_publishers(client: Client, task_queue: str) -> None:
-    """See to it that every shard of the outbox has its publisher; one that runs is left alone."""
+    """Start the publisher of each shard of the outbox that has none running."""
     for number in range(OUTBOX_SHARDS):
         await client.start_workflow(
             OUTBOX_PUBLISHER,

@@ -1,4 +1,4 @@
-"""The sandbox all workflows run and are replayed in."""
+"""The sandbox in which all workflows run and are replayed."""
 
 from dataclasses import replace
 from typing import Final
@@ -7,23 +7,23 @@ from temporalio.worker import WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 _PASSED_THROUGH: Final = (
-    # Else its enums would exist twice, and `is` be false between an activity's and a workflow's.
+    # Otherwise each enum would exist twice, and a member from an activity would not be the workflow's.
     "domain",
-    # Named by workflows through their typed references, never run there. With them come boto3 and
-    # SQLAlchemy, which the sandbox could not load.
+    # Workflows only refer to them, to name activities. They import boto3 and SQLAlchemy, which the sandbox
+    # cannot load.
     "activities",
     "aws",
     "db",
     "events",
     "observability",
-    # Pure, and slow to load once per workflow.
+    # Deterministic, and slow to import again for each workflow.
     "pydantic",
     "pydantic_core",
 )
 
 
 def passing_through(runner: WorkflowRunner | None) -> WorkflowRunner:
-    """A runner that our workflows can run in, and otherwise as it was; one without a sandbox can as it is."""
+    """Return the runner, its sandbox (if it has one) with the modules that the workflows need."""
     if runner is None:
         runner = SandboxedWorkflowRunner()
     if not isinstance(runner, SandboxedWorkflowRunner):

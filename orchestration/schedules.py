@@ -1,4 +1,4 @@
-"""What runs by the clock: one schedule each, made and kept as the settings say when a worker starts."""
+"""The schedules: created at the start of a worker, and updated where the settings have changed."""
 
 from collections.abc import Collection, Mapping
 from datetime import timedelta
@@ -31,11 +31,11 @@ from domain.names import (
 )
 
 _SHORTEST_CATCHUP: Final = timedelta(seconds=10)
-"""Temporal takes no shorter one."""
+"""Temporal allows no shorter catch-up window."""
 
 
 class ScheduleError(RuntimeError):
-    """Temporal does not let this client make or change a schedule."""
+    """Temporal does not allow this client to create or change a schedule."""
 
 
 def schedules(
@@ -45,8 +45,8 @@ def schedules(
     claim_check_interval_hours: int,
     areas: Collection[Area] = ALL_AREAS,
 ) -> dict[str, Schedule]:
-    """Every schedule there must be for these areas, by its id."""
-    # Also where nothing is to be erased, so that turning that off takes no more than the setting.
+    """Return the schedules of these areas, by id."""
+    # Always, so that the setting alone turns erasure on and off.
     wanted = {ERASURE_SWEEP_SCHEDULE: _every(timedelta(days=1), ERASURE_SWEEP, task_queue)}
     if Area.SHADOW in areas:
         wanted[SHADOW_DELTA_POLL_SCHEDULE] = _every(
@@ -57,35 +57,35 @@ def schedules(
             timedelta(hours=claim_check_interval_hours), CLAIM_CERTIFICATE_CHECK, task_queue
         )
     if Area.JOBS in areas:
-        # A group is unused for hours before it is deleted: one more does not matter.
+        # A group is deleted after it was unused for hours: one more does not matter.
         wanted[COMMAND_GROUP_SWEEP_SCHEDULE] = _every(timedelta(hours=1), COMMAND_GROUP_SWEEP, task_queue)
     return wanted
 
 
 async def upsert_schedules(client: Client, wanted: Mapping[str, Schedule]) -> None:
-    """Make the schedules that are missing, and change those that differ; what an operator did to one stays.
+    """Create the schedules that are missing, and update those that differ. An operator's pause and note stay.
 
     Raises:
-        ScheduleError: this client may not; says what Temporal answered.
+        ScheduleError: this client may not; the message has Temporal's answer.
     """
     for schedule_id, schedule in wanted.items():
         try:
             await _upsert(client, schedule_id, schedule)
         except RPCError as error:
             raise ScheduleError(
-                f"cannot make or change the schedule {schedule_id} of namespace {client.namespace} "
+                f"cannot create or change the schedule {schedule_id} of namespace {client.namespace} "
                 f"(TEMPORAL_NAMESPACE): {error.message}"
             ) from None
 
 
 async def _upsert(client: Client, schedule_id: str, wanted: Schedule) -> None:
     def changed(found: ScheduleUpdateInput) -> ScheduleUpdate | None:
-        held = found.description.schedule
-        if _essence(held) == _essence(wanted):
+        existing = found.description.schedule
+        if _comparable(existing) == _comparable(wanted):
             return None
-        # Paused or not, and why, is the operator's.
+        # The state holds the operator's pause and note.
         return ScheduleUpdate(
-            Schedule(action=wanted.action, spec=wanted.spec, policy=wanted.policy, state=held.state)
+            Schedule(action=wanted.action, spec=wanted.spec, policy=wanted.policy, state=existing.state)
         )
 
     try:
@@ -99,17 +99,17 @@ def _every(interval: timedelta, workflow: str, task_queue: str) -> Schedule:
         action=ScheduleActionStartWorkflow(workflow, id=workflow, task_queue=task_queue),
         spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=interval)]),
         policy=SchedulePolicy(
-            # One that takes longer than the interval is no reason for two at once over the same rows.
+            # Where a run takes longer than the interval, a second one must not start over the same rows.
             overlap=ScheduleOverlapPolicy.SKIP,
-            # Each visits everything there is: what was missed while Temporal was down is worth one, not all.
+            # Each run visits everything: one run makes up for all that were missed while Temporal was down.
             catchup_window=max(interval, _SHORTEST_CATCHUP),
             pause_on_failure=False,
         ),
     )
 
 
-def _essence(schedule: Schedule) -> tuple[Any, ...]:
-    """What a schedule is made of here; the server fills in the rest, so that wholes never compare equal."""
+def _comparable(schedule: Schedule) -> tuple[Any, ...]:
+    """Return the parts that this module sets; the server fills in others, so whole schedules differ."""
     action = schedule.action
     return (
         (action.workflow, action.id, action.task_queue)

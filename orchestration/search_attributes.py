@@ -1,4 +1,4 @@
-"""The search attributes our workflows set: an unregistered one would block every one of them."""
+"""The search attributes of the workflows: an unregistered one would block every workflow."""
 
 from typing import Final
 
@@ -27,10 +27,10 @@ class SearchAttributesError(RuntimeError):
 
 
 async def missing_search_attributes(client: Client) -> list[str]:
-    """The names that are not registered as keywords.
+    """Return the names of the search attributes that are not registered.
 
     Raises:
-        SearchAttributesError: one is registered, but as another type; or Temporal does not list them.
+        SearchAttributesError: one is registered with another type, or Temporal does not list them.
     """
     try:
         listed = await client.operator_service.list_search_attributes(
@@ -54,10 +54,10 @@ async def missing_search_attributes(client: Client) -> list[str]:
 
 
 async def register_search_attributes(client: Client) -> list[str]:
-    """Register what is missing, and return it.
+    """Register the missing search attributes, and return their names.
 
     Raises:
-        SearchAttributesError: this client may not; holds the command for someone who may.
+        SearchAttributesError: this client may not; the message has the command for someone who may.
     """
     missing = await missing_search_attributes(client)
     if missing:
@@ -69,17 +69,17 @@ async def register_search_attributes(client: Client) -> list[str]:
             )
         except RPCError as error:
             raise SearchAttributesError(
-                f"cannot register search attributes ({error.message}); have someone who may run:\n"
+                f"cannot register search attributes ({error.message}); an administrator has to run:\n"
                 + registration_command(client, missing)
             ) from None
     return missing
 
 
 async def require_search_attributes(client: Client) -> None:
-    """Refuse to start where a workflow would block.
+    """Refuse to start where every workflow would block.
 
     Raises:
-        SearchAttributesError: with the command to run.
+        SearchAttributesError: search attributes are missing; the message has the command to run.
     """
     if missing := await missing_search_attributes(client):
         raise SearchAttributesError(
@@ -89,7 +89,7 @@ async def require_search_attributes(client: Client) -> None:
 
 
 def registration_command(client: Client, names: list[str]) -> str:
-    """What to type to register them by hand, at a server of one's own or at Temporal Cloud."""
+    """Return the commands that register search attributes, for an own server and for Temporal Cloud."""
     own = " ".join(f"--name {name} --type Keyword" for name in names)
     cloud = " ".join(f"--search-attribute {name}=Keyword" for name in names)
     return (

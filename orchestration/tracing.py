@@ -1,7 +1,7 @@
-"""One trace through workflows and activities, where any are kept; loaded there alone.
+"""One trace through the workflows and activities of a run. Imported only where traces are recorded.
 
-Of the SDK's two ways this is `TracingInterceptor`: it is the stable one, shows a workflow's spans at once,
-where a device's run may stay open for weeks, and makes none in a replay. Its headers are optional.
+Of the SDK's two implementations this uses `TracingInterceptor`: it is the stable one, it creates no spans in
+a replay, and it sends a workflow's spans at once, although a device's run can stay open for weeks.
 """
 
 from hashlib import sha256
@@ -23,25 +23,25 @@ from temporalio.worker import WorkflowInboundInterceptor, WorkflowInterceptorCla
 
 
 def tracing_interceptor() -> TracingInterceptor:
-    """By what a Temporal client, and every worker on it, takes part in traces."""
+    """Return the interceptor for a Temporal client; the workers of the client use it too."""
     return RunTracingInterceptor(always_create_workflow_spans=True)
 
 
 def flush_traces() -> None:
-    """Send what has been traced; the last thing a process does with them."""
+    """Send the recorded spans and stop recording; call it at the end of the process."""
     provider = get_tracer_provider()
     if isinstance(provider, TracerProvider):
         provider.shutdown()
 
 
 class RunTracingInterceptor(TracingInterceptor):
-    """Temporal's own, that also gives one trace to a run whose starter sent no headers."""
+    """Temporal's interceptor, with one trace for a run whose starter sent no headers."""
 
     def workflow_interceptor_class(
         self,
         input: WorkflowInterceptorClassInput,  # noqa: A002
     ) -> type[TracingWorkflowInboundInterceptor]:
-        """Add what a workflow's spans are made with."""
+        """Return the interceptor of a workflow."""
         super().workflow_interceptor_class(input)
         return _RunTracing
 
@@ -53,10 +53,10 @@ class _RunTracing(TracingWorkflowInboundInterceptor):
 
 
 class _TraceOfRun(TextMapPropagator):
-    """Where there is no trace to go on with, each span of the run would begin one of its own.
+    """Propagate a trace id that is derived from the run id where the starter sent no trace.
 
-    This one is made of the run's id, so that a replay on another worker goes on with the same. The span it
-    names as all others' parent is never sent.
+    Otherwise each span of the run would begin a trace of its own. The run id makes a replay on another worker
+    continue the same trace. The parent span that the id names is never sent.
     """
 
     def __init__(self, wrapped: TextMapPropagator) -> None:

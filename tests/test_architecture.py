@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "settings": frozenset({"domain"}),
     "api": frozenset({"db", "domain", "observability", "orchestration", "settings"}),
 }
+MAY_IMPORT["composition"] = frozenset(MAY_IMPORT) - {"api"}
 MAY_IMPORT["worker"] = frozenset(MAY_IMPORT) - {"api"}
 MAY_IMPORT["thingbridge"] = frozenset(MAY_IMPORT)
 MAY_IMPORT["cli"] = frozenset(MAY_IMPORT) - {"thingbridge"} | {"embedded"}

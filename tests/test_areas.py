@@ -1,4 +1,4 @@
-"""A deployment with some areas only: what it does and serves, and that the rest is not there."""
+"""A deployment with some areas only: what it does and serves, and that the other areas are absent."""
 
 import asyncio
 import json
@@ -56,29 +56,29 @@ OF_ALL = {"/api/iot/bindings", "/api/iot/bindings/{deviceId}"}
 
 @dataclass(frozen=True)
 class Deployment:
-    """A database and a Temporal namespace, in which one worker of some areas works at a time."""
+    """A database and a Temporal namespace, for one worker of some areas at a time."""
 
     bridge: Bridge
     settings: Settings
 
     @asynccontextmanager
     async def worker(self, *areas: Area) -> AsyncIterator[Bridge]:
-        # One that is stopped as it takes up its first work waits for all of its grace.
+        # A worker that is stopped at the start of its first task waits for its whole grace period.
         own = self.settings.worker.model_copy(update={"areas": areas, "shutdown_grace_seconds": 2})
         shadow = self.settings.shadow.model_copy(update={"poll_interval_seconds": 600})
         stop = asyncio.Event()
         settings = self.settings.model_copy(update={"worker": own, "shadow": shadow})
-        working = asyncio.create_task(run_worker(settings, self.bridge.client, stop))
+        running = asyncio.create_task(run_worker(settings, self.bridge.client, stop))
         yield self.bridge
         stop.set()
-        await working
+        await running
 
 
 @pytest_asyncio.fixture
 async def deployment(
     stack: Addresses, engine: Engine, client: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Deployment]:
-    """One with nothing in it, so that no other worker has a part in it."""
+    """Return an empty deployment, which no other worker uses."""
     create_device_policy(stack.aws_endpoint_url, POLICY)
     monkeypatch.setenv("TEMPORAL_NAMESPACE", await empty_namespace(client))
     monkeypatch.setenv("DATABASE_URL", empty_database(engine, stack.database_url))
@@ -95,22 +95,22 @@ async def schedules_of(client: Client) -> set[str]:
     return {listed.id async for listed in await client.list_schedules()}
 
 
-async def test_provisioning_alone_makes_things_and_pushes_no_status(deployment: Deployment) -> None:
-    """A device gets all it needs, its shadow is left alone, and no schedule is made but that of erasure."""
+async def test_provisioning_alone_creates_things_and_reports_no_status(deployment: Deployment) -> None:
+    """A device becomes Active, its shadow is not written, and only the erasure schedule is created."""
     device = Device("ALONE-1")
     async with deployment.worker(Area.PROVISIONING) as bridge:
         await bridge.send_and_wait(device, device.event("Provisioned"), device.event("Suspended", 1))
 
-        async def made() -> bool:
+        async def created() -> bool:
             return await schedules_of(bridge.client) == {ERASURE_SWEEP_SCHEDULE}
 
-        await until(made, "the schedule of all areas is made")
+        await until(created, "the schedule of all areas is created")
     assert bridge.require_binding(device).provisioning_status is ProvisioningStatus.ACTIVE
     assert bridge.shadow_names(device) == []
 
 
-async def test_without_jobs_a_delta_is_told_and_no_command_is_started(deployment: Deployment) -> None:
-    """The platform hears what is desired, and may do with it as it likes."""
+async def test_without_jobs_a_delta_is_published_and_no_command_is_started(deployment: Deployment) -> None:
+    """The platform receives the desired state, and decides itself what to do with it."""
     device = Device("ALONE-2")
     async with deployment.worker(Area.PROVISIONING, Area.SHADOW) as bridge:
         await bridge.send_and_wait(device, device.event("Provisioned"), device.event("Activated", 1))
@@ -125,8 +125,8 @@ async def test_without_jobs_a_delta_is_told_and_no_command_is_started(deployment
     assert bridge.published(device) == ["AwsThingProvisionedEvent", "DeviceDesiredStateChangedEvent"]
 
 
-async def test_without_provisioning_no_thing_is_made(deployment: Deployment) -> None:
-    """The platform's event is remembered, its run ends healthy, and AWS is not asked for a Thing."""
+async def test_without_provisioning_no_thing_is_created(deployment: Deployment) -> None:
+    """The platform's event is applied, the run completes, and no Thing is created in AWS."""
     device = Device("ALONE-3")
     async with deployment.worker(Area.FLEET_PROVISIONING, Area.SHADOW) as bridge:
         await bridge.send_and_wait(device, device.event("Provisioned"), device.event("Activated", 1))
@@ -136,8 +136,8 @@ async def test_without_provisioning_no_thing_is_made(deployment: Deployment) -> 
         assert session.get(DeviceStateRow, device.device_id) is not None
 
 
-async def test_what_was_provisioned_is_decommissioned_without_that_area_too(deployment: Deployment) -> None:
-    """To turn an area off leaves nothing behind in AWS for good."""
+async def test_provisioned_device_is_decommissioned_without_that_area(deployment: Deployment) -> None:
+    """A device that was provisioned before its area was turned off can be removed from AWS."""
     device = Device("ALONE-4")
     async with deployment.worker(Area.PROVISIONING) as bridge:
         await bridge.send_and_wait(device, device.event("Provisioned"))
@@ -148,42 +148,44 @@ async def test_what_was_provisioned_is_decommissioned_without_that_area_too(depl
 
 
 @pytest.mark.parametrize("area", ALL_AREAS)
-async def test_the_schedules_are_those_of_the_areas(deployment: Deployment, area: Area) -> None:
-    """One for each area that has one, beside that of erasure; others' are not touched."""
-    wanted = {ERASURE_SWEEP_SCHEDULE, SCHEDULES.get(area, ERASURE_SWEEP_SCHEDULE)}
+async def test_schedules_are_those_of_the_areas(deployment: Deployment, area: Area) -> None:
+    """Each area with a schedule has its own, beside the erasure schedule of all areas."""
+    expected = {ERASURE_SWEEP_SCHEDULE, SCHEDULES.get(area, ERASURE_SWEEP_SCHEDULE)}
     async with deployment.worker(area) as bridge:
 
-        async def made() -> bool:
-            return await schedules_of(bridge.client) == wanted
+        async def created() -> bool:
+            return await schedules_of(bridge.client) == expected
 
-        await until(made, f"the schedules are {wanted}")
+        await until(created, f"the schedules are {expected}")
 
 
-def doors_of(*areas: Area) -> ApiSettings:
+def api_settings(*areas: Area) -> ApiSettings:
     settings = ApiSettings.load()
     own = settings.worker.model_copy(update={"areas": areas})
     return settings.model_copy(update={"worker": own})
 
 
 @pytest.mark.parametrize("area", ALL_AREAS)
-async def test_the_document_has_the_doors_of_the_areas(engine: Engine, client: Client, area: Area) -> None:
-    """Those of one area, and those of all."""
-    async with open_http_api(engine, create_app(doors_of(area))) as http_api, http_api.client() as http:
+async def test_openapi_document_has_the_routes_of_the_area(
+    engine: Engine, client: Client, area: Area
+) -> None:
+    """The document has the routes of one area and those of all areas."""
+    async with open_http_api(engine, create_app(api_settings(area))) as http_api, http_api.client() as http:
         document = (await http.get("/openapi.json")).json()
     assert document["paths"].keys() == PATHS[area] | OF_ALL
 
 
-async def test_the_doors_of_an_area_that_is_off_are_not_there(engine: Engine, client: Client) -> None:
-    """They answer 404 to who has a key, and to others what every path answers them."""
-    app = create_app(doors_of(Area.PROVISIONING, Area.SHADOW, Area.JOBS))
+async def test_routes_of_an_area_that_is_off_are_absent(engine: Engine, client: Client) -> None:
+    """They answer 404 to a caller with a key, and 401 without one, as every path does."""
+    app = create_app(api_settings(Area.PROVISIONING, Area.SHADOW, Area.JOBS))
     async with (
         open_http_api(engine, app) as http_api,
         http_api.operator() as http,
-        http_api.client() as nobody,
+        http_api.client() as anonymous,
     ):
-        for door in ("verify", "registered"):
-            path = f"/api/iot/fleet-provisioning/{door}"
+        for route in ("verify", "registered"):
+            path = f"/api/iot/fleet-provisioning/{route}"
             body = {"serialNumber": "SN-1"}
             assert (await http.post(path, json=body)).status_code == 404
-            assert (await nobody.post(path, json=body)).status_code == 401
+            assert (await anonymous.post(path, json=body)).status_code == 401
         assert (await http.get("/api/iot/bindings")).status_code == 200

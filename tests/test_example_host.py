@@ -1,4 +1,4 @@
-"""The example host, in an environment of its own that is made of the wheel, as its users would make it."""
+"""The example host, in an environment built from the wheel, as a user would build it."""
 
 import asyncio
 import importlib.util
@@ -33,19 +33,19 @@ PINS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["const
 
 
 def uv() -> list[str]:
-    """The uv that runs these tests, or that is installed."""
+    """Return the command of the uv that runs these tests, or of an installed one."""
     if found := os.environ.get("UV") or shutil.which("uv"):
         return [found]
     if importlib.util.find_spec("uv"):
         return [sys.executable, "-m", "uv"]
-    pytest.fail("an environment for the example is made with uv: pip install uv")
+    pytest.fail("the environment of the example is created with uv: pip install uv")
 
 
 @asynccontextmanager
 async def running(
     log: Path, *command: str | Path, own: Mapping[str, str]
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process that writes to a file, since a pipe that nobody reads fills up; killed if it stays."""
+    """Run a process that writes to a file, since an unread pipe fills up; kill it if it does not stop."""
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -76,7 +76,7 @@ def end_of(log: Path) -> str:
 
 
 async def run(log: Path, *command: str | Path, own: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Run a command that must succeed."""
+    """Run a command, which has to succeed."""
     async with running(log, *command, own=own) as process:
         assert await asyncio.wait_for(process.wait(), 180) == 0, command
 
@@ -87,22 +87,22 @@ def wheel_in(folder: Path) -> Path:
 
 
 async def environment_in(folder: Path) -> Path:
-    """The executables of an environment with the wheel, and with what the example needs as pinned."""
+    """Create an environment with the wheel and the pinned dependencies, and return its `bin` folder."""
     constraints = folder / "constraints.txt"
     constraints.write_text("\n".join(PINS))
     await run(folder / "build.log", *uv(), "build", "--wheel", "--out-dir", folder, ROOT)
     await run(folder / "venv.log", *uv(), "venv", "--python", sys.executable, folder / "venv")
     install: list[str | Path] = [*uv(), "pip", "install", "--python", folder / "venv"]
-    # By this wheel, not by the path of its source as the example has it.
+    # Use this wheel, not the source path that the example names.
     install += ["--no-sources", wheel_in(folder), "--requirements", HOST / "pyproject.toml"]
     await run(folder / "install.log", *install, "--constraints", constraints)
     return folder / "venv" / "bin"
 
 
-async def test_a_host_carries_the_bridge_beside_its_own_work(
+async def test_host_runs_the_bridge_beside_its_own_workflow(
     stack: Addresses, engine: Engine, client: Client, tmp_path: Path
 ) -> None:
-    """An event through the host's own HTTP makes a device Active, and the host's own workflow runs beside."""
+    """An event sent through the host's application provisions a device; the host's own workflow runs too."""
     create_device_policy(stack.aws_endpoint_url, POLICY)
     own = {
         "DATABASE_URL": empty_database(engine, stack.database_url),
@@ -144,7 +144,7 @@ async def test_a_host_carries_the_bridge_beside_its_own_work(
 
 
 def operator_key(database_url: str) -> str:
-    """A key to the doors of another deployment."""
+    """Create an operator's API key for another deployment."""
     engine = open_engine(database_url)
     with Session(engine) as session, session.begin():
         key = create_key(session, None, "the example")

@@ -1,4 +1,4 @@
-"""The plugin in a host's worker: where it refuses, and what of the host's it keeps."""
+"""The plugin in a host's worker: what it refuses, and which options of the host it keeps."""
 
 import asyncio
 import logging
@@ -37,7 +37,7 @@ class Nothing:
 
 
 class Codec(PayloadCodec):
-    """A host's codec, which changes nothing."""
+    """A host's codec, which changes no payload."""
 
     async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
         return list(payloads)
@@ -53,29 +53,29 @@ def plugin(settings: Settings) -> ThingbridgePlugin:
 
 @pytest.fixture
 def encrypting(settings: Settings) -> Settings:
-    """Settings with a key, and with a queue of their own."""
+    """Return settings with an encryption key and an own task queue."""
     keys = Encryption.model_validate({"keys": {"k": b64encode(bytes(32)).decode()}, "key_id": "k"})
     own = settings.worker.model_copy(update={"task_queue": f"encrypting-{uuid4()}"})
     return settings.model_copy(update={"encryption": keys, "worker": own})
 
 
-def test_a_worker_of_another_queue_is_refused(client: Client, plugin: ThingbridgePlugin) -> None:
-    """Else the bridge's workflows would wait where nobody is; both queues are named."""
+def test_worker_with_another_task_queue_is_refused(client: Client, plugin: ThingbridgePlugin) -> None:
+    """Otherwise no worker would run the bridge's workflows; the error names both queues."""
     with pytest.raises(HostRefusedError, match="task queue 'mine', the bridge on 'thingbridge'"):
         Worker(client, task_queue="mine", workflows=[Nothing], plugins=[plugin])
 
 
-async def test_a_client_that_writes_payloads_otherwise_is_refused(
+async def test_client_with_another_payload_converter_is_refused(
     stack: Addresses, plugin: ThingbridgePlugin
 ) -> None:
-    """It is told of both ways to mend that."""
+    """The error has both ways to fix that."""
     plain = await Client.connect(**ClientConfig.load_client_connect_config())
     with pytest.raises(HostRefusedError, match=r"give the plugin to Client\.connect, or data_converter="):
         Worker(plain, task_queue="thingbridge", workflows=[Nothing], plugins=[plugin])
 
 
-async def test_a_hosts_own_codec_is_kept(stack: Addresses, plugin: ThingbridgePlugin) -> None:
-    """A client that is given the plugin converts pydantic's models, and encodes as the host says."""
+async def test_codec_of_the_host_is_kept(stack: Addresses, plugin: ThingbridgePlugin) -> None:
+    """A client with the plugin converts pydantic models and keeps the host's codec."""
     codec = Codec()
     own = await Client.connect(
         **ClientConfig.load_client_connect_config(),
@@ -86,8 +86,10 @@ async def test_a_hosts_own_codec_is_kept(stack: Addresses, plugin: ThingbridgePl
     assert own.data_converter.payload_codec is codec
 
 
-async def test_keys_are_at_work_under_pydantics_own_converter(stack: Addresses, encrypting: Settings) -> None:
-    """A host that names it beside the plugin has it encrypt all the same."""
+async def test_pydantic_data_converter_gets_the_encryption_codec(
+    stack: Addresses, encrypting: Settings
+) -> None:
+    """Payloads are encrypted also where the host names `pydantic_data_converter` beside the plugin."""
     own = await Client.connect(
         **ClientConfig.load_client_connect_config(),
         data_converter=pydantic_data_converter,
@@ -97,12 +99,12 @@ async def test_keys_are_at_work_under_pydantics_own_converter(stack: Addresses, 
     Worker(own, task_queue=encrypting.worker.task_queue, workflows=[Nothing])
 
 
-async def test_a_codec_that_does_not_know_the_keys_is_refused(engine: Engine, encrypting: Settings) -> None:
-    """Else events that the API has encrypted would be rejected; one that hands them on is taken."""
+async def test_codec_without_the_keys_is_refused(engine: Engine, encrypting: Settings) -> None:
+    """Otherwise encrypted events of the API would be rejected; a codec that passes them on is accepted."""
     url = SecretStr(empty_database(engine, encrypting.database_url.get_secret_value()))
     plugin = ThingbridgePlugin(encrypting.model_copy(update={"database_url": url}))
 
-    class Knowing(Codec):
+    class CodecWithKeys(Codec):
         async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
             assert encrypting.encryption.in_use
             return await EncryptionCodec(encrypting.encryption.in_use).decode(payloads)
@@ -119,17 +121,17 @@ async def test_a_codec_that_does_not_know_the_keys_is_refused(engine: Engine, en
 
     with pytest.raises(HostRefusedError, match=r"the key k, and the client's codec .* cannot read"):
         await asyncio.wait_for(work(Codec()), 120)
-    # Its next question is the database's schema.
+    # The next check is that of the database's schema.
     with pytest.raises(SchemaOutdatedError):
-        await asyncio.wait_for(work(Knowing()), 120)
+        await asyncio.wait_for(work(CodecWithKeys()), 120)
 
 
-async def test_a_host_whose_database_is_not_migrated_is_refused(
+async def test_worker_with_an_unmigrated_database_is_refused(
     client: Client, engine: Engine, settings: Settings
 ) -> None:
-    """Its worker ends at once, with what to run, and does not wait for its own end."""
+    """The worker ends at once with the command to run, and does not wait for its own shutdown."""
     url = SecretStr(empty_database(engine, settings.database_url.get_secret_value()))
-    # Another worker of this process, of other tests, may be on the bridge's own queue.
+    # A worker of other tests in this process may use the bridge's own task queue.
     own = settings.worker.model_copy(update={"task_queue": "not-migrated"})
     plugin = ThingbridgePlugin(settings.model_copy(update={"database_url": url, "worker": own}))
 
@@ -142,8 +144,10 @@ async def test_a_host_whose_database_is_not_migrated_is_refused(
         await asyncio.wait_for(work(), 120)
 
 
-def test_a_host_that_logs_all_has_no_key_logged(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests with private keys in them would be logged at DEBUG."""
+def test_host_that_logs_at_debug_logs_no_requests(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libraries would log requests with private keys at DEBUG."""
     library = logging.getLogger("botocore")
     monkeypatch.setattr(library, "level", logging.NOTSET)
     monkeypatch.setattr(logging.getLogger(), "level", logging.DEBUG)

@@ -1,4 +1,4 @@
-"""The worker as a process: when it starts, how it stops, who takes over, and what it says meanwhile."""
+"""The worker as a process: start, shutdown, failover, versions and logs."""
 
 import asyncio
 import io
@@ -55,8 +55,10 @@ class Orphan:
 
 
 @asynccontextmanager
-async def working_on(queue: str, bridge: Bridge, settings: Settings, aws: AwsClients) -> AsyncIterator[None]:
-    """Another worker, in this process."""
+async def worker_on_queue(
+    queue: str, bridge: Bridge, settings: Settings, aws: AwsClients
+) -> AsyncIterator[None]:
+    """Run another worker in this process."""
     own = settings.worker.model_copy(update={"task_queue": queue})
     engine = open_engine(settings.database_url.get_secret_value(), pool_size=5)
     async with compose_worker(settings.model_copy(update={"worker": own}), bridge.client, aws, engine):
@@ -71,7 +73,7 @@ async def send(bridge: Bridge, device: Device, queue: str) -> None:
 
 @pytest_asyncio.fixture(scope="module")
 async def orphan(bridge: Bridge, settings: Settings, aws: AwsClients) -> AsyncIterator[Orphan]:
-    """A worker killed with a key in its hand; first of all, since another may go on half a minute later."""
+    """Kill a worker that has a private key in memory; first, because another continues 45 s later."""
     device, queue = Device("ORPHAN-1"), "killed-worker"
     bridge.emulator.add_fault(
         "secretsmanager:CreateSecret",
@@ -93,67 +95,67 @@ async def orphan(bridge: Bridge, settings: Settings, aws: AwsClients) -> AsyncIt
         await process.wait()
     certificate_arn = bridge.require_binding(device).certificate_arn
     assert certificate_arn is not None
-    async with working_on(queue, bridge, settings, aws):
+    async with worker_on_queue(queue, bridge, settings, aws):
         yield Orphan(device, certificate_arn)
 
 
 pytestmark = pytest.mark.usefixtures("orphan")
 
 
-async def told(process: asyncio.subprocess.Process, what: str) -> bytes:
-    """All that a process says on standard error until it says something."""
+async def stderr_until(process: asyncio.subprocess.Process, text: str) -> bytes:
+    """Return the standard error of a process up to the line that contains a text."""
     assert process.stderr is not None
-    said = b""
-    while what.encode() not in said:
+    output = b""
+    while text.encode() not in output:
         line = await asyncio.wait_for(process.stderr.readline(), 60)
-        assert line, f"ended after {said!r}"
-        said += line
-    return said
+        assert line, f"ended after {output!r}"
+        output += line
+    return output
 
 
-# --- When it starts
+# --- Start
 
 
 @pytest.mark.parametrize("command", [["thingbridge", "worker"], ["python", "worker.py"]], ids=" ".join)
-def test_a_worker_without_its_settings_names_them(command: list[str]) -> None:
-    """Started either way, it ends at once and says which variables it needs, and nothing else."""
-    given = environment_of(DATABASE_URL=None, IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME=None)
+def test_worker_without_required_settings_names_them(command: list[str]) -> None:
+    """Started either way, it ends at once and prints the names of the missing variables, and nothing else."""
+    environment = environment_of(DATABASE_URL=None, IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME=None)
     executable = Path(sys.executable).with_name(command[0])
-    said = subprocess.run(
-        [executable, *command[1:]], cwd=ROOT, env=given, capture_output=True, text=True, check=False
+    result = subprocess.run(
+        [executable, *command[1:]], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
-    assert (said.returncode, said.stdout) == (2, "")
-    first, second = said.stderr.splitlines()
+    assert (result.returncode, result.stdout) == (2, "")
+    first, second = result.stderr.splitlines()
     assert first.startswith("error: DATABASE_URL: is required")
     assert second.startswith("IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME: is required")
 
 
-async def test_a_worker_without_a_temporal_server_says_where_it_looked() -> None:
-    """Where nothing answers it ends with the address it tried."""
-    said = await run("worker", TEMPORAL_ADDRESS="127.0.0.1:1")
-    assert (said.exit_code, said.stdout) == (2, "")
+async def test_worker_without_a_temporal_server_prints_the_address() -> None:
+    """If no server answers, it ends and prints the address that it tried."""
+    result = await run("worker", TEMPORAL_ADDRESS="127.0.0.1:1")
+    assert (result.exit_code, result.stdout) == (2, "")
     assert (
-        said.stderr
+        result.stderr
         == "error: no Temporal server answers at 127.0.0.1:1 (TEMPORAL_ADDRESS): Connection refused\n"
     )
 
 
 async def start(settings: Settings, client: Client) -> None:
-    """Start a worker that must refuse."""
+    """Start a worker that has to refuse."""
     await asyncio.wait_for(run_worker(settings, client, asyncio.Event()), 60)
 
 
-async def test_a_worker_refuses_a_database_that_is_not_migrated(bridge: Bridge, settings: Settings) -> None:
-    """On an empty database it says what to run, and does nothing."""
+async def test_worker_refuses_a_database_that_is_not_migrated(bridge: Bridge, settings: Settings) -> None:
+    """On an empty database it raises an error with the command to run."""
     url = SecretStr(empty_database(bridge.engine, settings.database_url.get_secret_value()))
     with pytest.raises(SchemaOutdatedError, match=r"at schema none, .*: run `thingbridge migrate`"):
         await start(settings.model_copy(update={"database_url": url}), bridge.client)
 
 
-async def test_a_worker_refuses_a_namespace_without_its_search_attributes(
+async def test_worker_refuses_a_namespace_without_search_attributes(
     bridge: Bridge, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every workflow would block there: it says what to run, here or by who may."""
+    """Every workflow would block there; the error has the commands to run."""
     namespace = await empty_namespace(bridge.client)
     monkeypatch.setenv("TEMPORAL_NAMESPACE", namespace)
     with pytest.raises(SearchAttributesError, match="run `thingbridge migrate`") as refused:
@@ -163,33 +165,33 @@ async def test_a_worker_refuses_a_namespace_without_its_search_attributes(
     ) in str(refused.value)
 
 
-async def test_a_worker_refuses_to_guess_a_region(
+async def test_worker_refuses_to_start_without_a_region(
     bridge: Bridge, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a region from anywhere it names the variable."""
+    """Without a region in environment or profile, the error names the variable."""
     monkeypatch.delenv("AWS_REGION")
     monkeypatch.delenv("AWS_DEFAULT_REGION")
     with pytest.raises(AwsConfigurationError, match=r"^AWS_REGION: is required"):
         await start(settings, bridge.client)
 
 
-# --- How it stops
+# --- Shutdown
 
 
-async def test_a_worker_told_to_stop_finishes_what_is_at_work(
+async def test_stopped_worker_completes_the_step_in_progress(
     bridge: Bridge, settings: Settings, aws: AwsClients
 ) -> None:
-    """On SIGTERM it takes nothing new, ends the step it is at, exits with 0; another goes on from there."""
+    """On SIGTERM it accepts no new work, completes the step and exits with 0; another worker continues."""
     queue, device, later = "stopped-worker", Device("STOPPED-1"), Device("STOPPED-2")
-    dawdling = bridge.emulator.add_fault(
+    slow_call = bridge.emulator.add_fault(
         "iot:CreateThing", resource=device.thing_name, delay_seconds=3, times=1
     )
-    # AWS_REGION alone will do, although boto3 itself does not read it.
+    # AWS_REGION is enough, although boto3 itself does not read it.
     async with running("worker", IOT_AWS_WORKER__TASK_QUEUE=queue, AWS_DEFAULT_REGION=None) as process:
         await send(bridge, device, queue)
-        await bridge.wait_for_fault(dawdling)
+        await bridge.wait_for_fault(slow_call)
         process.send_signal(signal.SIGTERM)
-        stderr = await told(process, "worker stopping")
+        stderr = await stderr_until(process, "worker stopping")
         await asyncio.sleep(0.5)
         await send(bridge, later, queue)
         stdout, rest = await asyncio.wait_for(process.communicate(), 60)
@@ -197,10 +199,10 @@ async def test_a_worker_told_to_stop_finishes_what_is_at_work(
     assert (process.returncode, stdout) == (0, b"")
     assert bridge.transitions(device) == ["Pending", "ThingCreated"]
     assert bridge.binding(later) is None
-    said = [json.loads(line) for line in stderr.splitlines()]
-    assert all({"time", "level", "logger", "message"} <= line.keys() for line in said)
-    assert said[-1]["message"] == "worker stopped"
-    async with working_on(queue, bridge, settings, aws):
+    lines = [json.loads(line) for line in stderr.splitlines()]
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    assert lines[-1]["message"] == "worker stopped"
+    async with worker_on_queue(queue, bridge, settings, aws):
         handle = await bridge.wait_for_end(device)
         await bridge.wait_for_end(later)
     assert bridge.require_binding(device).provisioning_status is ProvisioningStatus.ACTIVE
@@ -215,10 +217,10 @@ async def test_a_worker_told_to_stop_finishes_what_is_at_work(
 # --- Versions
 
 
-async def test_a_versioned_worker_works_once_the_command_it_prints_has_been_run(bridge: Bridge) -> None:
-    """With a build id nothing runs until that version is made current, by the very command in its log.
+async def test_versioned_worker_runs_after_the_command_it_logs(bridge: Bridge) -> None:
+    """With a build id nothing runs until the logged command has made that version current.
 
-    Then the saga runs, and what it tells goes out, by default into the log.
+    Then the saga runs, and its event is published, by default to the log.
     """
     queue, device = "versioned-worker", Device("VERSIONED-1")
     version = {"IOT_AWS_WORKER__BUILD_ID": "1.0 beta", "IOT_AWS_WORKER__DEPLOYMENT_NAME": "versioned bridge"}
@@ -239,48 +241,48 @@ async def test_a_versioned_worker_works_once_the_command_it_prints_has_been_run(
 
         await until(made_current, "the version, registered by its worker, is made current")
         handle = await bridge.wait_for_end(device)
-        told: dict[str, str] = {}
-        while told.get("subject") != str(device.device_id):
-            told = json.loads(await process.stderr.readline()).get("event", {})
+        event: dict[str, str] = {}
+        while event.get("subject") != str(device.device_id):
+            event = json.loads(await process.stderr.readline()).get("event", {})
     assert bridge.require_binding(device).provisioning_status is ProvisioningStatus.ACTIVE
-    assert told["type"] == "AwsThingProvisionedEvent"
+    assert event["type"] == "AwsThingProvisionedEvent"
     described = (await handle.describe()).raw_description.workflow_execution_info
     assert described.versioning_info.deployment_version.build_id == "1.0 beta"
 
 
-# --- What it says
+# --- Logs
 
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    """A log to write to, instead of standard error."""
+    """Return a stream for the log in place of standard error."""
     with logging_as_it_was():
         yield io.StringIO()
 
 
-def test_a_line_of_the_log_is_one_json_object(log: io.StringIO) -> None:
-    """Whatever is logged, with a stack trace too, is one line with time, level, logger and message."""
+def test_log_line_is_one_json_object(log: io.StringIO) -> None:
+    """Every record, also one with a stack trace, is one line with time, level, logger and message."""
     telemetry.configure("INFO", "json", log)
     logger = logging.getLogger("thingbridge.test")
     try:
         json.loads("two\nlines")
     except ValueError:
         logger.exception("it failed: %s", "twice\nover", extra={"task_queue": "q"})
-    logger.debug("not said")
+    logger.debug("not logged")
     (line,) = log.getvalue().splitlines()
-    said = json.loads(line)
-    assert datetime.fromisoformat(said["time"]).tzinfo is not None
-    assert (said["level"], said["logger"], said["message"]) == (
+    logged = json.loads(line)
+    assert datetime.fromisoformat(logged["time"]).tzinfo is not None
+    assert (logged["level"], logged["logger"], logged["message"]) == (
         "ERROR",
         "thingbridge.test",
         "it failed: twice\nover",
     )
-    assert said["task_queue"] == "q"
-    assert said["exc_info"].startswith("Traceback (most recent call last):\n")
+    assert logged["task_queue"] == "q"
+    assert logged["exc_info"].startswith("Traceback (most recent call last):\n")
 
 
-async def test_a_line_about_a_workflow_names_it(bridge: Bridge, log: io.StringIO) -> None:
-    """What a workflow or an activity logs bears its type, ids and run."""
+async def test_log_line_of_a_workflow_has_its_ids(bridge: Bridge, log: io.StringIO) -> None:
+    """A log line of a workflow or an activity has its type, workflow id and run id."""
     telemetry.configure("DEBUG", "json", log)
     device = Device("LOGGED-1")
     await bridge.send(device, {"no": "event"}, device.event("Provisioned"))
@@ -295,33 +297,33 @@ async def test_a_line_about_a_workflow_names_it(bridge: Bridge, log: io.StringIO
 
 
 @pytest.mark.parametrize("level", ["DEBUG", "INFO", "WARNING"])
-def test_the_libraries_that_see_keys_never_say_all(log: io.StringIO, bridge: Bridge, level: str) -> None:
-    """Even at DEBUG boto3 and what is below it do not log requests, for these carry private keys."""
+def test_aws_libraries_never_log_requests(log: io.StringIO, bridge: Bridge, level: str) -> None:
+    """Even at DEBUG, boto3 and its dependencies do not log requests, which contain private keys."""
     telemetry.configure(level, "json", log)
     bridge.secrets.create_secret(Name=f"log-{level}", SecretString="hush")
-    logging.getLogger("thingbridge.test").debug("said")
-    assert ("said" in log.getvalue()) == (level == "DEBUG")
+    logging.getLogger("thingbridge.test").debug("logged")
+    assert ("logged" in log.getvalue()) == (level == "DEBUG")
     assert "hush" not in log.getvalue()
-    least = logging.INFO if level == "DEBUG" else logging.WARNING
+    lowest = logging.INFO if level == "DEBUG" else logging.WARNING
     for name in ("boto3", "botocore", "botocore.endpoint", "urllib3.connectionpool"):
-        assert logging.getLogger(name).getEffectiveLevel() == least
+        assert logging.getLogger(name).getEffectiveLevel() == lowest
     bridge.secrets.delete_secret(SecretId=f"log-{level}", ForceDeleteWithoutRecovery=True)
 
 
-def test_events_reach_the_log_whatever_its_level(log: io.StringIO) -> None:
-    """A level says which chatter is let through; what the log is the sink for is not chatter."""
+def test_published_events_are_logged_at_every_level(log: io.StringIO) -> None:
+    """The log level filters log lines, but not the events that the log sink publishes."""
     telemetry.configure("ERROR", "json", log)
-    LogSink().send(CloudEvent({"id": "1", "source": "/thingbridge", "type": "Told", "subject": "d"}))
-    logging.getLogger("thingbridge.test").warning("chatter")
+    LogSink().send(CloudEvent({"id": "1", "source": "/thingbridge", "type": "Published", "subject": "d"}))
+    logging.getLogger("thingbridge.test").warning("filtered")
     (line,) = log.getvalue().splitlines()
-    assert json.loads(line)["event"]["type"] == "Told"
+    assert json.loads(line)["event"]["type"] == "Published"
 
 
-# --- Who takes over, last: by now the half minute has mostly passed
+# --- Failover; last, because most of the 45 seconds have passed by now
 
 
-async def test_a_killed_workers_device_is_healed_by_another(bridge: Bridge, orphan: Orphan) -> None:
-    """A device whose key was lost with its worker ends Active, and has no certificate too many."""
+async def test_device_of_a_killed_worker_is_healed_by_another(bridge: Bridge, orphan: Orphan) -> None:
+    """A device whose private key was lost with its worker ends Active, with one certificate only."""
     await bridge.wait_for_end(orphan.device, 45)
     binding = bridge.require_binding(orphan.device)
     assert binding.provisioning_status is ProvisioningStatus.ACTIVE
@@ -332,10 +334,10 @@ async def test_a_killed_workers_device_is_healed_by_another(bridge: Bridge, orph
     assert fits(traces.key, bridge.certificate_pem(certificate.arn))
 
 
-async def test_calls_to_aws_are_limited_for_all_workers_together(
+async def test_activity_rate_limit_is_that_of_the_task_queue(
     bridge: Bridge, settings: Settings, aws: AwsClients, engine: Engine
 ) -> None:
-    """The queue's rate, which Temporal holds over every worker, is the one that is set."""
+    """The rate limit of the settings is the task queue's, so Temporal applies it to all workers together."""
     limited = settings.worker.model_copy(update={"max_activities_per_second": 7.5, "task_queue": "limited"})
     worker = compose_worker(settings.model_copy(update={"worker": limited}), bridge.client, aws, engine)
     assert worker.config()["max_task_queue_activities_per_second"] == 7.5

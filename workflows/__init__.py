@@ -1,1 +1,1 @@
-"""What is decided about a device, durably; effects are the activities'."""
+"""The workflows: they decide what happens and in which order, and every effect is an activity."""

@@ -35,13 +35,13 @@ from domain.names import (
 from orchestration.failures import failure_of
 from orchestration.search_attributes import TENANT_ID, THING_NAME
 from workflows.policies import (
-    CANCELLATION_PATIENCE,
-    LATENESS,
-    PREPARATION,
-    checkpoint,
-    command_step,
+    CANCELLATION_RETRY_LIMIT,
+    DEADLINE_GRACE,
+    PREPARATION_RETRY_LIMIT,
+    aws_step,
     job_cancellation,
     job_watch,
+    transaction,
 )
 
 Argument = TypeVar("Argument")
@@ -141,10 +141,10 @@ class DeviceCommand:
             plan = await self._run_unless_cancelled(
                 CommandActivities.prepare_command,
                 command,
-                command_step(self._begin("Find the target"), PREPARATION),
+                aws_step(self._begin("Find the target"), PREPARATION_RETRY_LIMIT),
             )
         except ActivityError as error:
-            return _failed(error, PREPARATION)
+            return _failed(error, PREPARATION_RETRY_LIMIT)
         if plan is None:
             return CommandEnd(status=_CANCELED, reason="cancelled before it had a job")
         self._store_plan(plan)
@@ -177,7 +177,7 @@ class DeviceCommand:
             self._job_arn = await self._run_unless_cancelled(
                 CommandActivities.create_job,
                 order,
-                command_step(self._begin("Create the job"), left + LATENESS),
+                aws_step(self._begin("Create the job"), left + DEADLINE_GRACE),
             )
         except ActivityError as error:
             if isinstance(error.cause, ApplicationError) and error.cause.non_retryable:
@@ -213,7 +213,7 @@ class DeviceCommand:
                 CommandActivities.cancel_job, cancellation, job_cancellation(self._begin("Cancel the job"))
             )
         except ActivityError as error:
-            self._last_error = failure_of(error, CANCELLATION_PATIENCE.total_seconds())[1]
+            self._last_error = failure_of(error, CANCELLATION_RETRY_LIMIT.total_seconds())[1]
             return JobState(status=None)
 
     def _end_of_cancelled_job(self, state: JobState, plan: CommandPlan, *, on_request: bool) -> CommandEnd:
@@ -240,7 +240,7 @@ class DeviceCommand:
             end=end,
         )
         await self._run_to_end(
-            CommandActivities.publish_command_end, report, checkpoint(self._begin("Publish the end"))
+            CommandActivities.publish_command_end, report, transaction(self._begin("Publish the end"))
         )
 
     # How an activity runs, and what the Temporal UI shows of it

@@ -5,24 +5,24 @@ from temporalio import workflow
 from activities.erasure import ErasureActivities
 from domain.erasure import Erased
 from domain.names import ERASURE_SWEEP
-from workflows.policies import checkpoint
+from workflows.policies import transaction
 
 
 @workflow.defn(name=ERASURE_SWEEP)
 class ErasureSweep:
-    """Erases until nothing is left to erase; how much that is bounds no history."""
+    """Erase until nothing is left to erase, over several runs where a history would grow too long."""
 
     @workflow.run
     async def run(self, erased: Erased | None = None) -> Erased:
-        """Erase all whose time is over.
+        """Erase every device whose retention is over, and return how many that were.
 
         Args:
-            erased: none from a client; what the runs before this one did.
+            erased: the count of the previous runs, in a run that was continued as new; a client sends none.
         """
         count = erased.count if erased else 0
         while True:
             page = await workflow.execute_activity_method(
-                ErasureActivities.erase_expired, **checkpoint("Erase devices whose retention is over")
+                ErasureActivities.erase_expired, **transaction("Erase devices whose retention is over")
             )
             count += page.count
             workflow.set_current_details(f"Devices erased: **{count}**")

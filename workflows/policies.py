@@ -1,4 +1,8 @@
-"""How long each kind of activity may take and how it is retried, each with its why."""
+"""The timeouts and retries of every activity, each with its reason.
+
+A timeout of one attempt (start to close) is also how long a worker that died delays the next attempt, unless
+a heartbeat timeout is shorter. A retry limit (schedule to close) bounds all attempts together.
+"""
 
 from datetime import timedelta
 from typing import Final
@@ -6,111 +10,144 @@ from typing import Final
 from temporalio.common import RetryPolicy
 from temporalio.workflow import ActivityCancellationType, ActivityConfig, LocalActivityConfig
 
-# For what the error seam gives no delay of its own: the database away, a bug being rolled back.
+# Applies where an error carries no delay of its own: the database is away, or a bug is being rolled back.
 _RETRY: Final = RetryPolicy(
     initial_interval=timedelta(seconds=1), backoff_coefficient=2, maximum_interval=timedelta(minutes=1)
 )
 
-# A decommission cancels a step. In backoff it ends at once; at work it finishes its attempt, and only then
-# may anything be torn down, else the attempt would make anew what the teardown has just erased.
-_UNTIL_REPORTED: Final = ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
+# A cancelled step ends at once while it is in backoff; an attempt that runs is waited for. Otherwise the
+# attempt could create in AWS what the teardown, or the cancellation of the job, has just deleted.
+_UNTIL_ATTEMPT_HAS_ENDED: Final = ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
 
 _ONE_POLL: Final = timedelta(hours=1)
 
+APPLY_EVENT: Final = LocalActivityConfig(
+    schedule_to_close_timeout=timedelta(seconds=5),
+    retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_attempts=3),
+)
+"""One short transaction per event. A local activity costs one event of the history instead of six.
 
-def saga_step(summary: str, retry_seconds: float) -> ActivityConfig:
-    """A step towards Active: a few AWS calls, each with time to be answered, retried for as long as is set.
+Where the database is away it gives up soon, and the workflow schedules the same activity as an ordinary one
+(see `transaction`), which is retried by the server and shown in the UI.
+"""
 
-    The time of one attempt is also how soon another worker takes over from one that died.
+RETIRED_CERTIFICATES_RETRY_LIMIT: Final = timedelta(minutes=10)
+"""The retry limit of erasing replaced certificates: later events of the device wait for it."""
+
+CREDENTIALS_RETRY_INTERVAL: Final = timedelta(seconds=30)
+"""The wait before a step whose retries ended without AWS keys is scheduled again."""
+
+TEARDOWN_RETRY_INTERVAL: Final = timedelta(hours=1)
+"""The longest wait for an operator's retry before a teardown that AWS refused is repeated."""
+
+PREPARATION_RETRY_LIMIT: Final = timedelta(days=1)
+"""The retry limit of finding a command's target, while AWS or the database is away."""
+
+DEADLINE_GRACE: Final = timedelta(minutes=10)
+"""The time that a step may take beyond a command's deadline, throttled or waiting for a free worker."""
+
+CANCELLATION_RETRY_LIMIT: Final = timedelta(hours=1)
+"""The retry limit of cancelling a job; then the command's end is published without that.
+
+It is long enough for an operator to grant a missing permission.
+"""
+
+
+def transaction(summary: str) -> ActivityConfig:
+    """Return the policy of one database transaction.
+
+    The workflow cannot go on without it, so it is retried until the database is back.
+    """
+    return ActivityConfig(summary=summary, start_to_close_timeout=timedelta(seconds=30), retry_policy=_RETRY)
+
+
+def aws_step(summary: str, retry_for: timedelta) -> ActivityConfig:
+    """Return the policy of a step of a few AWS calls, each with time to be answered.
+
+    Args:
+        summary: what the UI shows beside the activity.
+        retry_for: the retry limit.
     """
     return ActivityConfig(
         summary=summary,
         start_to_close_timeout=timedelta(seconds=45),
-        schedule_to_close_timeout=timedelta(seconds=retry_seconds),
+        schedule_to_close_timeout=retry_for,
         retry_policy=_RETRY,
-        cancellation_type=_UNTIL_REPORTED,
+        cancellation_type=_UNTIL_ATTEMPT_HAS_ENDED,
     )
 
 
 def teardown_step(summary: str) -> ActivityConfig:
-    """Erasing lists before it deletes, so its length has no bound of ours; it says that it lives instead.
+    """Return the policy of a step that erases.
 
-    It is retried for ever: a device that was decommissioned must not stay in AWS because a limit ran out.
+    It lists before it deletes, so its length has no bound: heartbeats show that its worker is alive. It has
+    no retry limit, because a decommissioned device must not stay in AWS.
     """
     return ActivityConfig(
         summary=summary,
         start_to_close_timeout=timedelta(minutes=10),
         heartbeat_timeout=timedelta(seconds=30),
         retry_policy=_RETRY,
-        cancellation_type=_UNTIL_REPORTED,
-    )
-
-
-def checkpoint(summary: str) -> ActivityConfig:
-    """One transaction. The saga cannot go on without it, so it is retried until the database is back."""
-    return ActivityConfig(summary=summary, start_to_close_timeout=timedelta(seconds=30), retry_policy=_RETRY)
-
-
-def publishing(summary: str) -> ActivityConfig:
-    """A round of some minutes, which says that it lives: events wait no longer than that for another worker.
-
-    It is retried for ever: an event that was not sent is kept until its receiver is back.
-    """
-    return ActivityConfig(
-        summary=summary,
-        start_to_close_timeout=timedelta(minutes=15),
-        heartbeat_timeout=timedelta(seconds=15),
-        retry_policy=_RETRY,
-    )
-
-
-def command_step(summary: str, within: timedelta) -> ActivityConfig:
-    """Finding a command's target or making its job: a few AWS calls, for as long as the command may take.
-
-    Cancelled, it finishes its attempt first: only then is it known whether there is a job to cancel.
-    """
-    return ActivityConfig(
-        summary=summary,
-        start_to_close_timeout=timedelta(seconds=45),
-        schedule_to_close_timeout=within,
-        retry_policy=_RETRY,
-        cancellation_type=_UNTIL_REPORTED,
+        cancellation_type=_UNTIL_ATTEMPT_HAS_ENDED,
     )
 
 
 def job_watch(summary: str, task_queue: str, within: timedelta) -> ActivityConfig:
-    """Each attempt is one look at the job: retries stand in no history, and their queue bounds their rate.
+    """Return the policy of watching a job: each attempt is one look at it.
 
-    The activity itself ends at the deadline. Temporal's own limit lies behind it, since Temporal ends a
-    retrying activity as soon as its next retry would pass the limit. Cancelled, it is not waited for: what
-    it was looking at is looked at again.
+    Retries add no events to the history, and the rate of the task queue bounds their rate. The activity
+    itself ends at the deadline. The retry limit lies behind it, because Temporal gives up as soon as the next
+    attempt would pass the limit. A cancelled look is not waited for, since cancelling the job looks again.
+
+    Args:
+        summary: what the UI shows beside the activity.
+        task_queue: the queue whose rate bounds the looks of all workers together.
+        within: how far away the deadline is.
     """
     return ActivityConfig(
         summary=summary,
         task_queue=task_queue,
         start_to_close_timeout=timedelta(seconds=45),
-        schedule_to_close_timeout=within + LATENESS,
+        schedule_to_close_timeout=within + DEADLINE_GRACE,
         retry_policy=_RETRY,
         cancellation_type=ActivityCancellationType.TRY_CANCEL,
     )
 
 
 def job_cancellation(summary: str) -> ActivityConfig:
-    """Retried long enough for an operator to grant what is missing; then the end is told all the same."""
+    """Return the policy of cancelling a job, retried until `CANCELLATION_RETRY_LIMIT`."""
     return ActivityConfig(
         summary=summary,
         start_to_close_timeout=timedelta(seconds=90),
-        schedule_to_close_timeout=CANCELLATION_PATIENCE,
+        schedule_to_close_timeout=CANCELLATION_RETRY_LIMIT,
         retry_policy=_RETRY,
     )
 
 
-def delta_page(summary: str) -> ActivityConfig:
-    """Up to a thousand reads, in order: an attempt may be long, since the next goes on where it ended.
+def batch(summary: str) -> ActivityConfig:
+    """Return the policy of a page of some thousand rows, with a heartbeat after each row.
 
-    It says before each read that it lives, and a read ends within 8 s: one that is silent for longer has
-    died with its worker. A page that cannot be read for an hour is left to the next poll, for the fleet's
-    sake.
+    It has no retry limit: a repeat does no harm, and the next run of its schedule is a day away.
+    """
+    return ActivityConfig(
+        summary=summary,
+        start_to_close_timeout=timedelta(minutes=10),
+        heartbeat_timeout=timedelta(seconds=30),
+        retry_policy=_RETRY,
+    )
+
+
+def poll_step(summary: str) -> ActivityConfig:
+    """Return the policy of the shadow poll's work between pages, which the next poll can do as well."""
+    return ActivityConfig(**batch(summary), schedule_to_close_timeout=_ONE_POLL)
+
+
+def shadow_page(summary: str) -> ActivityConfig:
+    """Return the policy of reading a page of up to a thousand shadows.
+
+    An attempt may be long, because the next one continues where it ended. A read ends within 8 seconds and
+    has a heartbeat before it, so a longer silence means that the worker died. A page that cannot be read for
+    an hour is left to the next poll, so that it does not delay the rest of the fleet.
     """
     return ActivityConfig(
         summary=summary,
@@ -121,62 +158,25 @@ def delta_page(summary: str) -> ActivityConfig:
     )
 
 
-def poll_step(summary: str) -> ActivityConfig:
-    """What the poll does between pages. What it cannot do within an hour the next poll does."""
-    return ActivityConfig(
-        summary=summary,
-        start_to_close_timeout=timedelta(minutes=10),
-        schedule_to_close_timeout=_ONE_POLL,
-        heartbeat_timeout=timedelta(seconds=30),
-        retry_policy=_RETRY,
-    )
+def outbox_round(summary: str) -> ActivityConfig:
+    """Return the policy of a round of publishing, which lasts minutes.
 
-
-def fleet_page(summary: str) -> ActivityConfig:
-    """A page of some thousand rows, which says after each that it lives, and is retried until it is done.
-
-    A repeat does no harm; there is no second check meanwhile, and the next one is a day away.
+    The heartbeat timeout is how long events wait for another worker where one died. There is no retry limit:
+    an event that could not be sent is kept until its receiver is back.
     """
     return ActivityConfig(
         summary=summary,
-        start_to_close_timeout=timedelta(minutes=10),
-        heartbeat_timeout=timedelta(seconds=30),
+        start_to_close_timeout=timedelta(minutes=15),
+        heartbeat_timeout=timedelta(seconds=15),
         retry_policy=_RETRY,
     )
 
 
 def sweep(summary: str) -> ActivityConfig:
-    """Work of a schedule, of any length: it says that it lives, and what is left the next run does."""
+    """Return the policy of a sweep of any length. Three attempts are enough: the next run does the rest."""
     return ActivityConfig(
         summary=summary,
         start_to_close_timeout=timedelta(minutes=30),
         heartbeat_timeout=timedelta(seconds=60),
         retry_policy=RetryPolicy(maximum_attempts=3),
     )
-
-
-PREPARATION: Final = timedelta(days=1)
-"""How long a command's target may take to be found, while AWS or the database is away."""
-
-LATENESS: Final = timedelta(minutes=10)
-"""How far a step may overrun a command's deadline: throttled, or waiting for its turn."""
-
-CANCELLATION_PATIENCE: Final = timedelta(hours=1)
-"""How long AWS may refuse to cancel a job before the command's end is told without that."""
-
-# Every event is folded before anything else, mostly in a few milliseconds: as a local activity that is one
-# history event instead of six. Where the database is away it gives up soon, and the same activity is
-# scheduled as an ordinary one, which waits at the server and shows in the UI.
-FOLD: Final = LocalActivityConfig(
-    schedule_to_close_timeout=timedelta(seconds=5),
-    retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_attempts=3),
-)
-
-RETIREMENT_SECONDS: Final = 600.0
-"""How long a replaced certificate is tried to be erased; the device's later events wait for it."""
-
-CREDENTIALS_RECHECK: Final = timedelta(seconds=30)
-"""How long a step that was given up for want of keys for AWS waits before it is begun again."""
-
-TEARDOWN_RECHECK: Final = timedelta(hours=1)
-"""How long a teardown that AWS refuses waits for an operator's retry before it looks again by itself."""

@@ -9,8 +9,8 @@ from temporalio.exceptions import ActivityError
 from activities.shadow_deltas import ShadowDeltaActivities
 from domain.delta_poll import DeltaCounts, DeltaPage, PagesRequest, PollProgress, PollTotals
 from domain.names import SHADOW_DELTA_POLL
-from orchestration.failures import unless_cancelled
-from workflows.policies import delta_page, poll_step
+from orchestration.failures import raise_if_cancelled
+from workflows.policies import poll_step, shadow_page
 
 # A quarter of the default number of threads of one worker: the rest is for the sagas. With 20 ms for each
 # read, this allows 400 reads per second.
@@ -68,10 +68,10 @@ class ShadowDeltaPoll:
                 counts = await workflow.execute_activity_method(
                     ShadowDeltaActivities.poll_delta_page,
                     page,
-                    **delta_page(f"Read the shadows up to binding {page.through}"),
+                    **shadow_page(f"Read the shadows up to binding {page.through}"),
                 )
             except ActivityError as error:
-                unless_cancelled(error)
+                raise_if_cancelled(error)
                 workflow.logger.error("page not read, left to the next poll: %s", error.cause)
                 self._add(PollTotals(failed_pages=1))
             else:
@@ -84,7 +84,7 @@ class ShadowDeltaPoll:
                 ShadowDeltaActivities.start_delta_commands, **poll_step("Start the commands")
             )
         except ActivityError as error:
-            unless_cancelled(error)
+            raise_if_cancelled(error)
             workflow.logger.error("commands not started, left to the next poll: %s", error.cause)
         else:
             self._add(PollTotals(commanded=started))

@@ -24,6 +24,7 @@ from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import WorkflowExecutionStatus
 
 from activities.events import EventActivities
+from composition import compose_events
 from db.engine import open_engine
 from db.migrate import upgrade
 from db.models import OutboxRow
@@ -49,7 +50,7 @@ from settings import Settings
 from tests import ROOT
 from tests.harness.bridge import NOON, Bridge, Device, until
 from tests.harness.command_line import empty_database, running
-from worker import compose_event_worker, compose_events
+from worker import compose_event_worker
 
 SCHEMAS = ROOT / "docs" / "events"
 KILLED = "killed-publisher"

@@ -25,6 +25,7 @@ from temporalio.client import Client
 
 from activities.events import EventActivities
 from aws.clients import AwsClients
+from composition import open_sink
 from db.engine import open_engine
 from db.migrate import upgrade
 from db.models import OutboxRow
@@ -46,7 +47,7 @@ from tests.events.test_publishing import failed_event, with_task_queue, without_
 from tests.harness.bridge import Bridge, Device, until
 from tests.harness.command_line import call_beside, empty_database, logging_as_it_was
 from tests.harness.endpoint import Answer, Endpoint, running_endpoint
-from worker import compose_event_worker, open_sink
+from worker import compose_event_worker
 
 SECRET = "whsec_" + 32 * "A"
 OLD_SECRET = "whsec_" + 32 * "B"

@@ -1,4 +1,4 @@
-"""With keys set, Temporal keeps what it cannot read; operators read it through the codec server."""
+"""Encrypted payloads: Temporal cannot read them, and operators read them through the codec server."""
 
 import asyncio
 import base64
@@ -40,7 +40,7 @@ from tests.harness.http_api import HttpApi, problem
 from tests.workflows.test_no_key_material import decoded
 
 TEMPORAL_CLI = Path(sys.executable).parent / "temporal"
-# Of the longest id there may be: an encrypted summary has to fit all the same.
+# OLD has the longest id that is allowed: an encrypted summary has to fit with it too.
 OLD, NEW = "2026-11".ljust(32, "_"), "2026-12"
 KEYS = {OLD: bytes(range(32)), NEW: bytes(range(32, 64))}
 KEYS_SETTING, KEY_ID_SETTING = "IOT_AWS_ENCRYPTION__KEYS", "IOT_AWS_ENCRYPTION__KEY_ID"
@@ -50,7 +50,7 @@ PLAIN = Payload(metadata={"encoding": b"json/plain"}, data=b'{"serialNumber":"SN
 
 
 def keys(key_id: str | None, *also: str) -> EncryptionKeys:
-    """The key for what is new, and others that only read."""
+    """Return a key for new payloads, and others for decryption only."""
     known = {each: KEYS[each] for each in (key_id, *also) if each}
     return EncryptionKeys(known, key_id)
 
@@ -64,8 +64,8 @@ async def encrypted(by: str, payload: Payload = PLAIN) -> Payload:
 
 
 @given(data=st.binary(max_size=200), encoding=st.binary(max_size=20))
-async def test_what_is_encrypted_reads_as_it_was(data: bytes, encoding: bytes) -> None:
-    """Any payload at all, its metadata too, and never twice as the same bytes."""
+async def test_decrypted_payload_equals_the_original(data: bytes, encoding: bytes) -> None:
+    """Any payload and its metadata; encrypting it twice gives different bytes."""
     codec = EncryptionCodec(keys(OLD))
     payload = Payload(metadata={"encoding": encoding, "messageType": b"x"}, data=data)
     once, again = await codec.encode([payload, payload])
@@ -80,20 +80,20 @@ async def test_what_is_encrypted_reads_as_it_was(data: bytes, encoding: bytes) -
     "payload",
     [PLAIN, Payload(), Payload(metadata={"encoding": b"binary/encrypted"}, data=b"another codec's")],
 )
-async def test_what_this_codec_did_not_encrypt_is_left_alone(payload: Payload) -> None:
-    """Clients send plain JSON, and what another codec made is for its reader to refuse."""
+async def test_payload_without_our_key_id_is_unchanged(payload: Payload) -> None:
+    """Clients send plain JSON, and a payload of another codec is handled by the payload converter."""
     assert await EncryptionCodec(keys(OLD)).decode([payload]) == [payload]
 
 
-async def test_keys_alone_read_and_do_not_write() -> None:
-    """So every process can have them before the first one encrypts."""
+async def test_keys_without_a_key_id_only_decrypt() -> None:
+    """Every process can so have the keys before the first one encrypts."""
     reading = EncryptionCodec(keys(None, OLD))
     assert await reading.encode([PLAIN]) == [PLAIN]
     assert await reading.decode([await encrypted(OLD)]) == [PLAIN]
 
 
-async def test_an_unknown_key_is_named_with_the_setting() -> None:
-    """An operator then knows which key is missing, and where; an id that is none cannot break a log line."""
+async def test_unknown_key_is_named_with_the_setting() -> None:
+    """The error names the missing key and its setting; a forged key id cannot break a log line."""
     with pytest.raises(UnreadablePayloadError, match=f"'{NEW}', which is not in {KEYS_SETTING}"):
         await EncryptionCodec(keys(OLD)).decode([await encrypted(NEW)])
     forged = Payload(metadata={"encoding": b"binary/encrypted", "encryption-key-id": b"a\nb\xff" * 99})
@@ -103,8 +103,8 @@ async def test_an_unknown_key_is_named_with_the_setting() -> None:
     assert len(str(refused.value)) < 300
 
 
-async def test_what_was_changed_is_refused() -> None:
-    """Each byte of the content counts, its end too, and the key's id with it."""
+async def test_changed_payload_is_refused() -> None:
+    """A change of any byte of the content, of its length or of the key id is noticed."""
     sealed = await encrypted(OLD)
     codec = EncryptionCodec(EncryptionKeys({OLD: KEYS[OLD], NEW: KEYS[OLD]}, OLD))
     contents = [
@@ -129,16 +129,16 @@ def loaded(**variables: str) -> ClientSettings:
         return ClientSettings.load()
 
 
-def test_keys_are_read_and_shown_nowhere() -> None:
-    """As the codec takes them; no representation holds one."""
+def test_settings_read_keys_and_never_show_them() -> None:
+    """The settings return the keys for the codec, and no representation contains one."""
     settings = loaded(**{KEYS_SETTING: WRITTEN, KEY_ID_SETTING: NEW})
     assert settings.encryption.in_use == EncryptionKeys(KEYS, NEW)
     shown = f"{settings!r} {settings} {settings.encryption.in_use!r}"
     assert not [key for key in KEYS.values() if str(key) in shown or base64.b64encode(key).decode() in shown]
 
 
-def test_keys_alone_are_taken_and_none_are_the_default() -> None:
-    """No keys: all is plain. No id: nothing new is encrypted."""
+def test_keys_and_key_id_are_optional() -> None:
+    """Without keys all payloads are plain; without a key id no new payload is encrypted."""
     assert loaded().encryption.in_use is None
     assert loaded(**{KEYS_SETTING: WRITTEN}).encryption.in_use == EncryptionKeys(KEYS, None)
 
@@ -147,7 +147,7 @@ SECRET = base64.b64encode(KEYS[OLD]).decode()
 
 
 @pytest.mark.parametrize(
-    ("variables", "at_fault", "said"),
+    ("variables", "at_fault", "reason"),
     [
         ({KEY_ID_SETTING: "k"}, KEY_ID_SETTING, "is one of IOT_AWS_ENCRYPTION__KEYS, which is not set"),
         ({KEYS_SETTING: WRITTEN, KEY_ID_SETTING: "k"}, KEY_ID_SETTING, f"must be one of the ids .*: {OLD}, "),
@@ -162,9 +162,11 @@ SECRET = base64.b64encode(KEYS[OLD]).decode()
         ({KEYS_SETTING: json.dumps({"k": 7}), KEY_ID_SETTING: "k"}, KEYS_SETTING, "the key k must be 32"),
     ],
 )
-def test_what_is_no_key_is_refused_by_name(variables: dict[str, str], at_fault: str, said: str) -> None:
-    """In one line, which repeats no key."""
-    with pytest.raises(InvalidSettingsError, match=f"^{at_fault}: .*{said}") as refused:
+def test_invalid_key_setting_is_refused_by_name(
+    variables: dict[str, str], at_fault: str, reason: str
+) -> None:
+    """The error is one line, and does not repeat a key."""
+    with pytest.raises(InvalidSettingsError, match=f"^{at_fault}: .*{reason}") as refused:
         loaded(**variables)
     assert len(str(refused.value).splitlines()) == 1
     assert SECRET[4:-4] not in str(refused.value)
@@ -174,10 +176,10 @@ def test_what_is_no_key_is_refused_by_name(variables: dict[str, str], at_fault: 
 
 
 @asynccontextmanager
-async def at_work(
+async def running_with_keys(
     bridge: Bridge, settings: Settings, aws: AwsClients, encryption: EncryptionKeys
 ) -> AsyncIterator[Bridge]:
-    """The bridge with keys of its own, and a worker with them on the queue that is named for the test's."""
+    """Run a worker with these keys on the task queue of the settings, and return a bridge with the keys."""
     own = Bridge(
         await connect(encryption),
         bridge.engine,
@@ -193,14 +195,14 @@ def queue_of(settings: Settings) -> str:
 
 
 @pytest.fixture
-def apart(settings: Settings) -> Settings:
-    """Settings with a queue that no other test's worker looks at."""
+def own_queue(settings: Settings) -> Settings:
+    """Return settings with a task queue that no other test uses."""
     own = settings.worker.model_copy(update={"task_queue": f"encrypted-{uuid4()}"})
     return settings.model_copy(update={"worker": own})
 
 
 async def kept(handle: WorkflowHandle[Any, Any]) -> str:
-    """All that Temporal itself can read of a run, but for its search attributes."""
+    """Return all that Temporal can read of a run, without its search attributes."""
     events = [MessageToDict(event) async for event in handle.fetch_history_events()]
     described = MessageToDict((await handle.describe()).raw_description)
     readable = without_search_attributes([*events, described])
@@ -221,37 +223,37 @@ def without_search_attributes(shown: Any) -> Any:
             return shown
 
 
-async def test_a_saga_ends_active_and_temporal_can_read_none_of_it(
-    bridge: Bridge, apart: Settings, aws: AwsClients
+async def test_saga_with_encryption_stores_nothing_readable_in_temporal(
+    bridge: Bridge, own_queue: Settings, aws: AwsClients
 ) -> None:
-    """Neither serial number nor Thing name nor ARN is in its history, though its names are of the longest."""
+    """No serial number, Thing name or ARN is in the history; names of the longest length fit."""
     device = Device("UNREAD-" + 87 * "x")
-    async with at_work(bridge, apart, aws, keys(OLD)) as own:
-        await own.signal(device, device.event("Provisioned"), queue=queue_of(apart))
-        await own.signal(device, device.event("Suspended", 1), queue=queue_of(apart))
+    async with running_with_keys(bridge, own_queue, aws, keys(OLD)) as own:
+        await own.signal(device, device.event("Provisioned"), queue=queue_of(own_queue))
+        await own.signal(device, device.event("Suspended", 1), queue=queue_of(own_queue))
         await own.wait_for_end(device)
         status = await own.status(device)
         plain = bridge.client.get_workflow_handle(device.workflow_id)
-        asked = await plain.query("status", result_type=RawValue)
+        answer = await plain.query("status", result_type=RawValue)
     assert bridge.require_binding(device).provisioning_status is ProvisioningStatus.ACTIVE
     assert (status["thingName"], status["rejectedCount"]) == (device.thing_name, 0)
     readable = await kept(plain)
     for secret in (device.serial_number, device.thing_name, "arn:aws", "Suspended"):
         assert secret not in readable, secret
-        assert secret not in str(asked.payload), secret
+        assert secret not in str(answer.payload), secret
     assert "UNREAD" in str([dict(run.search_attributes) async for run in bridge.runs(device.workflow_id)])
 
 
-async def test_a_failure_is_read_by_the_bridge_alone(
-    faulty_bridge: Bridge, apart: Settings, aws: AwsClients
+async def test_failure_is_readable_by_the_bridge_only(
+    faulty_bridge: Bridge, own_queue: Settings, aws: AwsClients
 ) -> None:
-    """The binding and `status` say what failed and why; Temporal has neither message nor stack trace."""
+    """The binding and `status` show the error; Temporal has neither its message nor a stack trace."""
     device = Device("UNREAD-FAILURE")
     faulty_bridge.emulator.add_fault(
         "iot:CreateThing", resource=device.thing_name, code="AccessDeniedException"
     )
-    async with at_work(faulty_bridge, apart, aws, keys(OLD)) as own:
-        await own.signal(device, device.event("Provisioned"), queue=queue_of(apart))
+    async with running_with_keys(faulty_bridge, own_queue, aws, keys(OLD)) as own:
+        await own.signal(device, device.event("Provisioned"), queue=queue_of(own_queue))
         failed = await own.wait_for_status(device, ProvisioningStatus.FAILED)
         error = (await own.status(device))["lastError"]
         readable = await kept(faulty_bridge.client.get_workflow_handle(device.workflow_id))
@@ -260,25 +262,25 @@ async def test_a_failure_is_read_by_the_bridge_alone(
         assert "Encoded failure" in readable
         for secret in (device.thing_name, error["reason"][:30], "activities/", "Traceback"):
             assert secret not in readable, secret
-        await own.signal(device, device.event("Decommissioned", 1), queue=queue_of(apart))
+        await own.signal(device, device.event("Decommissioned", 1), queue=queue_of(own_queue))
         await own.wait_for_end(device)
 
 
-async def test_keys_are_rotated_under_a_saga_at_work(
-    faulty_bridge: Bridge, apart: Settings, aws: AwsClients
+async def test_keys_are_rotated_while_a_saga_is_running(
+    faulty_bridge: Bridge, own_queue: Settings, aws: AwsClients
 ) -> None:
-    """It goes on under the new key, reads what the old one wrote, and takes a plain client's signals."""
+    """The saga goes on with the new key, decrypts with the old one, and accepts a plain client's signals."""
     device = Device("ROTATED")
     faulty_bridge.emulator.add_fault(
         "iot:CreateThing", resource=device.thing_name, code="AccessDeniedException"
     )
-    async with at_work(faulty_bridge, apart, aws, keys(OLD)) as own:
-        await own.signal(device, device.event("Provisioned"), queue=queue_of(apart))
+    async with running_with_keys(faulty_bridge, own_queue, aws, keys(OLD)) as own:
+        await own.signal(device, device.event("Provisioned"), queue=queue_of(own_queue))
         await own.wait_for_status(device, ProvisioningStatus.FAILED)
     faulty_bridge.emulator.clear_faults()
-    async with at_work(faulty_bridge, apart, aws, keys(NEW, OLD)) as own:
-        await faulty_bridge.signal(device, device.event("Suspended", 1), queue=queue_of(apart))
-        await faulty_bridge.signal(device, signal="retry", queue=queue_of(apart))
+    async with running_with_keys(faulty_bridge, own_queue, aws, keys(NEW, OLD)) as own:
+        await faulty_bridge.signal(device, device.event("Suspended", 1), queue=queue_of(own_queue))
+        await faulty_bridge.signal(device, signal="retry", queue=queue_of(own_queue))
         await own.wait_for_end(device)
         assert (await own.status(device))["rejectedCount"] == 0
     assert faulty_bridge.require_binding(device).last_shadow_reported_at is not None
@@ -286,20 +288,20 @@ async def test_keys_are_rotated_under_a_saga_at_work(
     assert all(base64.b64encode(key_id.encode()).decode() in readable for key_id in (OLD, NEW))
 
 
-async def test_an_event_under_an_unknown_key_waits_for_it(
-    bridge: Bridge, apart: Settings, aws: AwsClients
+async def test_event_under_an_unknown_key_waits_for_the_key(
+    bridge: Bridge, own_queue: Settings, aws: AwsClients
 ) -> None:
-    """A worker that cannot read it neither rejects nor loses it: its turn comes when a worker has the key."""
+    """A worker that cannot decrypt it neither rejects nor loses it; a worker with the key handles it."""
     device = Device("WAITING")
     sender = await connect(keys(NEW))
-    async with at_work(bridge, apart, aws, keys(OLD)):
+    async with running_with_keys(bridge, own_queue, aws, keys(OLD)):
         handle = await sender.start_workflow(
             "DeviceLifecycle",
             id=device.workflow_id,
-            task_queue=queue_of(apart),
+            task_queue=queue_of(own_queue),
             start_signal="device_event",
             start_signal_args=[device.event("Provisioned")],
-            # The server tries again when this is over, and by default that is ten seconds.
+            # The server retries the task after this time; the default is ten seconds.
             task_timeout=timedelta(seconds=1),
         )
 
@@ -312,14 +314,14 @@ async def test_an_event_under_an_unknown_key_waits_for_it(
             )
 
         await until(failed, "a workflow task has failed")
-    async with at_work(bridge, apart, aws, keys(OLD, NEW)) as own:
+    async with running_with_keys(bridge, own_queue, aws, keys(OLD, NEW)) as own:
         await own.wait_for_end(device)
         assert (await own.status(device))["rejectedCount"] == 0
     assert bridge.require_binding(device).provisioning_status is ProvisioningStatus.ACTIVE
 
 
-async def test_a_command_is_told_from_another_of_its_id(bridge: Bridge, apart: Settings) -> None:
-    """What was sent under an id is read back, though its summary is of the greatest length."""
+async def test_command_is_read_back_by_its_id(bridge: Bridge, own_queue: Settings) -> None:
+    """A client with the keys reads the command back, also with a summary of the greatest length."""
     client = await connect(keys(OLD))
     query = "thingName:" + 500 * '"'
     command = Command(
@@ -327,7 +329,7 @@ async def test_a_command_is_told_from_another_of_its_id(bridge: Bridge, apart: S
         target=CommandTarget(kind=TargetKind.QUERY, value=query),
         operation="reboot",
     )
-    sent = await send_command(client, command, queue_of(apart), "granit")
+    sent = await send_command(client, command, queue_of(own_queue), "granit")
     assert await command_sent(client, sent) == command
     assert await command_sent(bridge.client, sent) is None
     await client.get_workflow_handle(sent).terminate()
@@ -356,11 +358,11 @@ def body_of(payloads: Sequence[Payload]) -> dict[str, Any]:
     return {"payloads": [MessageToDict(payload) for payload in payloads]}
 
 
-async def test_an_operator_has_payloads_decoded_and_encoded(engine: Engine) -> None:
-    """As Temporal's UI and command line send them; what is plain stays so."""
+async def test_codec_server_decodes_and_encodes_for_an_operator(engine: Engine) -> None:
+    """It accepts the requests of Temporal's UI and command line; plain payloads are unchanged."""
     async with codec_server(engine, keys(NEW, OLD)) as server, server.operator() as http:
-        asked = body_of([await encrypted(OLD), PLAIN])
-        answer = await http.post("/decode", json=asked)
+        body = body_of([await encrypted(OLD), PLAIN])
+        answer = await http.post("/decode", json=body)
         assert (answer.status_code, answer.json()) == (200, body_of([PLAIN, PLAIN]))
         sealed = (await http.post("/encode", json=body_of([PLAIN]))).json()
         key_id = base64.b64decode(sealed["payloads"][0]["metadata"]["encryption-key-id"])
@@ -369,8 +371,8 @@ async def test_an_operator_has_payloads_decoded_and_encoded(engine: Engine) -> N
 
 
 @pytest.mark.parametrize("path", ["/decode", "/encode"])
-async def test_nobody_else_is_answered(engine: Engine, path: str) -> None:
-    """Without a key 401, with a tenant's 403; health is for all."""
+async def test_codec_server_refuses_other_callers(engine: Engine, path: str) -> None:
+    """Without an API key 401, with a tenant's key 403; `/healthz` needs none."""
     body = body_of([await encrypted(OLD)])
     async with codec_server(engine, keys(OLD)) as server:
         async with server.client() as http:
@@ -380,8 +382,8 @@ async def test_nobody_else_is_answered(engine: Engine, path: str) -> None:
             assert problem(await http.post(path, json=body))["status"] == 403
 
 
-async def test_what_cannot_be_decoded_is_refused_with_the_reason(engine: Engine) -> None:
-    """An unknown key is named; no body that is none is answered, and none too large is read."""
+async def test_codec_server_refuses_what_it_cannot_decode(engine: Engine) -> None:
+    """An unknown key is 422 and named, an invalid body 400, a body that is too large 413."""
     async with codec_server(engine, keys(OLD)) as server, server.operator() as http:
         unknown = problem(await http.post("/decode", json=body_of([await encrypted(NEW)])))
         assert (unknown["status"], NEW in unknown["detail"]) == (422, True)
@@ -390,26 +392,26 @@ async def test_what_cannot_be_decoded_is_refused_with_the_reason(engine: Engine)
         assert problem(await http.post("/decode", content=b" " * (BODY_LIMIT + 1)))["status"] == 413
 
 
-async def test_only_the_uis_pages_may_ask(engine: Engine) -> None:
-    """The exact origin, with credentials, and so that the page can read why it is refused."""
+async def test_only_the_origin_of_the_ui_may_call(engine: Engine) -> None:
+    """The exact origin is allowed with credentials, and can read the reason of a refusal."""
     preflight = {
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization,content-type,x-namespace",
     }
     allow = "Access-Control-Allow-Origin"
     async with codec_server(engine, keys(OLD)) as server, server.client() as http:
-        asked = await http.options("/decode", headers={"Origin": UI, **preflight})
-        assert (asked.status_code, asked.headers[allow]) == (200, UI)
-        assert asked.headers["Access-Control-Allow-Credentials"] == "true"
+        answer = await http.options("/decode", headers={"Origin": UI, **preflight})
+        assert (answer.status_code, answer.headers[allow]) == (200, UI)
+        assert answer.headers["Access-Control-Allow-Credentials"] == "true"
         refused = await http.post("/decode", headers={"Origin": UI}, json={})
         assert (refused.status_code, refused.headers[allow]) == (401, UI)
         for origin in ("http://localhost:8234", "https://localhost:8233", f"{UI}.example", "null"):
-            asked = await http.options("/decode", headers={"Origin": origin, **preflight})
-            assert (asked.status_code, asked.headers.get(allow)) == (400, None), origin
+            answer = await http.options("/decode", headers={"Origin": origin, **preflight})
+            assert (answer.status_code, answer.headers.get(allow)) == (400, None), origin
 
 
-async def test_a_browser_signs_in_once(engine: Engine) -> None:
-    """An operator's key is then in a cookie that no script and no other site's page has the use of."""
+async def test_browser_signs_in_with_a_cookie(engine: Engine) -> None:
+    """The operator's key is in a cookie that neither scripts nor pages of other sites can use."""
     async with codec_server(engine, keys(OLD)) as server, server.client() as http:
         assert "<form" in (await http.get("/signin")).text
         for wrong in ("no key", server.key(uuid4())):
@@ -422,30 +424,30 @@ async def test_a_browser_signs_in_once(engine: Engine) -> None:
         assert (answer.status_code, answer.json()) == (200, body_of([PLAIN]))
 
 
-async def test_the_key_of_a_browser_goes_by_tls_alone(engine: Engine) -> None:
-    """Also where a proxy ends TLS, and the call comes here without; on one's own machine there is none."""
+async def test_cookie_is_secure_where_the_ui_has_tls(engine: Engine) -> None:
+    """Also where a proxy ends TLS and the call arrives here without it; without TLS it would not be sent."""
     for ui, secure in ((UI, False), ("https://temporal.example.com", True)):
         async with codec_server(engine, keys(OLD), ui) as server, server.client() as http:
             signed_in = await http.post("/signin", data={"key": server.key(None)})
             assert ("Secure" in signed_in.headers["set-cookie"].split("; ")) == secure
 
 
-def test_a_codec_server_needs_keys_and_an_exact_origin(stack: Addresses) -> None:
-    """Without keys there is nothing to decode; a wildcard or a path would be no origin."""
-    said = call("codec")
-    assert (said.exit_code, KEYS_SETTING in said.stderr) == (2, True)
+def test_codec_server_needs_keys_and_an_exact_origin(stack: Addresses) -> None:
+    """It refuses to start without keys, and with a wildcard or a path in the origin."""
+    refused = call("codec")
+    assert (refused.exit_code, KEYS_SETTING in refused.stderr) == (2, True)
     for origin in ("*", "localhost", f"{UI}/", "http://*.example"):
-        said = call("codec", "--ui-origin", origin, **{KEYS_SETTING: WRITTEN})
-        assert (said.exit_code, "must be an origin" in said.stderr) == (2, True), origin
+        refused = call("codec", "--ui-origin", origin, **{KEYS_SETTING: WRITTEN})
+        assert (refused.exit_code, "must be an origin" in refused.stderr) == (2, True), origin
 
 
-async def test_temporals_own_command_line_shows_the_history(
-    bridge: Bridge, http_api: HttpApi, apart: Settings, aws: AwsClients
+async def test_temporal_cli_shows_the_history_through_the_codec_server(
+    bridge: Bridge, http_api: HttpApi, own_queue: Settings, aws: AwsClients
 ) -> None:
-    """`temporal workflow show` with the codec server shows what it does not show without."""
+    """`temporal workflow show` shows the serial number only with the codec server."""
     device = Device("SHOWN")
-    async with at_work(bridge, apart, aws, keys(OLD)) as own:
-        await own.signal(device, device.event("Provisioned"), queue=queue_of(apart))
+    async with running_with_keys(bridge, own_queue, aws, keys(OLD)) as own:
+        await own.signal(device, device.event("Provisioned"), queue=queue_of(own_queue))
         await own.wait_for_end(device)
     (port,) = choose_ports(0)
     with serving_app(create_codec_app(codec_settings(keys(OLD)), UI), port) as address:
@@ -457,7 +459,7 @@ async def test_temporals_own_command_line_shows_the_history(
 
 
 async def shown(device: Device, *options: str) -> str:
-    """The payloads of a run as the official command line has them, but for its search attributes."""
+    """Return the payloads of a run as the official command line shows them, without search attributes."""
     process = await asyncio.create_subprocess_exec(
         *(TEMPORAL_CLI, "workflow", "show", "--output", "json", "--workflow-id", device.workflow_id),
         *options,

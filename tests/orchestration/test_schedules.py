@@ -1,4 +1,4 @@
-"""What runs by the clock: made when a worker starts, kept as the settings say, and an operator's to pause."""
+"""The schedules: created at the start of a worker, updated from the settings, and paused by operators."""
 
 import asyncio
 from contextlib import suppress
@@ -23,7 +23,7 @@ QUEUE = "scheduled"
 
 @pytest_asyncio.fixture
 async def own(client: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
-    """A client of a namespace without a schedule."""
+    """Return a client of a namespace without a schedule."""
     monkeypatch.setenv("TEMPORAL_NAMESPACE", await empty_namespace(client))
     return await connect(None)
 
@@ -41,20 +41,20 @@ async def started(settings: Settings, client: Client, seconds: int) -> None:
     """Start a worker, wait until the poll's schedule has its interval, and stop it."""
     shadow = settings.shadow.model_copy(update={"poll_interval_seconds": seconds})
     stop = asyncio.Event()
-    working = asyncio.create_task(run_worker(settings.model_copy(update={"shadow": shadow}), client, stop))
+    running = asyncio.create_task(run_worker(settings.model_copy(update={"shadow": shadow}), client, stop))
 
-    async def as_set() -> bool:
+    async def has_interval() -> bool:
         with suppress(RPCError):
-            return working.done() or interval(await poll_schedule(client)) == timedelta(seconds=seconds)
+            return running.done() or interval(await poll_schedule(client)) == timedelta(seconds=seconds)
         return False
 
-    await until(as_set, f"the poll is due every {seconds} s")
+    await until(has_interval, f"the poll is due every {seconds} s")
     stop.set()
-    await working
+    await running
 
 
-async def test_a_schedule_is_made_where_there_is_none(own: Client) -> None:
-    """The poll is due every interval, never twice at once, and what was missed is not made up for."""
+async def test_missing_schedule_is_created(own: Client) -> None:
+    """The poll is due every interval, never runs twice at once, and missed runs are not made up for."""
     await upsert_schedules(own, schedules(QUEUE, poll_interval_seconds=30, claim_check_interval_hours=24))
     described = await poll_schedule(own)
     assert interval(described) == timedelta(seconds=30)
@@ -67,8 +67,8 @@ async def test_a_schedule_is_made_where_there_is_none(own: Client) -> None:
     assert (action.workflow_type.name, action.task_queue.name) == ("ShadowDeltaPoll", QUEUE)
 
 
-async def test_the_shortest_interval_still_has_a_catch_up_window(own: Client) -> None:
-    """Temporal takes none below 10 s."""
+async def test_catch_up_window_is_at_least_ten_seconds(own: Client) -> None:
+    """Temporal allows none below 10 s, and the shortest interval is 5 s."""
     await upsert_schedules(own, schedules(QUEUE, poll_interval_seconds=5, claim_check_interval_hours=24))
     described = await poll_schedule(own)
     assert interval(described) == timedelta(seconds=5)
@@ -76,10 +76,8 @@ async def test_the_shortest_interval_still_has_a_catch_up_window(own: Client) ->
 
 
 @pytest.mark.usefixtures("engine")
-async def test_what_an_operator_paused_stays_paused_over_restarts_of_the_worker(
-    own: Client, settings: Settings
-) -> None:
-    """Pause and note are kept, also where the restarted worker has another interval to set."""
+async def test_paused_schedule_stays_paused_when_the_worker_restarts(own: Client, settings: Settings) -> None:
+    """Pause and note are kept, also where the restarted worker sets another interval."""
     await register_search_attributes(own)
     await started(settings, own, 600)
     handle = own.get_schedule_handle(SHADOW_DELTA_POLL_SCHEDULE)
@@ -90,8 +88,8 @@ async def test_what_an_operator_paused_stays_paused_over_restarts_of_the_worker(
         assert (state.paused, state.note) == (True, "the quota is being raised")
 
 
-async def test_a_schedule_that_is_as_it_must_be_is_not_written(own: Client) -> None:
-    """Only a difference is: of interval, of queue."""
+async def test_unchanged_schedule_is_not_updated(own: Client) -> None:
+    """Only another interval or task queue updates it."""
     await upsert_schedules(own, schedules(QUEUE, poll_interval_seconds=30, claim_check_interval_hours=24))
     await upsert_schedules(own, schedules(QUEUE, poll_interval_seconds=30, claim_check_interval_hours=24))
     assert (await poll_schedule(own)).info.last_updated_at is None
@@ -99,8 +97,8 @@ async def test_a_schedule_that_is_as_it_must_be_is_not_written(own: Client) -> N
     assert (await poll_schedule(own)).info.last_updated_at is not None
 
 
-async def test_workers_that_start_at_once_make_one_schedule(own: Client) -> None:
-    """Whoever comes second finds it made."""
+async def test_workers_that_start_together_create_each_schedule_once(own: Client) -> None:
+    """Each later worker finds the schedule of the first."""
     wanted = schedules(QUEUE, poll_interval_seconds=30, claim_check_interval_hours=24)
     await asyncio.gather(*(upsert_schedules(own, wanted) for _ in range(4)))
 

@@ -1,7 +1,11 @@
-"""Records the histories that `test_replay.py` replays: `uv run python -m tests.workflows.record_histories`.
+"""Record the histories that `test_replay.py` replays: `uv run python -m tests.workflows.record_histories`.
 
-A history that stands in the repo is never recorded again: it is what runs in production look like. A change
-that does not replay it needs `workflow.patched`; a new way through the workflow gets a scenario here.
+It takes three to four minutes, and records only the scenarios that have no history in `histories/`.
+
+Until 0.1.0 is cut, histories are recorded anew: a change of a workflow that does not replay deletes the
+histories concerned and runs the recorder. From 0.1.0 on a history is never recorded again, because runs in
+production look like it: a change that does not replay needs `workflow.patched`, and a new path through a
+workflow gets a new scenario.
 """
 
 import asyncio
@@ -56,7 +60,7 @@ from worker import compose_event_worker, compose_worker
 HISTORIES: Final = Path(__file__).parent / "histories"
 
 
-async def straight(bridge: Bridge, device: Device) -> None:
+async def provisioned(bridge: Bridge, device: Device) -> None:
     await bridge.send_and_wait(device, device.event("Provisioned"))
 
 
@@ -76,11 +80,11 @@ async def failed_and_retried(bridge: Bridge, device: Device) -> None:
 
 
 async def decommissioned(bridge: Bridge, device: Device) -> None:
-    await straight(bridge, device)
+    await provisioned(bridge, device)
     await bridge.send_and_wait(device, device.event("Decommissioned", 1))
 
 
-async def overtaken(bridge: Bridge, device: Device) -> None:
+async def decommissioned_while_provisioning(bridge: Bridge, device: Device) -> None:
     bridge.emulator.add_fault("iot:AttachPolicy", code="ThrottlingException", status=429)
     await bridge.signal(device, device.event("Provisioned"))
     await bridge.wait_for_activity(device, "attach_certificate", attempts=2)
@@ -88,7 +92,7 @@ async def overtaken(bridge: Bridge, device: Device) -> None:
     await bridge.send_and_wait(device, device.event("Decommissioned", 1))
 
 
-async def overtaken_while_failed(bridge: Bridge, device: Device) -> None:
+async def decommissioned_while_failed(bridge: Bridge, device: Device) -> None:
     bridge.emulator.add_fault("iot:AttachPolicy", code="AccessDeniedException", status=403)
     await bridge.signal(device, device.event("Provisioned"))
     await bridge.wait_for_status(device, ProvisioningStatus.FAILED)
@@ -97,7 +101,7 @@ async def overtaken_while_failed(bridge: Bridge, device: Device) -> None:
 
 
 async def teardown_refused(bridge: Bridge, device: Device) -> None:
-    await straight(bridge, device)
+    await provisioned(bridge, device)
     bridge.emulator.add_fault("secretsmanager:DeleteSecret", code="AccessDeniedException", times=1)
     await bridge.signal(device, device.event("Decommissioned", 1))
     await bridge.wait_until_idle(device)
@@ -106,7 +110,7 @@ async def teardown_refused(bridge: Bridge, device: Device) -> None:
 
 
 async def report_refused(bridge: Bridge, device: Device) -> None:
-    await straight(bridge, device)
+    await provisioned(bridge, device)
     bridge.emulator.add_fault("iot-data:UpdateThingShadow", code="ForbiddenException", status=403, times=1)
     await bridge.send_and_wait(device, device.event("Activated", 1))
 
@@ -121,13 +125,13 @@ async def rejected(bridge: Bridge, device: Device) -> None:
     await bridge.wait_for_end(device)
 
 
-async def without_credentials(bridge: Bridge, device: Device) -> None:
-    settings, secret, queue = Settings.load(), ["{}"], "without-credentials"
-    hasty = settings.provisioning.model_copy(update={"step_retry_seconds": 1})
+async def without_aws_keys(bridge: Bridge, device: Device) -> None:
+    settings, secret, queue = Settings.load(), ["{}"], "without-aws-keys"
+    short_retries = settings.provisioning.model_copy(update={"step_retry_seconds": 1})
     credentials = FleetCredentials("arn", lambda: secret[-1])
     aws = AwsClients(4, None, credentials)
     async with worker_on(
-        queue, settings.model_copy(update={"provisioning": hasty}), bridge, aws, bridge.engine
+        queue, settings.model_copy(update={"provisioning": short_retries}), bridge, aws, bridge.engine
     ):
         await bridge.signal(device, device.event("Provisioned"), queue=queue)
         await bridge.wait_for_reschedule(device, "ensure_thing")
@@ -136,7 +140,7 @@ async def without_credentials(bridge: Bridge, device: Device) -> None:
         await bridge.wait_for_end(device)
 
 
-async def cancelled_by_hand(bridge: Bridge, device: Device) -> None:
+async def cancelled_by_operator(bridge: Bridge, device: Device) -> None:
     bridge.emulator.add_fault("iot:CreateThing", code="ThrottlingException", status=429)
     handle = await bridge.signal(device, device.event("Provisioned"))
     await bridge.wait_for_activity(device, "ensure_thing", attempts=2)
@@ -145,8 +149,8 @@ async def cancelled_by_hand(bridge: Bridge, device: Device) -> None:
     await bridge.wait_until_idle(device)
 
 
-async def cancelled_while_folding(bridge: Bridge, device: Device) -> None:
-    outage, queue = Outage(Settings.load().database_url.get_secret_value()), "cancelled-while-folding"
+async def cancelled_while_applying_an_event(bridge: Bridge, device: Device) -> None:
+    outage, queue = Outage(Settings.load().database_url.get_secret_value()), "cancelled-while-applying"
     async with worker_on(queue, Settings.load(), bridge, AwsClients(4), outage.engine):
         handle = await bridge.signal(device, device.event("Provisioned"), queue=queue)
         await bridge.wait_for_activity(device, "apply_event", attempts=2)
@@ -157,14 +161,14 @@ async def cancelled_while_folding(bridge: Bridge, device: Device) -> None:
     outage.engine.dispose()
 
 
-async def retried_meanwhile(bridge: Bridge, device: Device) -> None:
-    await straight(bridge, device)
+async def retry_during_a_retry(bridge: Bridge, device: Device) -> None:
+    await provisioned(bridge, device)
     refused = {"code": "ForbiddenException", "status": 403, "times": 1}
     bridge.emulator.add_fault("iot-data:UpdateThingShadow", **refused)  # type: ignore[arg-type]
     await bridge.send_and_wait(device, device.event("Activated", 1))
-    at_work = bridge.emulator.add_fault("iot-data:UpdateThingShadow", **refused, delay_seconds=1)  # type: ignore[arg-type]
+    in_progress = bridge.emulator.add_fault("iot-data:UpdateThingShadow", **refused, delay_seconds=1)  # type: ignore[arg-type]
     await bridge.signal(device, signal="retry")
-    await bridge.wait_for_fault(at_work)
+    await bridge.wait_for_fault(in_progress)
     await bridge.signal(device, signal="retry")
     await bridge.wait_for_end(device)
 
@@ -192,15 +196,15 @@ async def outbox_publisher(bridge: Bridge, device: Device) -> Sequence[str]:
     sending = Publisher(bridge.engine, LogSink(), park_after=timedelta(days=1), retention=timedelta(days=30))
     events = EventActivities(sending, round_seconds=0.1)
     async with compose_event_worker(settings, bridge.client, events):
-        await until(continued_as_new, "the publisher goes on in a new run")
+        await until(continued_as_new, "the publisher continues as new")
     return [publisher.id]
 
 
 async def shadow_delta_poll(bridge: Bridge, device: Device) -> Sequence[str]:
-    """More pages than a batch has; then pages that AWS refuses."""
+    """Poll more pages than a batch has, then pages that AWS refuses to read."""
     fleet = Fleet(bridge, "", device.serial_number)
-    wanting, *_ = fleet.bind(51)
-    fleet.desire(wanting, {"interval": 10})
+    changed, *_ = fleet.bind(51)
+    fleet.desire(changed, {"interval": 10})
     async with polling_worker(fleet, AwsClients(20), page_size=1):
         long = await fleet.start_poll()
         await long.result()
@@ -212,16 +216,16 @@ async def shadow_delta_poll(bridge: Bridge, device: Device) -> Sequence[str]:
 
 
 @asynccontextmanager
-async def at_commands(bridge: Bridge) -> AsyncIterator[Commands]:
-    """The bridge at commands, on the queues of the tests."""
-    async with AsyncExitStack() as at_work:
+async def running_command_workers(bridge: Bridge) -> AsyncIterator[Commands]:
+    """Run the workers of commands on the task queues of the tests."""
+    async with AsyncExitStack() as running:
         for queue, own in queues(Settings.load()).items():
-            await at_work.enter_async_context(commands_on(queue, own, bridge, AwsClients(4), bridge.engine))
+            await running.enter_async_context(commands_on(queue, own, bridge, AwsClients(4), bridge.engine))
         yield Commands(bridge)
 
 
 async def command_succeeded(bridge: Bridge, device: Device) -> Sequence[str]:
-    async with at_commands(bridge) as commands:
+    async with running_command_workers(bridge) as commands:
         device = commands.device(device.serial_number)
         handle = await commands.send(to(device, parameters={"level": [1]}))
         await commands.looked_at(handle, 2)
@@ -231,7 +235,7 @@ async def command_succeeded(bridge: Bridge, device: Device) -> Sequence[str]:
 
 
 async def command_refused(bridge: Bridge, device: Device) -> Sequence[str]:
-    async with at_commands(bridge) as commands:
+    async with running_command_workers(bridge) as commands:
         refused = await commands.send(to(device))
         broken = await bridge.client.start_workflow(
             DEVICE_COMMAND, 7, id=f"{PREFIX}-{uuid4()}", task_queue=QUEUE
@@ -242,30 +246,30 @@ async def command_refused(bridge: Bridge, device: Device) -> Sequence[str]:
 
 
 async def command_cancelled(bridge: Bridge, device: Device) -> Sequence[str]:
-    async with at_commands(bridge) as commands:
+    async with running_command_workers(bridge) as commands:
         device = commands.device(device.serial_number)
         watched = await commands.send(to(device))
         await commands.looked_at(watched, 1)
         await watched.signal("cancel")
-        by_hand = await commands.send(to(device))
-        await commands.looked_at(by_hand, 1)
-        await by_hand.cancel()
+        by_operator = await commands.send(to(device))
+        await commands.looked_at(by_operator, 1)
+        await by_operator.cancel()
         fault = bridge.emulator.add_fault("iot:CreateJob", delay_seconds=1, times=1)
-        being_made = await commands.send(to(device))
+        being_created = await commands.send(to(device))
         await bridge.wait_for_fault(fault)
-        await being_made.signal("cancel")
+        await being_created.signal("cancel")
         bridge.emulator.add_fault("iot:CreateJob", code="LimitExceededException", status=410)
-        unmade = await commands.send(to(device))
-        await commands.wait_for_activity(unmade, "create_job", attempts=2)
-        await unmade.signal("cancel")
-        cancelled = [watched, by_hand, being_made, unmade]
+        not_created = await commands.send(to(device))
+        await commands.wait_for_activity(not_created, "create_job", attempts=2)
+        await not_created.signal("cancel")
+        cancelled = [watched, by_operator, being_created, not_created]
         for handle in cancelled:
             await commands.wait_for_end(handle)
     return [handle.id for handle in cancelled]
 
 
 async def command_at_its_deadline(bridge: Bridge, device: Device) -> Sequence[str]:
-    async with at_commands(bridge) as commands:
+    async with running_command_workers(bridge) as commands:
         device = commands.device(device.serial_number)
         window = await commands.send(to_all(f"thingName:{device.thing_name}"), SHORT)
         timed_out = await commands.send(to(device), SHORT)
@@ -275,7 +279,7 @@ async def command_at_its_deadline(bridge: Bridge, device: Device) -> Sequence[st
 
 
 async def command_group_sweep(bridge: Bridge, _device: Device) -> Sequence[str]:
-    async with at_commands(bridge) as commands:
+    async with running_command_workers(bridge) as commands:
         handle = await bridge.client.start_workflow(COMMAND_GROUP_SWEEP, id="sweep", task_queue=QUEUE)
         await commands.wait_for_end(handle)
     return [handle.id]
@@ -322,12 +326,12 @@ async def erasure_sweep(bridge: Bridge, device: Device) -> Sequence[str]:
 
 
 def enrolled_twice(bridge: Bridge, device: Device, **columns: Any) -> Device:
-    """A device that has enrolled with one certificate, then with another, and was never followed up."""
+    """Return a device that has enrolled with one certificate, then with another, and has had no event."""
     bridge.iot.create_thing(thingName=device.thing_name)
     for _ in range(2):
         certificate = bridge.iot.create_keys_and_certificate(setAsActive=True)["certificateArn"]
         bridge.iot.attach_thing_principal(thingName=device.thing_name, principal=certificate)
-        told = {"certificate_arn": certificate, "thing_arn": f"arn:thing/{device.thing_name}"}
+        arns = {"certificate_arn": certificate, "thing_arn": f"arn:thing/{device.thing_name}"}
         registration = Registration(
             tenant_id=device.tenant_id,
             serial_number=device.serial_number,
@@ -336,7 +340,7 @@ def enrolled_twice(bridge: Bridge, device: Device, **columns: Any) -> Device:
             model="MX-3",
             firmware_version="1.0",
             label=None,
-            **{"claim_certificate_expires_at": None} | columns | told,
+            **{"claim_certificate_expires_at": None} | columns | arns,
         )
         with Session(bridge.engine, expire_on_commit=False) as session, session.begin():
             enrolled = enrol(
@@ -351,22 +355,22 @@ def enrolled_twice(bridge: Bridge, device: Device, **columns: Any) -> Device:
 
 
 Scenario = Callable[[Bridge, Device], Awaitable[Sequence[str] | None]]
-"""What happens to a device; or, of other workflows, what happens to those whose ids it returns."""
+"""Runs the workflow of a device, or other workflows, whose ids it returns."""
 
 SCENARIOS: Final[tuple[Scenario, ...]] = (
-    straight,
+    provisioned,
     status_before_active,
     failed_and_retried,
     decommissioned,
-    overtaken,
-    overtaken_while_failed,
+    decommissioned_while_provisioning,
+    decommissioned_while_failed,
     teardown_refused,
     report_refused,
     rejected,
-    without_credentials,
-    cancelled_by_hand,
-    cancelled_while_folding,
-    retried_meanwhile,
+    without_aws_keys,
+    cancelled_by_operator,
+    cancelled_while_applying_an_event,
+    retry_during_a_retry,
     continued_as_new,
     outbox_publisher,
     shadow_delta_poll,
@@ -401,18 +405,18 @@ async def record(addresses: Addresses) -> None:
             for number, run in enumerate(sorted(runs, key=lambda run: run.start_time), 1):
                 history = await client.get_workflow_handle(run.id, run_id=run.run_id).fetch_history()
                 file = HISTORIES / f"{name}-{number}.json"
-                file.write_text(json.dumps(_impersonal(json.loads(history.to_json())), indent=1) + "\n")
+                file.write_text(json.dumps(_without_machine(json.loads(history.to_json())), indent=1) + "\n")
                 sys.stdout.write(f"{file.name}: {len(history.events)} events\n")
     engine.dispose()
 
 
-def _impersonal(recorded: Any) -> Any:
-    """A history without what speaks of the machine it was recorded on."""
+def _without_machine(recorded: Any) -> Any:
+    """Return a history without identities and stack traces, which show the machine it was recorded on."""
     if isinstance(recorded, list):
-        return [_impersonal(each) for each in recorded]
+        return [_without_machine(each) for each in recorded]
     if isinstance(recorded, dict):
         return {
-            key: "worker" if key == "identity" else _impersonal(value)
+            key: "worker" if key == "identity" else _without_machine(value)
             for key, value in recorded.items()
             if key != "stackTrace"
         }

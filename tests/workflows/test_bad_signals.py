@@ -1,4 +1,4 @@
-"""Whatever is signalled, the workflow stays healthy: what is no event is rejected, the rest goes on."""
+"""Invalid signals: they are rejected, counted and listed, and leave the workflow healthy."""
 
 from typing import Any
 from uuid import UUID, uuid4
@@ -61,8 +61,8 @@ INVALID: dict[str, tuple[tuple[Any, ...], str]] = {
 
 
 @pytest.mark.parametrize("name", INVALID)
-async def test_an_invalid_event_is_rejected_by_its_field(bridge: Bridge, name: str) -> None:
-    """Each kind of bad signal is listed with the field at fault, and leaves nothing behind."""
+async def test_invalid_event_is_rejected_with_its_field(bridge: Bridge, name: str) -> None:
+    """Each kind of invalid signal is listed with the field at fault, and creates no binding."""
     arguments, field = INVALID[name]
     await bridge.signal(DEVICE, *arguments)
     await bridge.wait_for_end(DEVICE)
@@ -72,8 +72,8 @@ async def test_an_invalid_event_is_rejected_by_its_field(bridge: Bridge, name: s
     assert bridge.binding(DEVICE) is None
 
 
-async def test_the_reason_never_repeats_the_value(bridge: Bridge) -> None:
-    """A rejected value, which may be anything, is kept nowhere in the status."""
+async def test_rejection_does_not_repeat_the_value(bridge: Bridge) -> None:
+    """The value of a rejected field is nowhere in the status, since it can be a secret."""
     device = Device("BAD-2")
     marked = "zz-secret-zz"
     for field in ("eventId", "type", "deviceId", "tenantId", "serialNumber", "occurredAt"):
@@ -83,8 +83,8 @@ async def test_the_reason_never_repeats_the_value(bridge: Bridge) -> None:
     assert marked not in str(await bridge.status(device))
 
 
-async def test_valid_events_go_on_beside_invalid_ones(bridge: Bridge) -> None:
-    """Bad signals before, between and after a good one do not keep the device from Active."""
+async def test_valid_events_are_handled_between_invalid_ones(bridge: Bridge) -> None:
+    """Invalid signals before and after a valid event do not keep the device from Active."""
     device = Device("BAD-3")
     bridge.emulator.add_fault("iot:CreateThing", resource=device.thing_name, delay_seconds=1, times=1)
     await bridge.signal(device)
@@ -97,7 +97,7 @@ async def test_valid_events_go_on_beside_invalid_ones(bridge: Bridge) -> None:
 
 
 async def test_only_the_last_twenty_rejections_are_kept(bridge: Bridge) -> None:
-    """A flood of bad signals is counted in full but kept in part."""
+    """Many invalid signals are all counted, and the last twenty are listed."""
     device = Device("BAD-4")
     bridge.emulator.add_fault("iot:CreateThing", resource=device.thing_name, delay_seconds=1, times=1)
     await bridge.signal(device, device.event("Provisioned"))
@@ -108,8 +108,8 @@ async def test_only_the_last_twenty_rejections_are_kept(bridge: Bridge) -> None:
     await bridge.wait_for_end(device)
 
 
-async def test_another_tenant_or_serial_is_rejected_for_ever(bridge: Bridge) -> None:
-    """A device id belongs to one tenant and one serial: an event that names another changes nothing."""
+async def test_event_with_another_tenant_or_serial_is_rejected(bridge: Bridge) -> None:
+    """A device id belongs to one tenant and one serial number: an event with another one changes nothing."""
     device = Device("BAD-5")
     await bridge.send_and_wait(device, device.event("Provisioned"))
     await bridge.send_and_wait(device, device.event("Decommissioned", tenantId=str(uuid4())))
@@ -121,8 +121,8 @@ async def test_another_tenant_or_serial_is_rejected_for_ever(bridge: Bridge) -> 
     assert bridge.require_binding(device).provisioning_status is ProvisioningStatus.ACTIVE
 
 
-async def test_a_foreign_decommission_cancels_nothing_in_flight(faulty_bridge: Bridge) -> None:
-    """Another tenant's decommission of this device id does not even interrupt what is at work."""
+async def test_decommission_of_another_tenant_cancels_no_step(faulty_bridge: Bridge) -> None:
+    """A decommission with another tenant does not cancel the step in progress."""
     device = Device("BAD-6")
     faulty_bridge.emulator.add_fault(
         "iot:CreateThing", resource=device.thing_name, code="ThrottlingException", status=429

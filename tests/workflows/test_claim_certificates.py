@@ -1,4 +1,4 @@
-"""Claim certificates that expire are told of once a day each, however many there are."""
+"""Warnings of expiring claim certificates: one per certificate and day, for a fleet of any size."""
 
 import asyncio
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ DAY = timedelta(days=1)
 
 
 def expiring(engine: Engine, tenant_id: UUID, *expiries: datetime, gone: bool = False) -> list[UUID]:
-    """Enrolled devices of a tenant, whose claim certificates expire then."""
+    """Create enrolled devices of a tenant whose claim certificates expire at these times."""
     status = ProvisioningStatus.DECOMMISSIONED if gone else ProvisioningStatus.ACTIVE
     with Session(engine) as session, session.begin():
         return [
@@ -52,7 +52,7 @@ def expiring(engine: Engine, tenant_id: UUID, *expiries: datetime, gone: bool = 
         ]
 
 
-def told(engine: Engine, tenant_id: UUID) -> Sequence[OutboxRow]:
+def warnings_of(engine: Engine, tenant_id: UUID) -> Sequence[OutboxRow]:
     with Session(engine) as session:
         return session.exec(
             select(OutboxRow)
@@ -67,12 +67,12 @@ async def check(client: Client, queue: str, at: datetime) -> CheckTotals:
     )
 
 
-async def test_every_certificate_of_the_window_is_told_of_once_a_day(
+async def test_each_certificate_in_the_window_is_warned_of_once_a_day(
     bridge: Bridge, settings: Settings, aws: AwsClients, engine: Engine
 ) -> None:
-    """Over several pages, equal times and all, with whole days left, also those past; the next day again."""
+    """Over several pages, also with equal or past times; a repeat on the same day publishes nothing."""
     tenant, queue = uuid4(), "claims"
-    # Seven at one moment: a page ends amid them.
+    # Seven at one moment: a page of three ends between them.
     same = expiring(engine, tenant, *(7 * [NOW + 3 * DAY + timedelta(hours=5)]))
     past = expiring(engine, tenant, NOW - 40 * DAY, NOW - timedelta(seconds=1), NOW + timedelta(hours=23))
     edge = expiring(engine, tenant, NOW + 30 * DAY)
@@ -83,25 +83,26 @@ async def test_every_certificate_of_the_window_is_told_of_once_a_day(
     async with worker_on(queue, paged, bridge, aws, engine):
         totals = await check(bridge.client, queue, NOW)
         assert totals.warned >= 11
-        days = {row.device_id: row.data["daysLeft"] for row in told(engine, tenant)}
+        days = {row.device_id: row.data["daysLeft"] for row in warnings_of(engine, tenant)}
         assert days == dict.fromkeys(same, 3) | dict.fromkeys(past, 0) | dict.fromkeys(edge, 30)
-        assert len(told(engine, tenant)) == 11
-        assert [row.data["claimCertificateExpiresAt"] for row in told(engine, tenant)] == sorted(
-            row.data["claimCertificateExpiresAt"] for row in told(engine, tenant)
+        assert len(warnings_of(engine, tenant)) == 11
+        assert [row.data["claimCertificateExpiresAt"] for row in warnings_of(engine, tenant)] == sorted(
+            row.data["claimCertificateExpiresAt"] for row in warnings_of(engine, tenant)
         )
-        # The same once more says nothing new.
+        # A second check on the same day publishes nothing.
         await check(bridge.client, queue, NOW)
-        assert len(told(engine, tenant)) == 11
+        assert len(warnings_of(engine, tenant)) == 11
         await check(bridge.client, queue, NOW + timedelta(hours=12))
-        assert len(told(engine, tenant)) == 23
-    assert {date.fromisoformat(row.data["day"]) for row in told(engine, tenant)[11:]} == {date(2030, 5, 11)}
-    assert all(row.sequence for row in told(engine, tenant))
+        assert len(warnings_of(engine, tenant)) == 23
+    warnings = warnings_of(engine, tenant)
+    assert {date.fromisoformat(row.data["day"]) for row in warnings[11:]} == {date(2030, 5, 11)}
+    assert all(row.sequence for row in warnings)
 
 
-async def test_a_check_goes_on_in_a_new_run_where_its_history_is_long(
+async def test_check_with_a_long_history_continues_as_new(
     bridge: Bridge, settings: Settings, aws: AwsClients, engine: Engine
 ) -> None:
-    """A fleet of any size is one check: no device is left out where one run ends and the next begins."""
+    """No device is left out between the end of one run and the start of the next."""
     tenant, queue, at = uuid4(), "claims-long", NOW - 1000 * DAY
     expiring(engine, tenant, *(at - number * DAY for number in range(40)))
     small = settings.fleet_provisioning.model_copy(update={"rotation_check_batch_size": 1})
@@ -109,11 +110,13 @@ async def test_a_check_goes_on_in_a_new_run_where_its_history_is_long(
     async with worker_on(queue, paged, bridge, aws, engine):
         totals = await check(bridge.client, queue, at)
     assert totals.warned >= 40
-    assert len(told(engine, tenant)) == 40
+    assert len(warnings_of(engine, tenant)) == 40
 
 
-async def test_what_has_changed_since_its_page_was_read_is_not_told(engine: Engine, stack: Addresses) -> None:
-    """Neither a device that has ended meanwhile, and was told of, nor one that enrolled anew."""
+async def test_device_changed_after_its_page_was_read_gets_no_warning(
+    engine: Engine, stack: Addresses
+) -> None:
+    """Neither a device that was decommissioned meanwhile, nor one that enrolled with a new certificate."""
     tenant, at = uuid4(), NOW - 2000 * DAY
     first, ended, renewed = expiring(engine, tenant, at - 3 * DAY, at - 2 * DAY, at - DAY)
     own = open_engine(make_conninfo(stack.database_url, application_name=f"claims-{tenant}"))
@@ -133,7 +136,7 @@ async def test_what_has_changed_since_its_page_was_read_is_not_told(engine: Engi
 
     with Session(engine) as holding:
         lock_or_create_state(holding, DeviceState(device_id=first, tenant_id=tenant, serial_number=None))
-        told_all = asyncio.create_task(
+        warned_all = asyncio.create_task(
             asyncio.to_thread(ActivityEnvironment().run, checking.warn_of_expiring_claims, page)
         )
         await until(waits, "the page is read, and its first event waits")
@@ -143,27 +146,27 @@ async def test_what_has_changed_since_its_page_was_read_is_not_told(engine: Engi
             connection.execute(changed.where(its_id == ended).values(deleted_at=NOW))
             connection.execute(changed.where(its_id == renewed).values(claim_certificate_expires_at=NOW))
         holding.rollback()
-    assert (await told_all).count == 3
+    assert (await warned_all).count == 3
     own.dispose()
-    assert [row.device_id for row in told(engine, tenant)] == [first]
+    assert [row.device_id for row in warnings_of(engine, tenant)] == [first]
 
 
-def test_the_window_is_read_from_an_index(engine: Engine) -> None:
-    """A page costs what it holds, not what the fleet is: nothing else is read, and nothing sorted."""
+def test_window_is_read_from_an_index(engine: Engine) -> None:
+    """The cost of a page depends on its size, not on the fleet: no other row is read or sorted."""
     expiring(engine, uuid4(), NOW)
     with Session(engine) as session:
-        # Else a table this small is read whole, or by a bitmap and then sorted, as its statistics have it.
+        # Otherwise PostgreSQL reads a table this small as a whole, or by a bitmap and then sorts.
         for way in ("seqscan", "bitmapscan", "sort"):
             session.execute(text(f"SET LOCAL enable_{way} = off"))
-        asked = page_of_expiring(NOW, (NOW - DAY, uuid4()), 1)
-        compiled = asked.compile(engine, compile_kwargs={"literal_binds": True})
+        query = page_of_expiring(NOW, (NOW - DAY, uuid4()), 1)
+        compiled = query.compile(engine, compile_kwargs={"literal_binds": True})
         plan = "\n".join(session.execute(text(f"EXPLAIN {compiled}")).scalars())
     assert "Index Scan using ix_iotaws_thing_bindings_claim_certificate_expires_at" in plan
     assert "Sort" not in plan
 
 
-async def test_the_check_has_its_schedule(client: Client) -> None:
-    """Daily, one at a time."""
+async def test_check_has_a_daily_schedule(client: Client) -> None:
+    """It runs every day, never twice at once."""
     described = await client.get_schedule_handle(CLAIM_CERTIFICATE_CHECK_SCHEDULE).describe()
     action = described.schedule.action
     assert isinstance(action, ScheduleActionStartWorkflow)
@@ -173,6 +176,6 @@ async def test_the_check_has_its_schedule(client: Client) -> None:
 
 
 @pytest.mark.parametrize(("left", "days"), [(DAY, 1), (2 * DAY - timedelta(seconds=1), 1), (-DAY, 0)])
-def test_days_left_are_whole(left: timedelta, days: int) -> None:
-    """A day that has begun is not one that is left."""
+def test_days_left_are_rounded_down(left: timedelta, days: int) -> None:
+    """A day that has begun does not count, and a past time counts as zero days."""
     assert whole_days(left) == days

@@ -17,8 +17,8 @@ from tests.harness.bridge import POLICY, Bridge, Device
 TEMPORAL_CLI = Path(sys.executable).parent / "temporal"
 
 
-async def test_provisioned_event_makes_everything_a_device_needs(bridge: Bridge) -> None:
-    """A provisioned device has a stamped Thing, an active certificate with a policy, its key in a secret."""
+async def test_provisioned_event_creates_thing_certificate_and_secret(bridge: Bridge) -> None:
+    """A provisioned device has a Thing with its ids, an active certificate with a policy, and a secret."""
     device = Device("STRAIGHT-1")
     await bridge.send_and_wait(device, device.event("Provisioned"))
     binding, traces = bridge.require_binding(device), bridge.traces(device)
@@ -34,8 +34,8 @@ async def test_provisioned_event_makes_everything_a_device_needs(bridge: Bridge)
     assert fits(traces.key, bridge.certificate_pem(certificate.arn))
 
 
-async def test_a_null_tenant_is_written_as_the_zero_uuid(bridge: Bridge) -> None:
-    """A device of no tenant gets a Thing name of 32 zeros, is searched for by them, and its row says null."""
+async def test_null_tenant_is_written_as_the_zero_uuid(bridge: Bridge) -> None:
+    """Without a tenant, Thing name and search attribute have zeros, and the tenant of the row is null."""
     device = Device("NO-TENANT-1", tenant_id=None)
     handle = await bridge.send_and_wait(device, device.event("Provisioned"))
     attributes = {pair.key.name: pair.value for pair in (await handle.describe()).typed_search_attributes}
@@ -44,8 +44,8 @@ async def test_a_null_tenant_is_written_as_the_zero_uuid(bridge: Bridge) -> None
     assert bridge.require_binding(device).tenant_id is None
 
 
-async def test_every_transition_is_audited_and_told(bridge: Bridge) -> None:
-    """Each status change is a row naming workflow and run, and the end is told in the outbox."""
+async def test_every_transition_is_audited_and_the_last_published(bridge: Bridge) -> None:
+    """Each status change is a row with workflow and run id, and Active is published through the outbox."""
     device = Device("AUDITED-1")
     handle = await bridge.send_and_wait(device, device.event("Provisioned"))
     assert bridge.transitions(device) == ["Pending", "ThingCreated", "CertIssued", "SecretStored", "Active"]
@@ -60,8 +60,8 @@ async def test_every_transition_is_audited_and_told(bridge: Bridge) -> None:
     assert bridge.published(device) == ["AwsThingProvisionedEvent"]
 
 
-async def test_the_straight_path_costs_at_most_36_events_and_four_activities(bridge: Bridge) -> None:
-    """An operator sees four activities; the history stays small, search attributes included."""
+async def test_provisioning_takes_four_activities_and_at_most_36_events(bridge: Bridge) -> None:
+    """A history without errors has four activities and stays small, search attributes included."""
     device = Device("SHAPE-1")
     handle = await bridge.send_and_wait(device, device.event("Provisioned"))
     events = [event async for event in handle.fetch_history_events()]
@@ -74,8 +74,8 @@ async def test_the_straight_path_costs_at_most_36_events_and_four_activities(bri
     assert len(events) <= 36
 
 
-async def test_search_attributes_follow_the_saga(bridge: Bridge) -> None:
-    """Tenant, Thing name and status can be searched for, and the status is the newest."""
+async def test_search_attributes_are_current_after_provisioning(bridge: Bridge) -> None:
+    """Tenant, Thing name and the newest status are search attributes of the run."""
     device = Device("SEARCH-1")
     handle = await bridge.send_and_wait(device, device.event("Provisioned"))
     attributes = {pair.key.name: pair.value for pair in (await handle.describe()).typed_search_attributes}
@@ -84,8 +84,8 @@ async def test_search_attributes_follow_the_saga(bridge: Bridge) -> None:
     assert attributes["ProvisioningStatus"] == "Active"
 
 
-async def test_activities_say_what_they_do_to_which_thing(bridge: Bridge) -> None:
-    """Each activity's summary in the UI names its work and its Thing."""
+async def test_activity_summaries_name_the_thing(bridge: Bridge) -> None:
+    """Each activity's summary in the UI has the name of its Thing."""
     device = Device("SUMMARY-1")
     handle = await bridge.send_and_wait(device, device.event("Provisioned"))
     summaries = [
@@ -97,8 +97,8 @@ async def test_activities_say_what_they_do_to_which_thing(bridge: Bridge) -> Non
     assert all(device.thing_name in summary for summary in summaries)
 
 
-async def test_the_plain_temporal_cli_takes_a_device_to_active(bridge: Bridge) -> None:
-    """Anyone's client will do: the official CLI with plain JSON, and no key in what it then shows."""
+async def test_temporal_cli_with_plain_json_provisions_a_device(bridge: Bridge) -> None:
+    """Any client works: the official CLI sends plain JSON, and shows no private key afterwards."""
     device = Device("PLAIN-CLI-1")
     await temporal(
         "workflow", "signal-with-start", "--type", "DeviceLifecycle", "--task-queue", "thingbridge",
@@ -114,8 +114,8 @@ async def test_the_plain_temporal_cli_takes_a_device_to_active(bridge: Bridge) -
     assert not [line for line in key.splitlines()[1:-1] if line in shown]
 
 
-async def test_no_run_stays_open_for_an_idle_device(bridge: Bridge) -> None:
-    """The workflow ends once nothing is queued, and a later event starts another run."""
+async def test_run_of_an_idle_device_ends(bridge: Bridge) -> None:
+    """The run ends when nothing is queued, and a later event starts another run."""
     device = Device("IDLE-1")
     first = await bridge.send_and_wait(device, device.event("Provisioned"))
     first_run = (await first.describe()).run_id
@@ -123,19 +123,22 @@ async def test_no_run_stays_open_for_an_idle_device(bridge: Bridge) -> None:
     assert (await second.describe()).run_id != first_run
 
 
-async def test_a_start_argument_sent_by_mistake_blocks_nothing(bridge: Bridge) -> None:
-    """An event sent as the run's argument, where the signal's was meant, does not block the device."""
+async def test_start_argument_of_a_client_is_ignored(bridge: Bridge) -> None:
+    """An event or a forged state, sent as the run's argument, changes nothing and blocks nothing."""
     device = Device("MISTAKE-1")
-    await bridge.client.start_workflow(
-        "DeviceLifecycle", device.event("Provisioned"), id=device.workflow_id, task_queue="thingbridge",
-    )  # fmt: skip
-    await bridge.wait_for_end(device)
+    for argument in (device.event("Provisioned"), {"rejected_count": 7, "retries_received": 1}):
+        await bridge.client.start_workflow(
+            "DeviceLifecycle", argument, id=device.workflow_id, task_queue="thingbridge"
+        )
+        await bridge.wait_for_end(device)
+        status = await bridge.status(device)
+        assert (status["rejectedCount"], status["queued"]) == (0, [])
     await bridge.send_and_wait(device, device.event("Provisioned"))
     assert bridge.require_binding(device).provisioning_status is ProvisioningStatus.ACTIVE
 
 
-async def test_a_burst_of_events_is_handled_over_several_runs(bridge: Bridge) -> None:
-    """A burst that makes history long is carried into a new run, and nothing of it is lost."""
+async def test_burst_of_events_is_handled_over_several_runs(bridge: Bridge) -> None:
+    """A burst that makes the history long continues in a new run; no event and no rejection is lost."""
     device = Device("BURST-1")
     bridge.emulator.add_fault("iot:CreateThing", resource=device.thing_name, delay_seconds=2, times=1)
     first = await bridge.signal(device, device.event("Provisioned"))
@@ -150,8 +153,8 @@ async def test_a_burst_of_events_is_handled_over_several_runs(bridge: Bridge) ->
     assert (await last.query("status"))["rejectedCount"] == 1
 
 
-async def test_no_event_is_lost_as_the_run_closes(bridge: Bridge) -> None:
-    """Events that arrive just as the workflow ends are taken by it or by the next run, never by none."""
+async def test_no_event_is_lost_while_the_run_ends(bridge: Bridge) -> None:
+    """An event that arrives while the run ends is handled by it or by the next run."""
     device = Device("CLOSING-1")
     await bridge.send_and_wait(device, device.event("Provisioned"))
     for minute in range(1, 30):
@@ -162,8 +165,8 @@ async def test_no_event_is_lost_as_the_run_closes(bridge: Bridge) -> None:
     assert shadow["state"]["reported"]["updatedAt"] == "2026-11-23T12:29:00Z"
 
 
-async def test_a_run_cancelled_by_hand_loses_no_event(faulty_bridge: Bridge) -> None:
-    """What was queued is remembered, and a retry brings the device where it has to be."""
+async def test_run_cancelled_by_an_operator_loses_no_event(faulty_bridge: Bridge) -> None:
+    """Queued events are stored before the run ends, and a retry brings the device to the desired status."""
     device = Device("CANCELLED-1")
     throttle = faulty_bridge.emulator.add_fault
     throttle("iot:CreateThing", resource=device.thing_name, code="ThrottlingException", status=429)
@@ -182,7 +185,7 @@ async def test_a_run_cancelled_by_hand_loses_no_event(faulty_bridge: Bridge) -> 
 
 
 def fits(key: str | None, certificate_pem: str) -> bool:
-    """Whether a private key is that of a certificate."""
+    """Return whether a private key belongs to a certificate."""
     assert key is not None
     certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
     return load_pem_private_key(key.encode(), None).public_key() == certificate.public_key()

@@ -1,4 +1,4 @@
-"""What runs recorded is what the workflow still does: no edit may break a run that is open in production."""
+"""The recorded histories replay: the workflows give the commands that they gave when they were recorded."""
 
 import json
 
@@ -48,20 +48,20 @@ def parsed(text: str) -> WorkflowHistory:
 
 
 @pytest.mark.parametrize("name", RECORDED)
-async def test_every_recorded_history_replays(name: str) -> None:
-    """The workflow gives the commands it gave when the history was recorded."""
+async def test_recorded_history_replays(name: str) -> None:
+    """The workflow gives the same commands in the same order."""
     await replayer().replay_workflow(recorded(name))
 
 
 def test_every_scenario_is_recorded() -> None:
-    """No way through the workflow that we thought of is left unguarded."""
+    """Each scenario of the recorder has its histories, and no history is left of an earlier scenario."""
     names = {name.rpartition("-")[0] for name in RECORDED}
     assert names == {scenario.__name__.replace("_", "-") for scenario in SCENARIOS}
 
 
-async def test_a_changed_order_of_activities_is_noticed() -> None:
-    """A replay that could not fail would guard nothing."""
-    history = recorded("straight-1")
-    swapped = parsed(history.to_json().replace('"ensure_thing"', '"another"'))
+async def test_replay_fails_with_another_activity() -> None:
+    """The replay notices a changed command: a check that cannot fail would protect nothing."""
+    history = recorded("provisioned-1")
+    changed = parsed(history.to_json().replace('"ensure_thing"', '"another"'))
     with pytest.raises(NondeterminismError):
-        await replayer().replay_workflow(swapped)
+        await replayer().replay_workflow(changed)

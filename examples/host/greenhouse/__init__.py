@@ -1,1 +1,1 @@
-"""A host: its own HTTP application and Temporal worker, which carry the bridge."""
+"""A host: an HTTP application and a Temporal worker, which also run the bridge."""

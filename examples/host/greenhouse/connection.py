@@ -1,4 +1,4 @@
-"""The host's own way to Temporal: as TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE, … say."""
+"""The host's Temporal client, configured by TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE, …."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from temporalio.envconfig import ClientConfig
 
 
 async def connect(plugins: Sequence[Plugin] = ()) -> Client:
-    """Connect, with these plugins."""
+    """Connect a client with these plugins."""
     config = ClientConfig.load_client_connect_config()
     config.setdefault("target_host", "localhost:7233")
     return await Client.connect(**config, plugins=plugins)

@@ -1,4 +1,4 @@
-"""The host's own work, which knows nothing of the bridge."""
+"""The host's own workflow, which does not use the bridge."""
 
 from datetime import timedelta
 
@@ -7,7 +7,7 @@ from temporalio import activity, workflow
 
 @activity.defn
 async def print_label(serial_number: str) -> str:
-    """Print a device's label, and return what stands on it."""
+    """Print a device's label, and return its text."""
     activity.logger.info("a label is printed for %s", serial_number)
     return f"GREENHOUSE {serial_number}"
 
@@ -18,7 +18,7 @@ class LabelDevice:
 
     @workflow.run
     async def run(self, serial_number: str) -> str:
-        """Have a label printed."""
+        """Print a label, and return its text."""
         return await workflow.execute_activity(
             print_label, serial_number, start_to_close_timeout=timedelta(seconds=10)
         )

@@ -1,4 +1,4 @@
-"""The host's HTTP application: its own door, and the bridge's under /bridge.
+"""The host's HTTP application: its own route, and the bridge's routes under /bridge.
 
 uvicorn --factory greenhouse.web:create_app
 """
@@ -19,13 +19,13 @@ from thingbridge import ApiSettings, thingbridge_api
 
 
 def create_app() -> Starlette:
-    """The application of the host."""
+    """Return the application of the host."""
     settings = ApiSettings.load()
     bridge = thingbridge_api(settings)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
-        # A host without a lifespan of its own passes on `bridge.router.lifespan_context` itself.
+        # A host without its own lifespan can pass `lifespan=bridge.router.lifespan_context` to Starlette.
         async with bridge.router.lifespan_context(bridge):
             yield {"temporal": await connect()}
 

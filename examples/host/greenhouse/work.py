@@ -1,4 +1,4 @@
-"""The host's worker: its own workflow, and by one plugin all of the bridge's.
+"""The host's worker: its own workflow, and those of the bridge by one plugin.
 
 python -m greenhouse.work
 """
@@ -15,7 +15,7 @@ from thingbridge import Settings, ThingbridgePlugin
 
 
 async def main() -> None:
-    """Work until SIGTERM or Ctrl-C."""
+    """Run the worker until SIGTERM or Ctrl-C."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
