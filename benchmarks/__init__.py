@@ -1,1 +1,1 @@
-"""What is measured, and proved at a size too great for the tests."""
+"""Measurements, and checks at a scale that is too large for the tests."""

@@ -1,9 +1,9 @@
-"""Polls a large fleet on the embedded stack: does one poll find each delta, and the next none?
+"""Poll the shadows of a large fleet twice: the first poll must find every delta, the second none.
 
     uv run python -m benchmarks.shadow_poll --bindings 5000 --deltas 50 [--kill]
 
-Exits with 1 where a number is wrong. With `--kill` the worker is killed in the middle of the first poll, and
-another takes over.
+It runs on the dev stack. The exit code is 1 if a number is wrong. With `--kill` the worker is killed in the
+middle of the first poll, and another worker continues it.
 """
 
 import asyncio
@@ -42,16 +42,16 @@ from orchestration.schedules import schedules, upsert_schedules
 from orchestration.search_attributes import register_search_attributes
 
 _THREADS: Final = 16
-_LOOK_SECONDS: Final = 0.2
+_REFRESH_SECONDS: Final = 0.2
 
 
 def main(
-    bindings: Annotated[int, typer.Option(min=1, help="Active bindings.")] = 5000,
-    deltas: Annotated[int, typer.Option(min=0, help="Of these, shadows that want something.")] = 50,
+    bindings: Annotated[int, typer.Option(min=1, help="Number of Active bindings.")] = 5000,
+    deltas: Annotated[int, typer.Option(min=0, help="Number of shadows with a delta.")] = 50,
     *,
     kill: Annotated[bool, typer.Option(help="Kill the worker in the middle of the first poll.")] = False,
 ) -> None:
-    """Poll twice, and print what was found."""
+    """Poll twice, and print the numbers of both polls."""
     console = Console()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -59,8 +59,8 @@ def main(
     ):
         isolate(os.environ, addresses)
         os.environ["IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME"] = "benchmark"
-        right = asyncio.run(_Benchmark(console, addresses, bindings, min(deltas, bindings)).run(kill=kill))
-    end_process(0 if right else 1)
+        correct = asyncio.run(_Benchmark(console, addresses, bindings, min(deltas, bindings)).run(kill=kill))
+    end_process(0 if correct else 1)
 
 
 class _Benchmark:
@@ -75,24 +75,24 @@ class _Benchmark:
     async def run(self, *, kill: bool) -> bool:
         client = await connect(None)
         await register_search_attributes(client)
-        # The polls here are the benchmark's own.
-        wanted = schedules(TASK_QUEUE, poll_interval_seconds=600, claim_check_interval_hours=24)
-        await upsert_schedules(client, wanted)
-        for schedule_id in wanted:
+        # The benchmark starts its polls itself, so the schedules are paused.
+        specifications = schedules(TASK_QUEUE, poll_interval_seconds=600, claim_check_interval_hours=24)
+        await upsert_schedules(client, specifications)
+        for schedule_id in specifications:
             await client.get_schedule_handle(schedule_id).pause()
         engine = open_engine(self._addresses.database_url)
         await asyncio.to_thread(self._prepare, engine)
-        found = await self._poll(client, engine, "first", kill=kill)
-        again = await self._poll(client, engine, "second")
+        first = await self._poll(client, engine, "first", kill=kill)
+        second = await self._poll(client, engine, "second")
         self._console.print(self._table)
-        right = (
-            (found.visited, found.changed, found.failed) == (self._bindings, self._deltas, 0)
-            and (again.visited, again.changed, again.failed) == (self._bindings, 0, 0)
-            and self._told(engine) == self._commanded(engine) == self._deltas
+        correct = (
+            (first.visited, first.changed, first.failed) == (self._bindings, self._deltas, 0)
+            and (second.visited, second.changed, second.failed) == (self._bindings, 0, 0)
+            and self._events(engine) == self._commands(engine) == self._deltas
         )
         engine.dispose()
-        self._console.print("the numbers are right" if right else "[red]the numbers are wrong[/red]")
-        return right
+        self._console.print("all numbers are correct" if correct else "[red]some numbers are wrong[/red]")
+        return correct
 
     def _prepare(self, engine: Engine) -> None:
         upgrade(engine)
@@ -102,11 +102,11 @@ class _Benchmark:
             session.add_all(_binding(tenant, name) for name in names)
             session.commit()
         iot_data = AwsClients(_THREADS).iot_data
-        wanting = names[:: max(1, self._bindings // max(1, self._deltas))][: self._deltas]
+        changed = names[:: max(1, self._bindings // max(1, self._deltas))][: self._deltas]
         with ThreadPoolExecutor(_THREADS) as pool:
             document = b'{"state": {"desired": {"interval": 10, "network": {"mtu": 1500}}}}'
             list(
-                pool.map(lambda name: iot_data.update_thing_shadow(thingName=name, payload=document), wanting)
+                pool.map(lambda name: iot_data.update_thing_shadow(thingName=name, payload=document), changed)
             )
 
     async def _poll(self, client: Client, engine: Engine, name: str, *, kill: bool = False) -> PollTotals:
@@ -128,20 +128,20 @@ class _Benchmark:
                 async with _worker() as worker:
                     while self._reads() < self._bindings // 2:
                         progress.update(bar, completed=self._reads())
-                        await asyncio.sleep(_LOOK_SECONDS)
+                        await asyncio.sleep(_REFRESH_SECONDS)
                     worker.send_signal(signal.SIGKILL)
                 progress.console.print(f"worker killed after {self._reads()} reads")
             async with _worker():
                 ended = asyncio.ensure_future(handle.result())
                 while not ended.done():
                     progress.update(bar, completed=min(self._reads(), self._bindings))
-                    await asyncio.wait([ended], timeout=_LOOK_SECONDS)
+                    await asyncio.wait([ended], timeout=_REFRESH_SECONDS)
             progress.update(bar, completed=self._bindings)
         totals = ended.result()
         numbers = (totals.visited, totals.changed, totals.failed, self._reads())
         seconds = f"{time.monotonic() - began:.1f}"
         self._table.add_row(
-            name, seconds, *map(str, numbers), str(self._told(engine)), str(self._commanded(engine))
+            name, seconds, *map(str, numbers), str(self._events(engine)), str(self._commands(engine))
         )
         return totals
 
@@ -149,13 +149,14 @@ class _Benchmark:
         return self._emulator.calls().get("iot-data:GetThingShadow", 0)
 
     @staticmethod
-    def _told(engine: Engine) -> int:
+    def _events(engine: Engine) -> int:
         with Session(engine) as session:
-            told = OutboxRow.type == OutgoingEventType.DESIRED_STATE_CHANGED
-            return session.exec(select(func.count()).select_from(OutboxRow).where(told)).one()
+            desired_state_changed = OutboxRow.type == OutgoingEventType.DESIRED_STATE_CHANGED
+            count = select(func.count()).select_from(OutboxRow).where(desired_state_changed)
+            return session.exec(count).one()
 
     @staticmethod
-    def _commanded(engine: Engine) -> int:
+    def _commands(engine: Engine) -> int:
         with Session(engine) as session:
             started = col(ShadowDeltaRow.command_started_at).is_not(None)
             return session.exec(select(func.count()).select_from(ShadowDeltaRow).where(started)).one()
@@ -173,7 +174,7 @@ def _binding(tenant: UUID, name: str) -> AwsThingBinding:
 
 @asynccontextmanager
 async def _worker() -> AsyncIterator[asyncio.subprocess.Process]:
-    """`thingbridge worker` at work, killed on leaving."""
+    """Run `thingbridge worker`, and kill it at the end of the context."""
     process = await asyncio.create_subprocess_exec(
         Path(sys.executable).with_name("thingbridge"), "worker", stderr=asyncio.subprocess.DEVNULL
     )

@@ -1,10 +1,10 @@
-"""How much of a bare route's throughput does `/verify` reach, with all that stands around it?
+"""Compare the throughput of `/verify` with that of a bare route, to measure the cost of the middleware.
 
     uv run python -m benchmarks.verify_throughput
 
-One server process answers both through one pool of connections: `/verify`, and beside the application a bare
-Starlette route that does one indexed SELECT and no more. Another process asks, on 32 connections, the two by
-turns. Exits with 1 where the ratio is below 0.8.
+One server process has both routes and one database connection pool. The bare Starlette route runs one indexed
+SELECT, without the application around it. Another process sends requests to the two routes in turn, on 32
+connections. The exit code is 1 if the ratio is below 0.8.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ from observability import telemetry
 from settings import ApiSettings
 
 CONNECTIONS: Final = 32
-LEAST_RATIO: Final = 0.8
+MINIMUM_RATIO: Final = 0.8
 VERIFY: Final = "/api/iot/fleet-provisioning/verify"
 BARE: Final = "/bare"
 _HOST: Final = "127.0.0.1"
@@ -59,11 +59,11 @@ app = typer.Typer(add_completion=False)
 @app.callback(invoke_without_command=True)
 def main(
     context: typer.Context,
-    bindings: Annotated[int, typer.Option(min=1, help="Bindings in the table.")] = 100_000,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each route.")] = 6,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds a round.")] = 5,
+    bindings: Annotated[int, typer.Option(min=1, help="Number of bindings in the table.")] = 100_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of rounds for each route.")] = 6,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds per round.")] = 5,
 ) -> None:
-    """Measure, print, and judge."""
+    """Measure and print the throughput, and exit with 0 if the ratio is high enough."""
     if context.invoked_subcommand is not None:
         return
     console = Console()
@@ -72,29 +72,29 @@ def main(
         Stack(Path(folder), temporal_port=0, ui_port=0, aws_port=0, on_progress=console.print) as addresses,
     ):
         isolate(os.environ, addresses)
-        console.print(f"{bindings} bindings are being written")
+        console.print(f"inserting {bindings} bindings")
         tenant, key = _prepare(addresses.database_url, bindings)
         (port,) = choose_ports(0)
         log = Path(folder, "server.log")
-        with log.open("w") as said:
+        with log.open("w") as output:
             server = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.verify_throughput", "serve", str(port)], stderr=said
+                [sys.executable, "-m", "benchmarks.verify_throughput", "serve", str(port)], stderr=output
             )
             try:
-                asyncio.run(_answers(port))
+                asyncio.run(_wait_until_listening(port))
                 load = [sys.executable, "-m", "benchmarks.verify_throughput", "load", str(port), key]
                 load += [str(tenant), str(bindings), str(rounds), str(seconds)]
                 found = json.loads(subprocess.run(load, check=True, stdout=subprocess.PIPE).stdout)
             finally:
                 server.terminate()
                 server.wait()
-    raise typer.Exit(0 if _judge(console, found) else 1)
+    raise typer.Exit(0 if _report(console, found) else 1)
 
 
 def _prepare(database_url: str, bindings: int) -> tuple[UUID, str]:
     engine, tenant = open_engine(database_url), uuid4()
     upgrade(engine)
-    made = datetime.now(UTC)
+    created_at = datetime.now(UTC)
     with Session(engine) as session, session.begin():
         key = create_key(session, tenant, "the benchmark")
         for start in range(0, bindings, 10_000):
@@ -108,7 +108,7 @@ def _prepare(database_url: str, bindings: int) -> tuple[UUID, str]:
                         "tenant_id": tenant,
                         "thing_name": thing_name(tenant, _serial(number)),
                         "provisioning_status": ProvisioningStatus.ACTIVE,
-                        "created_at": made,
+                        "created_at": created_at,
                     }
                     for number in numbers
                 ],
@@ -123,7 +123,7 @@ def _serial(number: int) -> str:
     return f"BENCH-{number:08}"
 
 
-def _judge(console: Console, found: dict[str, list[dict[str, float]]]) -> bool:
+def _report(console: Console, found: dict[str, list[dict[str, float]]]) -> bool:
     table = Table("route", "requests/s", "p50 ms", "p99 ms", "rounds", title=f"{CONNECTIONS} connections")
     table.columns[0].no_wrap = True
     rates = {}
@@ -134,9 +134,10 @@ def _judge(console: Console, found: dict[str, list[dict[str, float]]]) -> bool:
         table.add_row(route, f"{rates[route]:.0f}", f"{p50:.1f}", f"{p99:.1f}", each)
     console.print(table)
     ratio = rates[VERIFY] / rates[BARE]
-    enough = ratio >= LEAST_RATIO
+    enough = ratio >= MINIMUM_RATIO
     console.print(
-        f"ratio {ratio:.2f}, " + ("enough" if enough else f"[red]below[/red] the least of {LEAST_RATIO}")
+        f"ratio {ratio:.2f}, "
+        + ("high enough" if enough else f"[red]below[/red] the minimum of {MINIMUM_RATIO}")
     )
     return enough
 
@@ -146,16 +147,16 @@ def _judge(console: Console, found: dict[str, list[dict[str, float]]]) -> bool:
 
 @app.command(hidden=True)
 def serve(port: int) -> None:
-    """Answer both routes, as `thingbridge api` serves."""
+    """Serve both routes, with the server of `thingbridge api`."""
     settings = ApiSettings.load()
     telemetry.configure(settings.log.level, settings.log.format)
     bridge = create_app(settings)
 
     async def bare(request: Request) -> JSONResponse:
-        given = await request.json()
-        return JSONResponse({"deleted": await run_in_threadpool(look_up, given["thingName"])})
+        body = await request.json()
+        return JSONResponse({"deleted": await run_in_threadpool(is_known, body["thingName"])})
 
-    # Built once, and run without the ORM: as fast as one SELECT gets.
+    # Built once and run without the ORM, as the fastest possible SELECT.
     newest = (
         select(AwsThingBinding.deleted_at)
         .where(col(AwsThingBinding.thing_name) == bindparam("thing_name"))
@@ -163,13 +164,13 @@ def serve(port: int) -> None:
         .limit(1)
     )
 
-    def look_up(name: str) -> bool:
+    def is_known(name: str) -> bool:
         with bridge.state.engine.connect() as connection:
             return connection.execute(newest, {"thing_name": name}).scalar_one_or_none() is not None
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        # As many as the application itself has: more would only wait for connections.
+        # As many threads as the application has: more would only wait for connections.
         anyio.to_thread.current_default_thread_limiter().total_tokens = settings.api.max_concurrent_requests
         async with bridge.router.lifespan_context(bridge):
             yield
@@ -178,7 +179,7 @@ def serve(port: int) -> None:
     serve_app(both, _HOST, port)
 
 
-async def _answers(port: int) -> None:
+async def _wait_until_listening(port: int) -> None:
     for _ in range(300):
         try:
             _, writer = await asyncio.open_connection(_HOST, port)
@@ -187,7 +188,7 @@ async def _answers(port: int) -> None:
         else:
             writer.close()
             return
-    raise TimeoutError("the server does not answer")
+    raise TimeoutError(f"the server does not listen on port {port}")
 
 
 # The load
@@ -195,7 +196,7 @@ async def _answers(port: int) -> None:
 
 @app.command(hidden=True)
 def load(port: int, key: str, tenant: UUID, bindings: int, rounds: int, seconds: float) -> None:
-    """Ask the two routes by turns, and write what came of it."""
+    """Send requests to the two routes in turn, and write the results as JSON."""
     found = asyncio.run(_load(port, key, tenant, bindings, rounds, seconds))
     sys.stdout.write(json.dumps(found))
 
@@ -204,7 +205,7 @@ async def _load(
     port: int, key: str, tenant: UUID, bindings: int, rounds: int, seconds: float
 ) -> dict[str, list[dict[str, float]]]:
     found: dict[str, list[dict[str, float]]] = {BARE: [], VERIFY: []}
-    # The first of each warms caches and connections, and is not counted.
+    # The first round of each route fills caches and connection pools, and is not counted.
     for number in range(rounds + 1):
         for route in found if number % 2 else reversed(found):
             measured = await _round(port, route, key, tenant, bindings, seconds)
@@ -217,8 +218,10 @@ async def _round(
     port: int, route: str, key: str, tenant: UUID, bindings: int, seconds: float
 ) -> dict[str, float]:
     ends = time.perf_counter() + seconds
-    asked = (_ask(port, route, key, tenant, bindings, number, ends) for number in range(CONNECTIONS))
-    times = sorted(taken for each in await asyncio.gather(*asked) for taken in each)
+    connections = (
+        _send_requests(port, route, key, tenant, bindings, number, ends) for number in range(CONNECTIONS)
+    )
+    times = sorted(duration for each in await asyncio.gather(*connections) for duration in each)
     return {
         "rate": len(times) / seconds,
         "p50": times[len(times) // 2] * 1000,
@@ -226,20 +229,20 @@ async def _round(
     }
 
 
-async def _ask(
+async def _send_requests(
     port: int, route: str, key: str, tenant: UUID, bindings: int, connection: int, ends: float
 ) -> list[float]:
-    """One request after another on one connection; a client library would cost more than the server does."""
+    """Send requests in sequence on one connection. A client library would cost more than the server."""
     reader, writer = await asyncio.open_connection(_HOST, port)
     times = []
     number = connection
     while time.perf_counter() < ends:
         number = (number + 7919) % bindings
         serial = _serial(number)
-        told: dict[str, Any] = (
+        content: dict[str, Any] = (
             {"serialNumber": serial} if route == VERIFY else {"thingName": thing_name(tenant, serial)}
         )
-        body = json.dumps(told)
+        body = json.dumps(content)
         began = time.perf_counter()
         writer.write(
             f"POST {route} HTTP/1.1\r\nHost: {_HOST}\r\nAuthorization: Bearer {key}\r\n"
@@ -247,7 +250,7 @@ async def _ask(
         )
         head = await reader.readuntil(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 200"):
-            raise RuntimeError(f"{route} answers {head.splitlines()[0].decode()}")
+            raise RuntimeError(f"{route} returned {head.splitlines()[0].decode()}")
         length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
         await reader.readexactly(length)
         times.append(time.perf_counter() - began)

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Run once by the postgres image, on an empty volume. Temporal's databases and the bridge's are parted: the
-# bridge logs in as a role of its own, which owns one database and can connect to no other.
+# Run once by the postgres image, on an empty volume. The databases of Temporal and of the bridge are separate: the
+# bridge uses its own role, which owns one database and cannot connect to any other.
 set -e
 psql --set ON_ERROR_STOP=1 --set password="$THINGBRIDGE_DB_PASSWORD" \
     --username "$POSTGRES_USER" --dbname "$POSTGRES_DB" <<'SQL'

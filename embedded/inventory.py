@@ -1,4 +1,4 @@
-"""What an AWS account holds, whole: to be compared with what a database says it should."""
+"""A complete listing of the emulated account, to compare with the rows of a database."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate and what hangs on it."""
+    """A certificate and the policies attached to it."""
 
     arn: str
     status: str
@@ -25,7 +25,7 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Inventory:
-    """Everything of a bridge's in an account."""
+    """Every resource of the bridge in an account."""
 
     things: dict[str, dict[str, str]] = field(default_factory=dict)
     """Attributes by Thing name."""
@@ -38,7 +38,7 @@ class Inventory:
 
 
 def take_inventory(endpoint_url: str) -> Inventory:
-    """List all Things, certificates, attachments and secrets of the emulator at an endpoint."""
+    """List all Things, certificates, attachments and secrets of the emulator at this endpoint."""
     iot, secrets = aws_client("iot", endpoint_url), aws_client("secretsmanager", endpoint_url)
     things = {thing["thingName"]: thing.get("attributes", {}) for thing in _all(iot, "list_things", "things")}
     certificates = {
@@ -61,7 +61,7 @@ def take_inventory(endpoint_url: str) -> Inventory:
 
 
 def reported_status(endpoint_url: str, thing_name: str) -> str | None:
-    """The status that a Thing's classic shadow reports; None where it reports none."""
+    """Return the status that a Thing's classic shadow reports, or None if it reports none."""
     try:
         answer = aws_client("iot-data", endpoint_url).get_thing_shadow(thingName=thing_name)
     except ClientError:

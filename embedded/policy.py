@@ -1,4 +1,4 @@
-"""The AWS IoT policy that devices of the dev stack connect under: an operator's own in a real account."""
+"""The AWS IoT policy of the devices of the dev stack. In a real account the operator creates it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OWN_TOPICS = tuple(f"$aws/things/{_THING}/{channel}/*" for channel in ("shadow"
 
 
 def create_device_policy(aws_endpoint_url: str, policy_name: str) -> None:
-    """Make the policy, if it is not there yet: a device is itself, and speaks of its own shadow and jobs."""
+    """Create the policy unless it exists: a device may use only its own Thing, shadow and jobs."""
     iot = aws_client("iot", aws_endpoint_url)
     with suppress(iot.exceptions.ResourceAlreadyExistsException):
         iot.create_policy(policyName=policy_name, policyDocument=json.dumps(_document()))

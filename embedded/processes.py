@@ -1,4 +1,4 @@
-"""Child processes of the dev stack: started, waited for, stopped, and gone when their starter is."""
+"""Child processes of the dev stack. They end when the process that started them ends."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 HOST = "127.0.0.1"
-"""Where the servers of the dev stack listen, all but PostgreSQL."""
+"""The address on which the servers of the dev stack listen, except PostgreSQL."""
 
 STOP_GRACE_SECONDS = 20.0
-"""How long a server may take to end by itself before it is killed."""
+"""Seconds that a server has to end after its stop signal, before it is killed."""
 
 _FREE_PORTS = range(20_000, 30_000)
-"""Below the ports that systems hand out by themselves: one of those, free when it is chosen, may be taken for
-a connection, or by one of Temporal's own inner listeners, before its server binds it."""
+"""Below the ephemeral ports of the operating system: a free ephemeral port may be used for a connection, or
+by an internal listener of Temporal, before its server binds it."""
 
 _ANSWER_TIMEOUT_SECONDS = 60.0
 _POLL_SECONDS = 0.02
@@ -36,13 +36,13 @@ _SUPERVISOR = Path(__file__).with_name("supervise.py")
 
 
 class ServerError(RuntimeError):
-    """A server of the dev stack did not start, or stopped by itself."""
+    """A server of the dev stack cannot start, or ended unexpectedly."""
 
 
 class ServerProcess:
-    """One server, run under `supervise.py` in a session of its own.
+    """One server, run under `supervise.py` in its own session.
 
-    The session keeps a Ctrl-C in the terminal from reaching the server before its starter stops it in order.
+    Because of the session, a Ctrl-C in the terminal does not reach the server. The starter stops it in order.
     """
 
     def __init__(
@@ -63,21 +63,25 @@ class ServerProcess:
         supervisor += ["--stop-signal", stop_signal.name, "--grace-seconds", str(STOP_GRACE_SECONDS)]
         supervisor += ["--user", user] if user else []
         supervisor += ["--remove", str(remove)] if remove else []
-        supervisors_end, self._leash = os.pipe()
+        supervisor_input, self._stop_pipe = os.pipe()
         with log_file.open("wb") as log:
             self._process = subprocess.Popen(
                 [*supervisor, "--", *command],
-                stdin=supervisors_end,
+                stdin=supervisor_input,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
                 pass_fds=[keep_open],
                 start_new_session=True,
             )
-        os.close(supervisors_end)
+        os.close(supervisor_input)
 
     def wait_until(self, answers: Callable[[], bool]) -> None:
-        """Return once `answers` says so, and raise if the process ends first or takes too long."""
+        """Return when `answers` returns true.
+
+        Raises:
+            ServerError: the process ended first, or did not answer in time.
+        """
         deadline = time.monotonic() + _ANSWER_TIMEOUT_SECONDS
         while not answers():
             if self._process.poll() is not None:
@@ -87,31 +91,31 @@ class ServerProcess:
                 )
             if time.monotonic() > deadline:
                 raise ServerError(
-                    f"{self.name} did not answer in {_ANSWER_TIMEOUT_SECONDS:.0f} s. "
+                    f"{self.name} did not answer within {_ANSWER_TIMEOUT_SECONDS:.0f} s. "
                     + end_of_log(self._log_file)
                 )
             time.sleep(_POLL_SECONDS)
 
-    def ask_to_stop(self) -> None:
-        """Tell the supervisor to stop the server, without waiting for it."""
-        # A byte, and not the pipe's end alone: a forked copy of this process may hold the pipe open too.
+    def request_stop(self) -> None:
+        """Make the supervisor stop the server, without waiting for it."""
+        # Closing the pipe is not enough: a forked copy of this process may hold it open too.
         with suppress(BrokenPipeError):
-            os.write(self._leash, b"\n")
-        os.close(self._leash)
+            os.write(self._stop_pipe, b"\n")
+        os.close(self._stop_pipe)
 
     def wait_stopped(self) -> None:
-        """Return once the server has ended; its supervisor kills it where it does not."""
+        """Return when the server has ended. Its supervisor kills it after the grace period."""
         self._process.wait()
 
 
 def end_of_log(log_file: Path) -> str:
-    """What a server said last, to be shown where it failed."""
+    """Return the last lines of a server's log, for an error message."""
     lines = log_file.read_text(errors="replace").splitlines()[-_LOG_LINES_SHOWN:]
     return "\n".join([f"The end of its log, {log_file}:", *lines])
 
 
 def is_ok(port: int, path: str) -> bool:
-    """Whether a server on this machine answers a GET with 200, past any proxy the environment may name."""
+    """Return whether a local server answers a GET with 200, without any proxy of the environment."""
     connection = http.client.HTTPConnection(HOST, port, timeout=5)
     try:
         connection.request("GET", path)
@@ -123,28 +127,28 @@ def is_ok(port: int, path: str) -> bool:
 
 
 def choose_ports(*preferred: int) -> list[int]:
-    """Each preferred port of 127.0.0.1 where it is free, a free one in its place where it is not."""
-    with ExitStack() as held:  # all are held until all are chosen, so that no two are the same
+    """Return each preferred port of 127.0.0.1 that is free, and another free port for each one in use."""
+    with ExitStack() as held:  # all stay bound until all are chosen, so that no two are equal
         return [_hold_port(held, port) for port in preferred]
 
 
 def _hold_port(held: ExitStack, preferred: int) -> int:
-    by_chance = (secrets.choice(_FREE_PORTS) for _ in range(100))
-    for port in chain([preferred] if preferred else [], by_chance):
+    random_ports = (secrets.choice(_FREE_PORTS) for _ in range(100))
+    for port in chain([preferred] if preferred else [], random_ports):
         listener = held.enter_context(socket.socket())
-        # Without it a port is refused for a minute after the last run's connections closed.
+        # Without this option a port cannot be bound for a minute after its last connections closed.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, port))
-            listener.listen()  # what is merely bound, such an option lets another bind too
+            listener.listen()  # with that option, another process could bind a port that is only bound
         except OSError:
             continue
         return port
-    raise ServerError(f"no free port on {HOST}")
+    raise ServerError(f"found no free port on {HOST} from {_FREE_PORTS.start} to {_FREE_PORTS.stop - 1}")
 
 
 def child_environment() -> dict[str, str]:
-    """This process's environment without what would configure a server behind our back."""
+    """Return the environment of this process without the variables of AWS, Temporal and PostgreSQL."""
     foreign = ("AWS_", "TEMPORAL_", "MOTO_", "PG")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     empty_files = (

@@ -1,4 +1,4 @@
-"""A device without hardware, on AWS's own device APIs: it takes its jobs, and reports its shadow."""
+"""A simulated device that uses the device APIs of AWS: it executes its jobs and reports its shadow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _APPLY_DESIRED_STATE = "shadow.applyDesiredState"
 
 
 class SimulatedDevice:
-    """One Thing's device, at the endpoint of an emulator."""
+    """The device of one Thing, connected to the emulator at an endpoint."""
 
     def __init__(self, endpoint_url: str, thing_name: str) -> None:
         self._thing_name = thing_name
@@ -24,9 +24,9 @@ class SimulatedDevice:
     def take_one(
         self, outcome: str = "SUCCEEDED", status_details: Mapping[str, str] | None = None
     ) -> dict[str, Any] | None:
-        """Do the next job to that outcome, and answer with its document; with nothing where there is none.
+        """Execute the next job with this outcome and return its document, or None if there is no job.
 
-        The desired state is applied, that is, reported, only by a device that succeeds.
+        A desired state is reported only if the outcome is SUCCEEDED.
         """
         started = self._jobs.start_next_pending_job_execution(thingName=self._thing_name)
         execution = started.get("execution")
@@ -45,12 +45,12 @@ class SimulatedDevice:
         return document
 
     def report(self, state: Mapping[str, Any]) -> None:
-        """Tell the classic shadow what is so on the device."""
+        """Report a state in the classic shadow."""
         payload = json.dumps({"state": {"reported": state}})
         self._data.update_thing_shadow(thingName=self._thing_name, payload=payload)
 
 
 def desire(endpoint_url: str, thing_name: str, state: Mapping[str, Any]) -> None:
-    """Ask another state of a device, as an application of the platform's does in its classic shadow."""
+    """Set the desired state in the classic shadow of a Thing, as an application of the platform does."""
     payload = json.dumps({"state": {"desired": state}})
     aws_client("iot-data", endpoint_url).update_thing_shadow(thingName=thing_name, payload=payload)

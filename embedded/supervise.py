@@ -1,10 +1,11 @@
-"""Runs one command that must not outlive whoever started it.
+"""Run one command and stop it when the process that started it ends.
 
-The starter holds the other end of our standard input. When that closes, because it asked for a stop,
-ended or was killed, the command is sent its stop signal, and killed if it does not end in time. A pipe
-does this alike on Linux and macOS, and not even a SIGKILL of the starter gets past it.
+The starter holds the other end of standard input. When that end is written to or closed, because the starter
+requested a stop, ended or was killed, this script sends the stop signal to the command, and kills the command
+if it does not end in time. A pipe works the same on Linux and macOS, and it also detects a SIGKILL of the
+starter.
 
-It is run as a script, isolated from the environment, and so imports the standard library alone.
+It runs as a script, isolated from the environment, and therefore imports only the standard library.
 """
 
 import argparse
@@ -18,12 +19,12 @@ import threading
 
 
 def main() -> int:
-    """Run the command of the arguments, and answer with its exit code."""
+    """Run the command given by the arguments, and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stop-signal", required=True, help="what asks the command to end, e.g. SIGTERM")
-    parser.add_argument("--grace-seconds", required=True, type=float, help="how long it may take to end")
+    parser.add_argument("--stop-signal", required=True, help="the signal to send, e.g. SIGTERM")
+    parser.add_argument("--grace-seconds", required=True, type=float, help="seconds before it is killed")
     parser.add_argument("--user", help="the user to run the command as; needs root")
-    parser.add_argument("--remove", help="a directory that goes when the command has ended")
+    parser.add_argument("--remove", help="a directory to delete when the command has ended")
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args()
     stop_signal = signal.Signals[arguments.stop_signal]

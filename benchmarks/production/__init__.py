@@ -1,1 +1,1 @@
-"""A production of the bridge on one machine: its servers, its fleet, and what must hold of it."""
+"""The parts of the production run: its servers, its fleet of devices and its final checks."""

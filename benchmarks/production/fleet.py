@@ -1,4 +1,4 @@
-"""The fleet: what each device goes through, who tells the bridge of it, and how it must end."""
+"""The fleet: the scenario of each device, its expected result, and the platform that sends its events."""
 
 import asyncio
 import json
@@ -26,16 +26,16 @@ from embedded.emulator.client import aws_client
 from embedded.simulated_device import SimulatedDevice, desire
 
 POLICY: Final = "production-run"
-SECRETS: Final = "iot/devices/"
-"""How the names of the devices' secrets begin, and of no others."""
-DESIRED: Final = {"telemetry": {"intervalSeconds": 60}}
+DEVICE_SECRETS_PREFIX: Final = "iot/devices/"
+"""The prefix of the names of the devices' secrets. No other secret has it."""
+DESIRED_STATE: Final = {"telemetry": {"intervalSeconds": 60}}
 _API: Final = "/api/iot"
-_LOOK_SECONDS: Final = 1.0
-_AGAIN_SECONDS: Final = 0.5
-_PATIENCE_SECONDS: Final = 240.0
-_DEVICE_LOOK_SECONDS: Final = 3.0
+_POLL_SECONDS: Final = 1.0
+_RETRY_SECONDS: Final = 0.5
+_CALL_TIMEOUT_SECONDS: Final = 240.0
+_DEVICE_POLL_SECONDS: Final = 3.0
 _TENANTS: Final = 5
-# When the events of a life occurred, in seconds after its first; they are sent in another order.
+# The `occurredAt` of each event in seconds after the first. Events are sent in another order.
 _SECONDS: Final = {
     "Provisioned": 0,
     "Activated": 10,
@@ -45,146 +45,153 @@ _SECONDS: Final = {
 }
 
 
-class Life(StrEnum):
-    """What a device goes through."""
+class Scenario(StrEnum):
+    """The sequence of events of a device."""
 
-    STRAIGHT = "provisioned, activated"
+    ACTIVATED = "provisioned, activated"
     SUSPENDED = "provisioned, activated, suspended"
     REACTIVATED = "provisioned, activated, suspended, reactivated"
-    COMMANDED = "provisioned, activated, another state desired"
+    COMMANDED = "provisioned, activated, desired state changed"
     DECOMMISSIONED = "provisioned, activated, decommissioned"
-    OVERTAKEN = "decommissioned while being provisioned"
-    WHOLE = "all of it, decommissioned at last"
+    DECOMMISSIONED_EARLY = "decommissioned while being provisioned"
+    FULL = "activated, suspended, reactivated, desired state changed, decommissioned"
     ENROLLED = "enrolled by itself"
     ENROLLED_SUSPENDED = "enrolled by itself, suspended"
     ENROLLED_DECOMMISSIONED = "enrolled by itself, decommissioned"
 
 
-_LIVES: Final = (
-    Life.ENROLLED,
-    Life.STRAIGHT,
-    Life.COMMANDED,
-    Life.DECOMMISSIONED,
-    Life.REACTIVATED,
-    Life.ENROLLED_SUSPENDED,
-    Life.STRAIGHT,
-    Life.COMMANDED,
-    Life.DECOMMISSIONED,
-    Life.SUSPENDED,
-    Life.ENROLLED_DECOMMISSIONED,
-    Life.STRAIGHT,
-    Life.COMMANDED,
-    Life.WHOLE,
-    Life.REACTIVATED,
-    Life.OVERTAKEN,
-    Life.STRAIGHT,
-    Life.COMMANDED,
-    Life.DECOMMISSIONED,
-    Life.SUSPENDED,
+_SCENARIOS: Final = (
+    Scenario.ENROLLED,
+    Scenario.ACTIVATED,
+    Scenario.COMMANDED,
+    Scenario.DECOMMISSIONED,
+    Scenario.REACTIVATED,
+    Scenario.ENROLLED_SUSPENDED,
+    Scenario.ACTIVATED,
+    Scenario.COMMANDED,
+    Scenario.DECOMMISSIONED,
+    Scenario.SUSPENDED,
+    Scenario.ENROLLED_DECOMMISSIONED,
+    Scenario.ACTIVATED,
+    Scenario.COMMANDED,
+    Scenario.FULL,
+    Scenario.REACTIVATED,
+    Scenario.DECOMMISSIONED_EARLY,
+    Scenario.ACTIVATED,
+    Scenario.COMMANDED,
+    Scenario.DECOMMISSIONED,
+    Scenario.SUSPENDED,
 )
-"""Given out in turn, so that every wave of the fleet has nearly all of them."""
+"""Assigned in turn, so that every wave of the fleet has nearly all of them."""
 
-_ENROLLED: Final = {Life.ENROLLED, Life.ENROLLED_SUSPENDED, Life.ENROLLED_DECOMMISSIONED}
-_ENDED: Final = {Life.DECOMMISSIONED, Life.OVERTAKEN, Life.WHOLE, Life.ENROLLED_DECOMMISSIONED}
-_COMMANDED: Final = {Life.COMMANDED, Life.WHOLE}
-_SUSPENDED: Final = {Life.SUSPENDED, Life.ENROLLED_SUSPENDED}
+_ENROLLED: Final = {Scenario.ENROLLED, Scenario.ENROLLED_SUSPENDED, Scenario.ENROLLED_DECOMMISSIONED}
+_ENDED: Final = {
+    Scenario.DECOMMISSIONED,
+    Scenario.DECOMMISSIONED_EARLY,
+    Scenario.FULL,
+    Scenario.ENROLLED_DECOMMISSIONED,
+}
+_COMMANDED: Final = {Scenario.COMMANDED, Scenario.FULL}
+_SUSPENDED: Final = {Scenario.SUSPENDED, Scenario.ENROLLED_SUSPENDED}
 
 
 @dataclass
 class FleetDevice:
-    """One device, and how it must end."""
+    """One device and its expected final state."""
 
     number: int
-    life: Life
+    scenario: Scenario
     tenant_id: UUID | None
-    born: datetime
+    first_event_at: datetime
     device_id: UUID | None = None
-    """None until the bridge has named a device that enrols by itself."""
+    """None until the bridge has assigned an id to a device that enrols by itself."""
     has_secret: bool = True
-    """A device that enrols by itself may keep its key to itself."""
-    failed_first: bool = False
-    commanded_by_hand: bool = False
+    """False for a device that enrols by itself and keeps its own key."""
+    failed_once: bool = False
+    commanded_by_operator: bool = False
 
     @property
     def serial_number(self) -> str:
-        """Its serial number."""
+        """The serial number."""
         return f"RUN-{self.number:05}"
 
     @property
     def thing_name(self) -> str:
-        """Its Thing's name."""
+        """The name of its Thing."""
         return thing_name(self.tenant_id, self.serial_number)
 
     @property
     def secret_name(self) -> str:
-        """The name of the secret with its key, as the bridge calls it by default."""
-        return f"{SECRETS}{self.thing_name}/key"
+        """The name of the secret with its key, by the default of the bridge."""
+        return f"{DEVICE_SECRETS_PREFIX}{self.thing_name}/key"
 
     @property
     def is_enrolled(self) -> bool:
-        """Whether it came by fleet provisioning."""
-        return self.life in _ENROLLED
+        """Whether the device enrols by fleet provisioning."""
+        return self.scenario in _ENROLLED
 
     @property
     def is_decommissioned(self) -> bool:
-        """Whether nothing may be left of it."""
-        return self.life in _ENDED
+        """Whether the device is decommissioned at the end, so that no resource may be left."""
+        return self.scenario in _ENDED
 
     @property
     def reports(self) -> str:
-        """The status that its shadow must report, while it lives."""
-        return "Suspended" if self.life in _SUSPENDED else "Active"
+        """The status that its shadow must report, unless it is decommissioned."""
+        return "Suspended" if self.scenario in _SUSPENDED else "Active"
 
     @property
-    def must_be_told(self) -> Counter[str]:
-        """How often each type of event is told of it."""
+    def expected_events(self) -> Counter[str]:
+        """The number of events of each type that the bridge must publish for the device."""
         types = Counter[str]()
-        if self.life is not Life.OVERTAKEN:
+        if self.scenario is not Scenario.DECOMMISSIONED_EARLY:
             types[OutgoingEventType.PROVISIONED] += 1
-        if self.life in _COMMANDED:
+        if self.scenario in _COMMANDED:
             types[OutgoingEventType.DESIRED_STATE_CHANGED] += 1
             types[OutgoingEventType.COMMAND_COMPLETED] += 1
-        if self.commanded_by_hand:
+        if self.commanded_by_operator:
             types[OutgoingEventType.COMMAND_COMPLETED] += 1
-        if self.failed_first:
+        if self.failed_once:
             types[OutgoingEventType.PROVISIONING_FAILED] += 1
         if self.is_decommissioned:
             types[OutgoingEventType.DECOMMISSIONED] += 1
         return types
 
     @property
-    def may_be_told(self) -> Counter[str]:
-        """What may be told beside: an overtaken device may have got as far as Active before."""
-        return Counter({OutgoingEventType.PROVISIONED: 1} if self.life is Life.OVERTAKEN else {})
+    def allowed_events(self) -> Counter[str]:
+        """Further events that may be published: a device decommissioned early may have been Active before."""
+        return Counter(
+            {OutgoingEventType.PROVISIONED: 1} if self.scenario is Scenario.DECOMMISSIONED_EARLY else {}
+        )
 
     def event(self, kind: str) -> dict[str, Any]:
-        """A lifecycle event of the platform's, the same whenever it is sent."""
-        assert self.device_id is not None  # noqa: S101  # its life waits for that
-        born = self.born + timedelta(seconds=_SECONDS[kind])
+        """Return a lifecycle event of the platform. A repeated call returns the same event."""
+        assert self.device_id is not None  # noqa: S101  # set before the scenario sends events
+        occurred_at = self.first_event_at + timedelta(seconds=_SECONDS[kind])
         return {
             "eventId": str(UUID(int=(self.device_id.int + _SECONDS[kind]) % 2**128)),
             "type": f"Device{kind}Event",
             "deviceId": str(self.device_id),
             "tenantId": str(self.tenant_id) if self.tenant_id else None,
             "serialNumber": self.serial_number,
-            "occurredAt": born.isoformat(),
+            "occurredAt": occurred_at.isoformat(),
         }
 
 
 def make_fleet(count: int, first_number: int = 0) -> list[FleetDevice]:
-    """Devices of several tenants, and of none."""
+    """Create devices of several tenants and of no tenant."""
     tenants: list[UUID | None] = [None, *(uuid4() for _ in range(_TENANTS - 1))]
-    born = datetime.now(UTC) - timedelta(hours=1)
+    first_event_at = datetime.now(UTC) - timedelta(hours=1)
     fleet = []
     for number in range(count):
-        life = _LIVES[number % len(_LIVES)]
+        scenario = _SCENARIOS[number % len(_SCENARIOS)]
         device = FleetDevice(
             number=first_number + number,
-            life=life,
+            scenario=scenario,
             tenant_id=tenants[number % len(tenants)],
-            born=born,
-            device_id=None if life in _ENROLLED else uuid4(),
-            has_secret=life not in _ENROLLED or number % 3 > 0,
+            first_event_at=first_event_at,
+            device_id=None if scenario in _ENROLLED else uuid4(),
+            has_secret=scenario not in _ENROLLED or number % 3 > 0,
         )
         fleet.append(device)
     return fleet
@@ -192,45 +199,45 @@ def make_fleet(count: int, first_number: int = 0) -> list[FleetDevice]:
 
 @dataclass
 class Records:
-    """What the bridge's database said when it was last looked at."""
+    """A snapshot of the bridge's database."""
 
     statuses: dict[UUID, ProvisioningStatus] = field(default_factory=dict)
-    """Of each device's newest binding."""
+    """The status of each device's newest binding."""
     commands_ended: set[UUID] = field(default_factory=set)
-    """Devices a command of which has ended."""
+    """The devices with at least one completed command."""
     unpublished: int = 0
 
 
 class Watcher:
-    """Looks at the bridge's database time and again, and wakes whoever waits for what is there."""
+    """Polls the bridge's database and wakes the tasks that wait for a condition."""
 
     def __init__(self, engine: Engine) -> None:
         self.records = Records()
         self._engine = engine
-        self._looked = asyncio.Condition()
+        self._polled = asyncio.Condition()
 
     async def run(self) -> None:
-        """Look, for ever; a database that is away is looked at again."""
+        """Poll in an endless loop, also while the database is unavailable."""
         while True:
             try:
-                self.records = await asyncio.to_thread(self._look)
+                self.records = await asyncio.to_thread(self._read)
             except DBAPIError:
                 pass
             else:
-                async with self._looked:
-                    self._looked.notify_all()
-            await asyncio.sleep(_LOOK_SECONDS)
+                async with self._polled:
+                    self._polled.notify_all()
+            await asyncio.sleep(_POLL_SECONDS)
 
-    async def until(self, so: Callable[[Records], bool]) -> None:
-        """Return once the records say so."""
-        async with self._looked:
-            await self._looked.wait_for(lambda: so(self.records))
+    async def until(self, condition: Callable[[Records], bool]) -> None:
+        """Return when the condition is true of the records."""
+        async with self._polled:
+            await self._polled.wait_for(lambda: condition(self.records))
 
     async def wait_for_status(self, device: FleetDevice, status: ProvisioningStatus) -> None:
-        """Return once the device's binding has a status."""
+        """Return when the device's binding has this status."""
         await self.until(lambda records: records.statuses.get(device.device_id or UUID(int=0)) is status)
 
-    def _look(self) -> Records:
+    def _read(self) -> Records:
         with Session(self._engine) as session:
             bindings = select(AwsThingBinding.device_id, AwsThingBinding.provisioning_status)
             statuses = session.exec(bindings.order_by(col(AwsThingBinding.created_at))).all()
@@ -244,81 +251,81 @@ class Watcher:
 
 
 class HttpApi:
-    """The bridge's HTTP doors as a patient client takes them: what was not answered is sent again."""
+    """A client of the bridge's API that retries a request until it succeeds or the time is over."""
 
     def __init__(self, base_url: str, key: str) -> None:
         headers = {"Authorization": f"Bearer {key}"}
-        # No proxy of the environment's: it is on this machine.
+        # The server is local: no proxy of the environment.
         self.http = httpx2.AsyncClient(base_url=base_url, headers=headers, timeout=30, trust_env=False)
-        self.sent_again = 0
+        self.retries = 0
 
-    async def call(self, method: str, path: str, body: Any = None, *, answer: int = 200) -> dict[str, Any]:
-        """Call until there is an answer that is no fault of the server's.
+    async def call(self, method: str, path: str, body: Any = None, *, expected: int = 200) -> dict[str, Any]:
+        """Send a request, retry it after connection errors, 429 and 5xx, and return the response body.
 
         Raises:
-            RuntimeError: it is not the one expected.
+            RuntimeError: the response has another status than expected, or there was none in time.
         """
-        ends = asyncio.get_running_loop().time() + _PATIENCE_SECONDS
+        ends = asyncio.get_running_loop().time() + _CALL_TIMEOUT_SECONDS
         while True:
             try:
-                answered = await self.http.request(method, f"{_API}{path}", json=body)
-                if answered.status_code < 500 and answered.status_code != 429:
+                response = await self.http.request(method, f"{_API}{path}", json=body)
+                if response.status_code < 500 and response.status_code != 429:
                     break
-                why = f"{answered.status_code}: {answered.text}"
+                reason = f"{response.status_code}: {response.text}"
             except httpx2.HTTPError as error:
-                why = repr(error)
+                reason = repr(error)
             if asyncio.get_running_loop().time() > ends:
-                raise RuntimeError(f"{method} {path} is not answered: {why}")
-            self.sent_again += 1
-            await asyncio.sleep(_AGAIN_SECONDS)
-        if answered.status_code != answer:
-            raise RuntimeError(f"{method} {path} answers {answered.status_code}: {answered.text}")
-        told: dict[str, Any] = answered.json()
-        return told
+                raise RuntimeError(f"{method} {path} got no usable response: {reason}")
+            self.retries += 1
+            await asyncio.sleep(_RETRY_SECONDS)
+        if response.status_code != expected:
+            raise RuntimeError(f"{method} {path} returned {response.status_code}: {response.text}")
+        content: dict[str, Any] = response.json()
+        return content
 
-    async def tell(self, device: FleetDevice, kind: str) -> None:
-        """Tell of a device's life."""
-        await self.call("POST", "/device-events", device.event(kind), answer=202)
+    async def post_event(self, device: FleetDevice, kind: str) -> None:
+        """Post a lifecycle event of a device."""
+        await self.call("POST", "/device-events", device.event(kind), expected=202)
 
 
 class FleetProvisioning:
-    """AWS's part and the Lambda functions' in a device's enrolling itself."""
+    """The steps of AWS and of the Lambda functions in the enrolment of a device."""
 
-    def __init__(self, aws_endpoint_url: str, doors: HttpApi) -> None:
-        # Once each: a certificate that was made and not waited for would be nobody's.
+    def __init__(self, aws_endpoint_url: str, api: HttpApi) -> None:
+        # One attempt per call: a retry could leave a certificate that belongs to no device.
         self._iot = aws_client("iot", aws_endpoint_url, attempts=1)
         self._secrets = aws_client("secretsmanager", aws_endpoint_url, attempts=1)
-        self._doors = doors
+        self._api = api
 
     async def enrol(self, device: FleetDevice) -> None:
-        """Ask whether the device may, have AWS make what is its, and tell the bridge; it names the device."""
-        asked = {"serialNumber": device.serial_number, "tenantId": _text(device.tenant_id)}
-        allowed = await self._doors.call("POST", "/fleet-provisioning/verify", asked)
+        """Verify the device, create its AWS resources and register it. The bridge assigns its id."""
+        body = {"serialNumber": device.serial_number, "tenantId": _text(device.tenant_id)}
+        allowed = await self._api.call("POST", "/fleet-provisioning/verify", body)
         if not allowed["allowProvisioning"]:
-            raise RuntimeError(f"{device.serial_number} may not enrol: {allowed}")
-        made = await asyncio.to_thread(self._make, device)
-        # Twice, as a Lambda that is retried does.
-        told = await self._doors.call("POST", "/fleet-provisioning/registered", asked | made)
-        again = await self._doors.call("POST", "/fleet-provisioning/registered", asked | made)
-        if again["deviceId"] != told["deviceId"] or not again["alreadyProvisioned"]:
-            raise RuntimeError(f"{device.serial_number}: /registered answers {told}, then {again}")
-        device.device_id = UUID(told["deviceId"])
-        # It has been Active since it enrolled: what is told of it next came after that.
-        device.born = datetime.now(UTC)
+            raise RuntimeError(f"/verify does not allow {device.serial_number}: {allowed}")
+        body |= await asyncio.to_thread(self._create_resources, device)
+        # Twice, as by a Lambda function that is retried.
+        first = await self._api.call("POST", "/fleet-provisioning/registered", body)
+        second = await self._api.call("POST", "/fleet-provisioning/registered", body)
+        if second["deviceId"] != first["deviceId"] or not second["alreadyProvisioned"]:
+            raise RuntimeError(f"{device.serial_number}: /registered returned {first}, then {second}")
+        device.device_id = UUID(first["deviceId"])
+        # The device is Active since its enrolment, so its next events must be later.
+        device.first_event_at = datetime.now(UTC)
 
     async def is_denied(self, device: FleetDevice) -> bool:
-        """Whether a device's serial number may not enrol any more."""
-        asked = {"serialNumber": device.serial_number, "tenantId": _text(device.tenant_id)}
-        denied = await self._doors.call("POST", "/fleet-provisioning/verify", asked, answer=403)
+        """Return whether `/verify` denies the serial number of the device."""
+        body = {"serialNumber": device.serial_number, "tenantId": _text(device.tenant_id)}
+        denied = await self._api.call("POST", "/fleet-provisioning/verify", body, expected=403)
         return denied["allowProvisioning"] is False
 
-    def _make(self, device: FleetDevice) -> dict[str, Any]:
+    def _create_resources(self, device: FleetDevice) -> dict[str, Any]:
         thing = self._iot.create_thing(thingName=device.thing_name)
-        made = self._iot.create_keys_and_certificate(setAsActive=True)
-        arn = made["certificateArn"]
+        created = self._iot.create_keys_and_certificate(setAsActive=True)
+        arn = created["certificateArn"]
         self._iot.attach_policy(policyName=POLICY, target=arn)
         self._iot.attach_thing_principal(thingName=device.thing_name, principal=arn)
-        told = {
+        members = {
             "thingName": device.thing_name,
             "thingArn": thing["thingArn"],
             "certificateArn": arn,
@@ -327,113 +334,113 @@ class FleetProvisioning:
         }
         if device.has_secret:
             secret = self._secrets.create_secret(
-                Name=device.secret_name, SecretString=made["keyPair"]["PrivateKey"]
+                Name=device.secret_name, SecretString=created["keyPair"]["PrivateKey"]
             )
-            told["certificateSecretArn"] = secret["ARN"]
-        return told
+            members["certificateSecretArn"] = secret["ARN"]
+        return members
 
 
 class Platform:
-    """Sends the fleet through its lives; the devices take their jobs."""
+    """Runs the scenarios: sends the events of the fleet, and executes the jobs of the devices."""
 
     def __init__(
         self,
         watcher: Watcher,
-        doors: HttpApi,
+        api: HttpApi,
         provisioning: FleetProvisioning,
         send_file: Callable[[Path], Coroutine[Any, Any, None]],
         folder: Path,
         aws_endpoint_url: str,
     ) -> None:
-        """Take what is needed.
+        """Create the platform.
 
         Args:
-            watcher: where the bridge stands.
-            doors: HTTP, with an operator's key.
-            provisioning: how devices enrol.
-            send_file: has `thingbridge send` send a file of events.
-            folder: where such files are written.
-            aws_endpoint_url: where devices and applications reach AWS.
+            watcher: polls the bridge's database.
+            api: a client with an operator's key.
+            provisioning: enrols devices.
+            send_file: sends a file of events with `thingbridge send`.
+            folder: the folder for these files.
+            aws_endpoint_url: the AWS endpoint of devices and applications.
         """
         self._watcher = watcher
-        self._doors = doors
+        self._api = api
         self._provisioning = provisioning
         self._send_file = send_file
         self._folder = folder
         self._endpoint = aws_endpoint_url
-        self.ended = 0
-        """Devices whose life is over, as far as it goes."""
+        self.finished = 0
+        """The number of devices that have finished their scenario."""
 
-    async def live(self, wave: Sequence[FleetDevice]) -> None:
-        """Have some devices live their lives, all at once."""
-        by_file = [device for device in wave if not device.is_enrolled and device.number % 2]
+    async def run_wave(self, wave: Sequence[FleetDevice]) -> None:
+        """Run the scenarios of some devices concurrently."""
+        sent_by_file = [device for device in wave if not device.is_enrolled and device.number % 2]
         file = self._folder / f"wave-{wave[0].number:05}.jsonl"
         async with asyncio.TaskGroup() as group:
-            if by_file:
-                file.write_text("".join(f"{json.dumps(event)}\n" for event in _out_of_order(by_file)))
+            if sent_by_file:
+                file.write_text("".join(f"{json.dumps(event)}\n" for event in _shuffled_events(sent_by_file)))
                 group.create_task(self._send_file(file))
             for device in wave:
-                group.create_task(self._live(device, is_sent=device in by_file))
+                group.create_task(self._run_scenario(device, is_sent_by_file=device in sent_by_file))
 
-    async def _live(self, device: FleetDevice, *, is_sent: bool) -> None:
+    async def _run_scenario(self, device: FleetDevice, *, is_sent_by_file: bool) -> None:
         if device.is_enrolled:
             await self._provisioning.enrol(device)
-        elif not is_sent:
-            await self._doors.tell(device, "Provisioned")
-            await self._doors.tell(device, "Activated")
-        match device.life:
-            case Life.SUSPENDED | Life.ENROLLED_SUSPENDED:
-                await self._doors.tell(device, "Suspended")
-            case Life.REACTIVATED:
-                # The later one first: the bridge goes by when they occurred.
-                await self._doors.tell(device, "Reactivated")
-                await self._doors.tell(device, "Suspended")
-            case Life.COMMANDED:
-                await self._desire(device)
-            case Life.DECOMMISSIONED | Life.ENROLLED_DECOMMISSIONED:
+        elif not is_sent_by_file:
+            await self._api.post_event(device, "Provisioned")
+            await self._api.post_event(device, "Activated")
+        match device.scenario:
+            case Scenario.SUSPENDED | Scenario.ENROLLED_SUSPENDED:
+                await self._api.post_event(device, "Suspended")
+            case Scenario.REACTIVATED:
+                # The later event first: the bridge orders them by `occurredAt`.
+                await self._api.post_event(device, "Reactivated")
+                await self._api.post_event(device, "Suspended")
+            case Scenario.COMMANDED:
+                await self._change_desired_state(device)
+            case Scenario.DECOMMISSIONED | Scenario.ENROLLED_DECOMMISSIONED:
                 await self._watcher.wait_for_status(device, ProvisioningStatus.ACTIVE)
-                await self._doors.tell(device, "Decommissioned")
-            case Life.OVERTAKEN:
+                await self._api.post_event(device, "Decommissioned")
+            case Scenario.DECOMMISSIONED_EARLY:
                 await self._watcher.until(lambda records: device.device_id in records.statuses)
-                await self._doors.tell(device, "Decommissioned")
-            case Life.WHOLE:
-                await self._doors.tell(device, "Suspended")
-                await self._doors.tell(device, "Reactivated")
-                await self._desire(device)
-                await self._doors.tell(device, "Decommissioned")
+                await self._api.post_event(device, "Decommissioned")
+            case Scenario.FULL:
+                await self._api.post_event(device, "Suspended")
+                await self._api.post_event(device, "Reactivated")
+                await self._change_desired_state(device)
+                await self._api.post_event(device, "Decommissioned")
         ends = ProvisioningStatus.DECOMMISSIONED if device.is_decommissioned else ProvisioningStatus.ACTIVE
         await self._watcher.wait_for_status(device, ends)
-        self.ended += 1
+        self.finished += 1
 
-    async def _desire(self, device: FleetDevice) -> None:
-        """Ask another state of the device once it is there, and be the device that takes the job."""
+    async def _change_desired_state(self, device: FleetDevice) -> None:
+        """Change the desired state of an Active device, and execute the resulting job as the device."""
         await self._watcher.wait_for_status(device, ProvisioningStatus.ACTIVE)
-        await _until_answered(lambda: desire(self._endpoint, device.thing_name, DESIRED))
+        await _retry_aws_call(lambda: desire(self._endpoint, device.thing_name, DESIRED_STATE))
         simulated = SimulatedDevice(self._endpoint, device.thing_name)
-        await again_until(lambda: _until_answered(simulated.take_one), pause=_DEVICE_LOOK_SECONDS)
+        await poll_until(lambda: _retry_aws_call(simulated.take_one), pause=_DEVICE_POLL_SECONDS)
         await self._watcher.until(lambda records: device.device_id in records.commands_ended)
 
 
-async def again_until(reached: Callable[[], Awaitable[Any]], pause: float) -> None:
-    """Ask again and again, with so many seconds between, until the answer is yes."""
-    while not await reached():  # noqa: ASYNC110  # what is asked is another process
+async def poll_until(condition: Callable[[], Awaitable[Any]], pause: float) -> None:
+    """Poll a condition, with this pause in seconds, until its result is true."""
+    while not await condition():  # noqa: ASYNC110  # another process decides the result
         await asyncio.sleep(pause)
 
 
-async def _until_answered(call: Callable[[], Any]) -> Any:
-    """Call AWS until it answers, as devices and applications do."""
+async def _retry_aws_call(call: Callable[[], Any]) -> Any:
+    """Retry a call to AWS until it succeeds, as devices and applications do."""
     while True:
         try:
             return await asyncio.to_thread(call)
         except (ClientError, BotoCoreError):
-            await asyncio.sleep(_AGAIN_SECONDS)
+            await asyncio.sleep(_RETRY_SECONDS)
 
 
-def _out_of_order(devices: Sequence[FleetDevice]) -> list[dict[str, Any]]:
-    """The first events of devices, shuffled, and some of them twice."""
+def _shuffled_events(devices: Sequence[FleetDevice]) -> list[dict[str, Any]]:
+    """Return the first events of devices, shuffled, and some of them twice."""
     events = [device.event(kind) for device in devices for kind in ("Provisioned", "Activated")]
     events += events[::5]
-    random.Random(devices[0].number).shuffle(events)  # noqa: S311  # no secret
+    random.Random(devices[0].number).shuffle(events)  # noqa: S311  # not used for a secret
     return events
 
 

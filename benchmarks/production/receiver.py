@@ -1,9 +1,8 @@
-"""The platform's end of the webhook, as a process of its own: it writes down every delivery, and checks it.
+"""The webhook receiver of the platform: a process that stores every delivery and checks its signature.
 
     WEBHOOK_SECRET=whsec_… python -m benchmarks.production.receiver --port 9000 --file deliveries.jsonl
 
-The signature is checked after the text of the Standard Webhooks specification, by code that the bridge has no
-share in.
+The signature is checked by the Standard Webhooks specification, with code that is independent of the bridge.
 """
 
 import argparse
@@ -24,12 +23,12 @@ _TOLERANCE_SECONDS: Final = 300
 
 
 def fault_of(headers: Mapping[str, str], body: bytes, secret: str, now: float) -> str | None:
-    """What is wrong with a delivery's signature; None where it is right."""
+    """Return the fault of a delivery's signature, or None if the signature is correct."""
     message_id, timestamp = headers.get("webhook-id"), headers.get("webhook-timestamp")
     if not message_id or not timestamp or not timestamp.isdecimal():
         return "webhook-id or webhook-timestamp is missing"
     if abs(now - int(timestamp)) > _TOLERANCE_SECONDS:
-        return "webhook-timestamp is not of now"
+        return "webhook-timestamp is not the current time"
     key = b64decode(secret.removeprefix("whsec_"))
     signed = b".".join([message_id.encode(), timestamp.encode(), body])
     expected = "v1," + b64encode(hmac.digest(key, signed, sha256)).decode()
@@ -40,7 +39,7 @@ def fault_of(headers: Mapping[str, str], body: bytes, secret: str, now: float) -
 
 
 class Receiver(BaseHTTPRequestHandler):
-    """Takes deliveries."""
+    """Accepts deliveries."""
 
     protocol_version = "HTTP/1.1"
     secret: str
@@ -48,11 +47,11 @@ class Receiver(BaseHTTPRequestHandler):
     writing: threading.Lock
 
     def do_GET(self) -> None:
-        """Say that it is there."""
+        """Respond with 200, as a readiness check."""
         self._answer(HTTPStatus.OK)
 
     def do_POST(self) -> None:
-        """Write a delivery down, and only then take it."""
+        """Store a delivery, then confirm it."""
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
         headers = {name.lower(): value for name, value in self.headers.items()}
         now = time.time()
@@ -64,7 +63,7 @@ class Receiver(BaseHTTPRequestHandler):
         self._answer(HTTPStatus.UNAUTHORIZED if fault else HTTPStatus.NO_CONTENT)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # its name in the base class
-        """Say nothing: all is in the file."""
+        """Do not log requests: the file has all of them."""
 
     def _answer(self, status: HTTPStatus) -> None:
         self.send_response(status)
@@ -73,7 +72,7 @@ class Receiver(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    """Take deliveries until killed."""
+    """Accept deliveries until the process is killed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""The parts of a production, each an OS process: started, killed, frozen and started again."""
+"""The servers of the production run, each an OS process that can be started, killed and frozen."""
 
 import os
 import pwd
@@ -24,11 +24,11 @@ THINGBRIDGE: Final = Path(sys.executable).with_name("thingbridge")
 _ANSWER_SECONDS: Final = 90.0
 _STOP_SECONDS: Final = 45.0
 _POLL_SECONDS: Final = 0.1
-_DEBIANS_POSTGRES: Final = "/usr/lib/postgresql"
+_DEBIAN_POSTGRES: Final = "/usr/lib/postgresql"
 
 
 class Server:
-    """One process, by a command and an environment alone; what it says is appended to one log."""
+    """One process, configured only by its command and environment. Its output is appended to one log."""
 
     def __init__(
         self,
@@ -38,14 +38,14 @@ class Server:
         log_file: Path,
         answers: Callable[[str], bool],
     ) -> None:
-        """Take what is needed; nothing is started.
+        """Configure the process without starting it.
 
         Args:
-            name: what the process is called in what is printed.
-            command: what is run.
-            environment: all of its environment.
-            log_file: where its standard output and error go.
-            answers: whether it does its work, by asking it or by what it has said since its start.
+            name: the name in printed messages.
+            command: the command line.
+            environment: the complete environment.
+            log_file: the file for standard output and error.
+            answers: returns whether the process is ready, given its output since the start.
         """
         self.name = name
         self._log_file = log_file
@@ -55,45 +55,49 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and return once it answers.
+        """Start the process, and return when it is ready.
 
         Raises:
-            ServerError: it ends, or does not answer in time.
+            ServerError: the process ended, or was not ready in time.
         """
         with self._log_file.open("ab") as log:
-            said_before = log.tell()
+            offset = log.tell()
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environment,
-                start_new_session=True,  # a Ctrl-C in the terminal is for this run, which ends them in order
+                start_new_session=True,  # a Ctrl-C reaches only this run, which stops the servers
             )
         ends = time.monotonic() + _ANSWER_SECONDS
-        while not self._answers(self._said(said_before)):
+        while not self._answers(self._output_since(offset)):
             if self._process.poll() is not None:
-                raise ServerError(f"{self.name} ended with {self._process.returncode}. {self._last_words()}")
+                raise ServerError(
+                    f"{self.name} ended with exit code {self._process.returncode}. {self._log_end()}"
+                )
             if time.monotonic() > ends:
-                raise ServerError(f"{self.name} does not answer. {self._last_words()}")
+                raise ServerError(
+                    f"{self.name} was not ready within {_ANSWER_SECONDS:.0f} s. {self._log_end()}"
+                )
             time.sleep(_POLL_SECONDS)
 
     def kill(self) -> None:
-        """End it as a power cut does."""
+        """Kill the process, as in a power failure."""
         process = self._running()
         process.kill()
         process.wait()
 
     def freeze(self) -> None:
-        """Have it do nothing, with its connections open."""
+        """Suspend the process. Its connections stay open."""
         self._running().send_signal(signal.SIGSTOP)
 
-    def thaw(self) -> None:
-        """Have it go on."""
+    def resume(self) -> None:
+        """Continue the suspended process."""
         self._running().send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """End it in order, if it runs."""
+        """Stop the process in order, if it runs."""
         process = self._process
         if process is None or process.poll() is not None:
             return
@@ -107,84 +111,84 @@ class Server:
 
     @property
     def command_line(self) -> str:
-        """How it is started from a shell."""
+        """The command line as in a shell."""
         program, *arguments = self._command
         return " ".join([Path(program).name, *map(str, arguments)])
 
     @property
     def has_ended(self) -> bool:
-        """Whether it has ended by itself, or was never started."""
+        """Whether the process has ended or was never started."""
         return self._process is None or self._process.poll() is not None
 
-    def _said(self, since: int) -> str:
-        return self._log_file.read_bytes()[since:].decode(errors="replace")
+    def _output_since(self, offset: int) -> str:
+        return self._log_file.read_bytes()[offset:].decode(errors="replace")
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
-            raise ServerError(f"{self.name} is not running. {self._last_words()}")
+            raise ServerError(f"{self.name} is not running. {self._log_end()}")
         return self._process
 
-    def _last_words(self) -> str:
+    def _log_end(self) -> str:
         return end_of_log(self._log_file)
 
 
 class PostgresCluster:
-    """A cluster of Debian's PostgreSQL; where there is none, of the dev stack's."""
+    """A PostgreSQL cluster, with the binaries of Debian or else of the dev stack."""
 
     def __init__(self, folder: Path, log_file: Path) -> None:
-        """Make the cluster, owned by a user without rights; nothing is started."""
+        """Create the cluster, owned by an unprivileged user, without starting it."""
         self._binaries, self.origin = _postgres_binaries()
         self._user = _unprivileged_user() if os.geteuid() == 0 else None
         self._data = folder / "data"
         self._log_file = log_file
         (self._port,) = choose_ports(0)
-        self._superusers_password = secrets.token_urlsafe(18)
+        self._superuser_password = secrets.token_urlsafe(18)
         self.password = secrets.token_urlsafe(18)
         folder.mkdir()
         log_file.touch()
         password_file = folder / "password"
-        password_file.write_text(self._superusers_password)
+        password_file.write_text(self._superuser_password)
         for path in (folder, log_file, password_file):
-            self._hand_over(path)
+            self._give_to_user(path)
         command = ["initdb", "--pgdata", str(self._data), "--username=postgres", "--encoding=UTF8"]
         command += ["--locale=C.UTF-8", "--auth=scram-sha-256", f"--pwfile={password_file}"]
         self._run(*command)
         password_file.unlink()
 
     def start(self) -> None:
-        """Start the server, and return once it takes connections."""
+        """Start the server, and return when it accepts connections."""
         settings = (
             f"-p {self._port} -c listen_addresses={HOST} -c unix_socket_directories= -c max_connections=300"
         )
         self._control("start", "--options", settings)
 
     def restart(self) -> None:
-        """Drop every client, end the server, and start it again."""
+        """Disconnect all clients, stop the server and start it again."""
         self._control("restart", "--mode=fast")
 
     def stop(self) -> None:
-        """End the server, if it runs."""
+        """Stop the server, if it runs."""
         if (self._data / "postmaster.pid").exists():
             self._control("stop", "--mode=fast")
 
     def create_database(self) -> None:
-        """Make the bridge's own role, and a database that is its."""
-        with psycopg.connect(self._url("postgres", self._superusers_password), autocommit=True) as connection:
+        """Create the role of the bridge and a database that it owns."""
+        with psycopg.connect(self._url("postgres", self._superuser_password), autocommit=True) as connection:
             role, password = sql.Identifier("thingbridge"), sql.Literal(self.password)
             connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(role, password))
             connection.execute(sql.SQL("CREATE DATABASE {0} OWNER {0}").format(role))
 
     @property
     def url(self) -> str:
-        """Where the bridge's database is, for the bridge's role."""
+        """The URL of the bridge's database for the bridge's role."""
         return self._url("thingbridge", self.password)
 
     def dump(self) -> bytes:
-        """All that stands in the bridge's database."""
+        """Return the complete content of the bridge's database."""
         return self._run("pg_dump", "--inserts", self.url)
 
     def version(self) -> str:
-        """What the server says of itself."""
+        """Return the version line of the server."""
         return self._run("postgres", "--version").decode().strip()
 
     def _url(self, user: str, password: str) -> str:
@@ -208,18 +212,18 @@ class PostgresCluster:
         )
         if done.returncode:
             raise ServerError(
-                f"{program} ended with {done.returncode}: {done.stderr.decode(errors='replace')}"
+                f"{program} ended with exit code {done.returncode}: {done.stderr.decode(errors='replace')}"
             )
         return done.stdout
 
-    def _hand_over(self, path: Path) -> None:
+    def _give_to_user(self, path: Path) -> None:
         if self._user:
             entry = pwd.getpwnam(self._user)
             os.chown(path, entry.pw_uid, entry.pw_gid)
 
 
 def temporal_server(folder: Path, port: int, ui_port: int) -> Server:
-    """Temporal's dev server on a file, which a killed process leaves whole."""
+    """Return Temporal's dev server on a database file, which survives a kill of the process."""
     return Server(
         "Temporal",
         temporal_command(port, ui_port, folder / "temporal.db"),
@@ -230,7 +234,7 @@ def temporal_server(folder: Path, port: int, ui_port: int) -> Server:
 
 
 def aws_emulator(folder: Path, port: int) -> Server:
-    """AWS, as far as the emulator goes."""
+    """Return the AWS emulator."""
     return Server(
         "AWS emulator",
         emulator_command(port, folder / "aws.state"),
@@ -241,17 +245,17 @@ def aws_emulator(folder: Path, port: int) -> Server:
 
 
 def _postgres_binaries() -> tuple[Path, str]:
-    """Where PostgreSQL is, and whose: the newest of Debian's, else the dev stack's."""
-    debians = sorted(
-        (path for path in Path(_DEBIANS_POSTGRES).glob("*/bin/initdb") if path.parts[-3].isdecimal()),
+    """Return the folder and the origin of PostgreSQL: the newest of Debian, or else of the dev stack."""
+    debian = sorted(
+        (path for path in Path(_DEBIAN_POSTGRES).glob("*/bin/initdb") if path.parts[-3].isdecimal()),
         key=lambda path: int(path.parts[-3]),
     )
-    if debians:
-        return debians[-1].parent, "Debian's"
-    return postgres_binaries(), "the dev stack's"
+    if debian:
+        return debian[-1].parent, "from Debian"
+    return postgres_binaries(), "from the dev stack"
 
 
 def _unprivileged_user() -> str:
-    """Who runs the server where we are root, which PostgreSQL refuses to be."""
+    """Return the user that runs the server if this process is root: PostgreSQL refuses to run as root."""
     known = {entry.pw_name for entry in pwd.getpwall()}
     return next(name for name in ("postgres", "nobody") if name in known)

@@ -1,4 +1,4 @@
-"""The pre-provisioning hook: whether a device may enrol, asked of the bridge, and its Thing's name."""
+"""The pre-provisioning hook: the bridge decides whether a device may enrol, the hook names its Thing."""
 
 import functools
 import logging
@@ -11,7 +11,7 @@ from thingbridge_api import (
     TENANT_ID_VARIABLE,
     Api,
     ConfigurationError,
-    NoAnswerError,
+    NoResponseError,
     ThingName,
     null_if_zero,
     tenant_from_environment,
@@ -20,7 +20,7 @@ from thingbridge_api import (
 TENANT_PARAMETER_VARIABLE: Final = "THINGBRIDGE_TENANT_PARAMETER"
 SERIAL_NUMBER_PARAMETER: Final = "SerialNumber"
 
-# AWS waits 5 s, a cold start among them.
+# AWS waits 5 s, including a cold start.
 _BUDGET_SECONDS: Final = 3.0
 _RESERVE_SECONDS: Final = 0.5
 _ALLOWED: Final = 200
@@ -30,11 +30,11 @@ logger.setLevel(logging.INFO)
 
 
 class Hook:
-    """The decision over one enrolment.
+    """Decides whether a device may enrol.
 
     Args:
-        api: the bridge.
-        tenant_of: whose device it is, told by the template's parameters.
+        api: the API of the bridge.
+        tenant_of: returns the tenant of the device, given the parameters of the template.
     """
 
     def __init__(self, api: Api, tenant_of: Callable[[dict[str, Any]], UUID]) -> None:
@@ -43,27 +43,29 @@ class Hook:
 
     @classmethod
     def from_environment(cls) -> "Hook":
-        """The hook that the variables configure.
+        """Return the hook configured by the environment variables.
 
         Raises:
-            ConfigurationError: one is missing or wrong.
+            ConfigurationError: a variable is missing or wrong.
         """
         tenant_id, parameter = tenant_from_environment(), os.environ.get(TENANT_PARAMETER_VARIABLE)
         if (tenant_id is None) == (not parameter):
-            raise ConfigurationError(f"set {TENANT_ID_VARIABLE} or {TENANT_PARAMETER_VARIABLE}")
+            raise ConfigurationError(f"set either {TENANT_ID_VARIABLE} or {TENANT_PARAMETER_VARIABLE}")
         api = Api.from_environment()
         if tenant_id is not None:
             return cls(api, lambda _: tenant_id)
         return cls(api, lambda parameters: UUID(parameters[str(parameter)]))
 
     def __call__(self, event: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Allow what the bridge allows within the time; deny all else."""
+        """Allow the device if the bridge allows it in time, and deny it in every other case."""
         name, reason = self._decide(event, seconds)
-        who = f"claim certificate {event.get('claimCertificateId')}, certificate {event.get('certificateId')}"
+        certificates = (
+            f"claim certificate {event.get('claimCertificateId')}, certificate {event.get('certificateId')}"
+        )
         if reason is not None:
-            logger.warning("denied: %s (%s)", reason, who)
+            logger.warning("denied: %s (%s)", reason, certificates)
             return {"allowProvisioning": False, "parameterOverrides": {}}
-        logger.info("allowed (%s)", who)
+        logger.info("allowed (%s)", certificates)
         overrides = {
             "ThingName": str(name),
             "CertificateId": str(event.get("certificateId")),
@@ -72,28 +74,28 @@ class Hook:
         return {"allowProvisioning": True, "parameterOverrides": overrides}
 
     def _decide(self, event: dict[str, Any], seconds: float) -> tuple[ThingName | None, str | None]:
-        """The Thing's name, and why it is denied."""
+        """Return the Thing name if the device is allowed, else the reason for the denial."""
         parameters = event.get("parameters")
         if not isinstance(parameters, dict):
             return None, "the event has no parameters"
         try:
             tenant_id = null_if_zero(self._tenant_of(parameters))
         except (KeyError, ValueError, AttributeError, TypeError):
-            return None, "the tenant's parameter is missing or no UUID"
+            return None, "the parameter with the tenant is missing or not a UUID"
         name = ThingName.of(tenant_id, parameters.get(SERIAL_NUMBER_PARAMETER))
         if name is None:
-            return None, f"the parameter {SERIAL_NUMBER_PARAMETER} is missing or no serial number"
+            return None, f"the parameter {SERIAL_NUMBER_PARAMETER} is missing or not a serial number"
         try:
-            answer = self._api.post("/api/iot/fleet-provisioning/verify", name.body, seconds)
-        except NoAnswerError as error:
+            response = self._api.post("/api/iot/fleet-provisioning/verify", name.body, seconds)
+        except NoResponseError as error:
             return None, f"the bridge did not answer: {error}"
-        if answer.status == _ALLOWED and answer.body.get("allowProvisioning") is True:
+        if response.status == _ALLOWED and response.body.get("allowProvisioning") is True:
             return name, None
-        return None, str(answer.body.get("reason") or answer.problem)
+        return None, str(response.body.get("reason") or response.problem)
 
 
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
-    """What Lambda calls."""
+    """Handle an invocation by Lambda."""
     left = context.get_remaining_time_in_millis() / 1000 - _RESERVE_SECONDS
     return _hook()(event, min(_BUDGET_SECONDS, left))
 

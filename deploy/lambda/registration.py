@@ -1,4 +1,4 @@
-"""The registration: the bridge is told of a Thing that fleet provisioning made, its certificate attached."""
+"""The registration: it registers a Thing created by fleet provisioning with the bridge."""
 
 import functools
 import logging
@@ -9,12 +9,12 @@ from uuid import UUID
 import boto3
 from botocore.config import Config
 
-from thingbridge_api import Api, NoAnswerError, ThingName, null_if_zero, tenant_from_environment
+from thingbridge_api import Api, NoResponseError, ThingName, null_if_zero, tenant_from_environment
 
 if TYPE_CHECKING:
     from types_boto3_iot import IoTClient
 
-# Attributes. The first is on every Thing that the bridge makes itself, the others come from the template.
+# Thing attributes. The bridge sets the first on the Things that it creates; the template sets the others.
 _DEVICE_ID: Final = "deviceId"
 _CERTIFICATE_ID: Final = "certificateId"
 _CLAIM_CERTIFICATE_ID: Final = "claimCertificateId"
@@ -32,16 +32,16 @@ logger.setLevel(logging.INFO)
 
 
 class NotRegisteredError(RuntimeError):
-    """It could not be done now; raised so that Lambda tries again."""
+    """The Thing cannot be registered yet. Raised so that Lambda retries the invocation."""
 
 
 class Registrar:
-    """The telling of one Thing.
+    """Registers Things with the bridge.
 
     Args:
-        api: the bridge.
-        iot: the account's registry.
-        tenant_id: only Things of this tenant, the zero UUID for those of none; None for any.
+        api: the API of the bridge.
+        iot: a client of the registry.
+        tenant_id: register only Things of this tenant; the zero UUID for no tenant; None for every Thing.
     """
 
     def __init__(self, api: Api, iot: "IoTClient", tenant_id: UUID | None) -> None:
@@ -51,10 +51,10 @@ class Registrar:
 
     @classmethod
     def from_environment(cls) -> "Registrar":
-        """The registrar that the variables configure.
+        """Return the registrar configured by the environment variables.
 
         Raises:
-            ConfigurationError: one is missing or wrong.
+            ConfigurationError: a variable is missing or wrong.
         """
         config = Config(
             connect_timeout=2, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 4}
@@ -62,24 +62,24 @@ class Registrar:
         return cls(Api.from_environment(), boto3.client("iot", config=config), tenant_from_environment())
 
     def __call__(self, event: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Register the Thing that an event of the registry is about.
+        """Register the Thing of a registry event.
 
         Raises:
-            NotRegisteredError: its certificate is not attached yet, or the bridge is busy or away.
+            NotRegisteredError: the certificate is not attached yet, or the bridge is busy or unavailable.
         """
         ends = time.monotonic() + seconds
         name = ThingName.read(event.get("thingName"))
         if event.get("operation") not in _OPERATIONS:
-            return _ignored("this is no event of a Thing that was created or updated")
+            return _ignored("the event is not the creation or update of a Thing")
         if name is None or (self._tenant_id and null_if_zero(self._tenant_id) != name.tenant_id):
-            return _ignored("the Thing is not named as this tenant's devices are")
+            return _ignored("the Thing name does not belong to this tenant")
         while True:
             thing = self._thing(str(name))
             attributes = thing.get("attributes", {})
             if _DEVICE_ID in attributes:
-                return _ignored("the bridge made the Thing itself")
+                return _ignored("the bridge created the Thing itself")
             if thing and _CERTIFICATE_ID not in attributes:
-                return _ignored(f"the Thing has no attribute {_CERTIFICATE_ID}, as the template gives it")
+                return _ignored(f"the Thing has no attribute {_CERTIFICATE_ID}, which the template sets")
             certificate_arn = self._attached(str(name), attributes.get(_CERTIFICATE_ID))
             if certificate_arn is not None:
                 break
@@ -98,26 +98,26 @@ class Registrar:
 
     def _register(self, body: dict[str, Any], seconds: float) -> dict[str, Any]:
         try:
-            answer = self._api.post("/api/iot/fleet-provisioning/registered", body, seconds)
-        except NoAnswerError as error:
+            response = self._api.post("/api/iot/fleet-provisioning/registered", body, seconds)
+        except NoResponseError as error:
             raise NotRegisteredError(f"the bridge did not answer: {error}") from None
-        if answer.status == _REGISTERED and "deviceId" in answer.body:
-            logger.info("registered Thing %s as device %s", body["thingName"], answer.body["deviceId"])
-            return dict(answer.body)
-        if answer.is_passing or answer.status < _REFUSED:
-            raise NotRegisteredError(f"the bridge answered {answer.problem}")
-        logger.error("the bridge refuses Thing %s: %s", body["thingName"], answer.problem)
-        return {"refused": answer.problem}
+        if response.status == _REGISTERED and "deviceId" in response.body:
+            logger.info("registered Thing %s as device %s", body["thingName"], response.body["deviceId"])
+            return dict(response.body)
+        if response.is_temporary or response.status < _REFUSED:
+            raise NotRegisteredError(f"the bridge returned {response.problem}")
+        logger.error("the bridge refuses Thing %s: %s", body["thingName"], response.problem)
+        return {"refused": response.problem}
 
     def _thing(self, name: str) -> dict[str, Any]:
-        """The Thing; nothing where it is gone, or not to be seen yet."""
+        """Return the Thing, or an empty dict if it is deleted or not visible yet."""
         try:
             return dict(self._iot.describe_thing(thingName=name))
         except self._iot.exceptions.ResourceNotFoundException:
             return {}
 
     def _attached(self, name: str, certificate_id: str | None) -> str | None:
-        """The ARN of that certificate, once it is attached: fleet provisioning makes the Thing first."""
+        """Return the certificate ARN once it is attached: fleet provisioning creates the Thing first."""
         pages = self._iot.get_paginator("list_thing_principals").paginate(thingName=name)
         try:
             return next(
@@ -133,7 +133,7 @@ class Registrar:
             return None
 
     def _claim(self, certificate_id: str | None) -> dict[str, str]:
-        """When the claim certificate that the device came with expires, so that the bridge can warn of it."""
+        """Return the expiry of the device's claim certificate, so that the bridge can warn before it."""
         if not certificate_id:
             return {}
         try:
@@ -147,7 +147,7 @@ class Registrar:
 
 
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
-    """What Lambda calls."""
+    """Handle an invocation by Lambda."""
     return _registrar()(event, context.get_remaining_time_in_millis() / 1000 - _RESERVE_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""What both functions need of the bridge: its API called inside a time limit, its key, its Thing names."""
+"""Code shared by both functions: API requests with a time limit, the API key, and Thing names."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 URL_VARIABLE: Final = "THINGBRIDGE_URL"
 KEY_VARIABLE: Final = "THINGBRIDGE_KEY"
-KEY_SECRET_VARIABLE: Final = "THINGBRIDGE_KEY_SECRET"  # noqa: S105  # the name of one
+KEY_SECRET_VARIABLE: Final = "THINGBRIDGE_KEY_SECRET"  # noqa: S105  # the name of a variable
 TENANT_ID_VARIABLE: Final = "THINGBRIDGE_TENANT_ID"
 
 _SERIAL_NUMBER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,93}")
@@ -28,57 +28,57 @@ _THING_NAME: Final = re.compile(rf"t([0-9a-f]{{32}})-({_SERIAL_NUMBER.pattern})"
 _NO_TENANT: Final = UUID(int=0)
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
-_ANSWER_LIMIT: Final = 65_536
+_RESPONSE_LIMIT_BYTES: Final = 65_536
 _PAUSE_SECONDS: Final = 0.1
-# So much of the time is the first attempt's, that a lost packet leaves enough for another.
+# The share of the time for the first attempt. After a lost packet, enough is left for a second one.
 _FIRST_SHARE: Final = 0.6
-_TRY_AGAIN: Final = frozenset({408, 429, *range(500, 600)})
-_FRESH_KEY: Final = 401
+_TEMPORARY: Final = frozenset({408, 429, *range(500, 600)})
+_UNAUTHORIZED: Final = 401
 
 
 class ConfigurationError(ValueError):
     """An environment variable of the function is missing or wrong."""
 
 
-class NoAnswerError(RuntimeError):
-    """The bridge did not answer in time, or not as its API does."""
+class NoResponseError(RuntimeError):
+    """The bridge sent no response in time, or one that its API does not send."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the bridge said."""
+class Response:
+    """A response of the bridge."""
 
     status: int
     body: Mapping[str, Any]
 
     @property
-    def is_passing(self) -> bool:
-        """Whether the same call may be answered otherwise later: the bridge was busy, the key renewed."""
-        return self.status in _TRY_AGAIN or self.status == _FRESH_KEY
+    def is_temporary(self) -> bool:
+        """Whether a retry may succeed: the bridge was busy, or the API key was replaced."""
+        return self.status in _TEMPORARY or self.status == _UNAUTHORIZED
 
     @property
     def problem(self) -> str:
-        """What was wrong, in the API's words."""
+        """The status, title and detail of an error response."""
         return f"{self.status} {self.body.get('title')}: {self.body.get('detail')}"
 
 
 @dataclass(frozen=True)
 class ThingName:
-    """Whose device a Thing is, as its name says; the null tenant is 32 zeros."""
+    """The tenant and serial number in a Thing name. 32 zeros are the null tenant."""
 
     tenant_id: UUID | None
     serial_number: str
 
     @classmethod
     def of(cls, tenant_id: UUID | None, serial_number: object) -> "ThingName | None":
-        """The name for a tenant's serial number; None where that cannot be one."""
+        """Return the name for a tenant and serial number, or None if the serial number is invalid."""
         if not isinstance(serial_number, str) or not _SERIAL_NUMBER.fullmatch(serial_number):
             return None
         return cls(tenant_id, serial_number)
 
     @classmethod
     def read(cls, name: object) -> "ThingName | None":
-        """The parts of a name; None where the bridge builds no such name."""
+        """Parse a Thing name. Return None if the bridge does not build such names."""
         match = _THING_NAME.fullmatch(name) if isinstance(name, str) else None
         return cls(null_if_zero(UUID(match[1])), match[2]) if match else None
 
@@ -87,33 +87,35 @@ class ThingName:
 
     @property
     def body(self) -> dict[str, Any]:
-        """The device, as the API's calls name it."""
+        """The members that identify the device in API requests."""
         tenant_id = str(self.tenant_id) if self.tenant_id else None
         return {"serialNumber": self.serial_number, "tenantId": tenant_id}
 
 
 def null_if_zero(tenant_id: UUID) -> UUID | None:
-    """The tenant, where the zero UUID stands for none."""
+    """Return the tenant, or None for the zero UUID."""
     return None if tenant_id == _NO_TENANT else tenant_id
 
 
 class Key:
-    """The key of the API: asked for once, and again where the bridge no longer takes it."""
+    """The API key. It is read once, and again after the bridge has refused it."""
 
     def __init__(self, read: Callable[[], str]) -> None:
         self._read = read
-        self._known: str | None = None
+        self._cached: str | None = None
 
     @classmethod
     def from_environment(cls) -> "Key":
-        """The key in the variable itself, or in the secret that a variable names.
+        """Return the key from its variable, or from the secret that the other variable names.
 
         Raises:
-            ConfigurationError: neither or both are set.
+            ConfigurationError: neither or both variables are set.
         """
         key, secret = os.environ.get(KEY_VARIABLE), os.environ.get(KEY_SECRET_VARIABLE)
         if bool(key) == bool(secret):
-            raise ConfigurationError(f"set {KEY_SECRET_VARIABLE} (a secret's name or ARN) or {KEY_VARIABLE}")
+            raise ConfigurationError(
+                f"set either {KEY_SECRET_VARIABLE} (a secret's name or ARN) or {KEY_VARIABLE}"
+            )
         if key:
             return cls(lambda: key)
         config = Config(connect_timeout=1, read_timeout=1, retries={"total_max_attempts": 2})
@@ -121,17 +123,17 @@ class Key:
         return cls(lambda: secrets.get_secret_value(SecretId=str(secret))["SecretString"].strip())
 
     def __call__(self) -> str:
-        if self._known is None:
-            self._known = self._read()
-        return self._known
+        if self._cached is None:
+            self._cached = self._read()
+        return self._cached
 
     def forget(self) -> None:
-        """Have it asked for again."""
-        self._known = None
+        """Read the key again before the next request."""
+        self._cached = None
 
 
 class Api:
-    """The bridge's API."""
+    """A client of the bridge's API."""
 
     def __init__(self, url: str, key: Key) -> None:
         self._key = key
@@ -139,79 +141,81 @@ class Api:
         self._host, self._port, self._path = parts.hostname or "", parts.port, parts.path.rstrip("/")
         self._connection = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         if parts.scheme != "https" and not (parts.scheme == "http" and self._host in _LOOPBACK):
-            raise ConfigurationError(f"{URL_VARIABLE} must begin with https://, since calls carry a key")
+            raise ConfigurationError(
+                f"{URL_VARIABLE} must begin with https://, because requests contain a key"
+            )
 
     @classmethod
     def from_environment(cls) -> "Api":
-        """The API that the variables name.
+        """Return the client configured by the environment variables.
 
         Raises:
-            ConfigurationError: they name none.
+            ConfigurationError: a variable is missing or wrong.
         """
         return cls(os.environ.get(URL_VARIABLE, ""), Key.from_environment())
 
-    def post(self, path: str, body: Mapping[str, Any], seconds: float) -> Answer:
-        """Call, and once more where that was in vain and there is time.
+    def post(self, path: str, body: Mapping[str, Any], seconds: float) -> Response:
+        """Send a request, and retry it once after a temporary failure if there is time.
 
         Raises:
-            NoAnswerError: there was no answer, or none of the API's.
+            NoResponseError: there was no response, or not one of the API.
         """
         ends = time.monotonic() + seconds
         try:
             first = self._within(_FIRST_SHARE * seconds, path, body)
-            if not first.is_passing:
+            if not first.is_temporary:
                 return first
-        except NoAnswerError:
+        except NoResponseError:
             first = None
-        if first is not None and first.status == _FRESH_KEY:
+        if first is not None and first.status == _UNAUTHORIZED:
             self._key.forget()
         time.sleep(max(0.0, min(_PAUSE_SECONDS, ends - time.monotonic())))
         return self._within(ends - time.monotonic(), path, body)
 
-    def _within(self, seconds: float, path: str, body: Mapping[str, Any]) -> Answer:
-        """One attempt. A socket's own time limit knows neither name resolution nor an answer that drips."""
-        answer: Future[Answer] = Future()
+    def _within(self, seconds: float, path: str, body: Mapping[str, Any]) -> Response:
+        """Make one attempt. A socket timeout would not limit name resolution or a slow stream of bytes."""
+        result: Future[Response] = Future()
 
         def attempt() -> None:
             try:
-                answer.set_result(self._attempt(seconds, path, body))
-            except Exception as error:  # noqa: BLE001  # it is raised where the answer is awaited
-                answer.set_exception(error)
+                result.set_result(self._attempt(seconds, path, body))
+            except Exception as error:  # noqa: BLE001  # raised by result()
+                result.set_exception(error)
 
         if seconds <= 0:
-            raise NoAnswerError("no time was left for a call")
+            raise NoResponseError("no time was left for a request")
         Thread(target=attempt, daemon=True).start()
         try:
-            return answer.result(seconds)
+            return result.result(seconds)
         except (FutureTimeoutError, TimeoutError):
-            raise NoAnswerError(f"no answer within {seconds:.1f} s") from None
+            raise NoResponseError(f"no response within {seconds:.1f} s") from None
 
-    def _attempt(self, seconds: float, path: str, body: Mapping[str, Any]) -> Answer:
+    def _attempt(self, seconds: float, path: str, body: Mapping[str, Any]) -> Response:
         try:
             headers = {"Authorization": f"Bearer {self._key()}", "Content-Type": "application/json"}
         except (BotoCoreError, ClientError, KeyError) as error:
-            raise NoAnswerError(f"the secret that holds the key cannot be read: {error}") from None
+            raise NoResponseError(f"cannot read the secret with the API key: {error}") from None
         connection = self._connection(self._host, self._port, timeout=seconds)
         try:
             connection.request("POST", self._path + path, json.dumps(body), headers)
             response = connection.getresponse()
-            content = json.loads(response.read(_ANSWER_LIMIT))
+            content = json.loads(response.read(_RESPONSE_LIMIT_BYTES))
         except (OSError, HTTPException) as error:
-            raise NoAnswerError(f"{type(error).__name__}: {error}") from None
+            raise NoResponseError(f"{type(error).__name__}: {error}") from None
         except ValueError:
-            raise NoAnswerError(f"{response.status}, and no JSON") from None
+            raise NoResponseError(f"status {response.status} without JSON") from None
         finally:
             connection.close()
         if not isinstance(content, dict):
-            raise NoAnswerError(f"{response.status}, and no JSON object")
-        return Answer(response.status, content)
+            raise NoResponseError(f"status {response.status} without a JSON object")
+        return Response(response.status, content)
 
 
 def tenant_from_environment() -> UUID | None:
-    """The tenant whose devices this deployment enrols, the zero UUID for those of none; None where unset.
+    """Return the tenant of the devices, the zero UUID for devices without a tenant, or None if unset.
 
     Raises:
-        ConfigurationError: it is no UUID.
+        ConfigurationError: the variable is not a UUID.
     """
     tenant_id = os.environ.get(TENANT_ID_VARIABLE)
     if not tenant_id:
@@ -220,5 +224,5 @@ def tenant_from_environment() -> UUID | None:
         return UUID(tenant_id)
     except ValueError:
         raise ConfigurationError(
-            f"{TENANT_ID_VARIABLE} must be a UUID, of zeros where there is no tenant"
+            f"{TENANT_ID_VARIABLE} must be a UUID, the zero UUID for devices without a tenant"
         ) from None

@@ -1,4 +1,4 @@
-# The workers' role: the actions that the code calls and no others. The API and `migrate` need none.
+# The role of the workers, with exactly the actions that the code calls. The API and `migrate` need no role.
 data "aws_iam_policy_document" "bridge" {
   statement {
     sid = "Things"
@@ -23,7 +23,7 @@ data "aws_iam_policy_document" "bridge" {
     resources = ["${local.iot}:client/${local.thing_names}"]
   }
 
-  # A certificate has an id of AWS's, and no tags: nothing tells the bridge's from another's.
+  # AWS assigns certificate ids, and certificates have no tags: the bridge's cannot be distinguished from others.
   statement {
     sid = "Certificates"
     actions = [
@@ -70,7 +70,7 @@ data "aws_iam_policy_document" "bridge" {
     resources = concat([local.jobs, local.things, local.dynamic_groups], local.command_groups)
   }
 
-  # At the end of a device its executions are deleted, whoever made their jobs.
+  # A decommission deletes all job executions of the device, also those of jobs that the bridge did not create.
   statement {
     sid = "JobsOfThings"
     actions = [
@@ -95,7 +95,7 @@ data "aws_iam_policy_document" "bridge" {
     resources = [local.dynamic_groups]
   }
 
-  # Written, described and deleted; a key is never read back.
+  # Create, describe and delete only: a key is never read back.
   statement {
     sid = "DeviceSecrets"
     actions = [
@@ -201,7 +201,7 @@ data "aws_iam_policy_document" "bridge_trust" {
 }
 
 locals {
-  # arn:…:oidc-provider/oidc.eks.REGION.amazonaws.com/id/ID, without what stands before the issuer.
+  # The issuer at the end of arn:…:oidc-provider/oidc.eks.REGION.amazonaws.com/id/ID.
   oidc_issuer = try(split(":oidc-provider/", var.cluster_oidc_provider_arn)[1], "")
 }
 
@@ -212,7 +212,7 @@ resource "aws_iam_role" "bridge" {
   lifecycle {
     precondition {
       condition     = var.cluster_oidc_provider_arn != null || length(var.trusted_services) > 0
-      error_message = "Say who may be the bridge: cluster_oidc_provider_arn or trusted_services."
+      error_message = "Set cluster_oidc_provider_arn or trusted_services: one of them must be able to assume the role."
     }
   }
 }

@@ -1,6 +1,6 @@
-# What a device may do: connect as its own Thing, and use that Thing's shadows and jobs. The Thing's name begins with
-# the tenant, and a certificate is attached to one Thing, so that no tenant reaches another's devices. `&{…}` is
-# Terraform's way to write `${…}`, which AWS IoT fills in for each connection.
+# The permissions of a device: connect as its own Thing, and use the shadows and jobs of that Thing. The Thing name
+# begins with the tenant, and a certificate is attached to one Thing, so a tenant cannot access devices of another.
+# `&{…}` is the Terraform form of `${…}`, which AWS IoT replaces for each connection.
 data "aws_iam_policy_document" "device" {
   statement {
     sid       = "ConnectAsItself"
@@ -15,7 +15,7 @@ data "aws_iam_policy_document" "device" {
   }
 
   statement {
-    sid     = "Ask"
+    sid     = "Publish"
     actions = ["iot:Publish"]
     resources = [
       "${local.iot}:topic/$aws/things/&{iot:Connection.Thing.ThingName}/shadow/get",
@@ -39,7 +39,7 @@ data "aws_iam_policy_document" "device" {
   }
 
   statement {
-    sid     = "BeTold"
+    sid     = "Receive"
     actions = ["iot:Receive"]
     resources = [
       "${local.iot}:topic/$aws/things/&{iot:Connection.Thing.ThingName}/shadow/*",

@@ -8,10 +8,10 @@ locals {
   region    = data.aws_region.current.id
   iot       = "arn:${local.partition}:iot:${local.region}:${local.account}"
 
-  # t, the tenant's 32 hex digits, -, the serial number: no Thing that the bridge did not name is in reach.
+  # t, the 32 hex digits of the tenant, -, the serial number: only Things with names of the bridge match.
   thing_names = "t????????????????????????????????-*"
   things      = "${local.iot}:thing/${local.thing_names}"
-  # Secrets Manager ends each ARN in a - and six letters of its own.
+  # Secrets Manager appends a - and six random characters to each ARN.
   device_secrets = join("", [
     "arn:${local.partition}:secretsmanager:${local.region}:${local.account}:secret:",
     replace(var.secret_name_template, "{thingName}", local.thing_names),
@@ -20,7 +20,7 @@ locals {
   jobs           = "${local.iot}:job/${var.job_id_prefix}-*"
   certificates   = "${local.iot}:cert/*"
   command_groups = [for name in var.command_thing_groups : "${local.iot}:thinggroup/${name}"]
-  # Those that the bridge makes itself, for a command to a query.
+  # The groups that the bridge creates for a command to a query.
   dynamic_groups = "${local.iot}:thinggroup/${var.job_id_prefix}-dynamic-*"
 }
 
@@ -40,14 +40,14 @@ module "enrolment" {
   log_retention_days          = var.log_retention_days
 }
 
-# The attributes of a device that enrolled itself need a type.
+# A Thing without a type can have only 3 attributes, and devices that enrol themselves have more.
 resource "aws_iot_thing_type" "device" {
   count = length(var.enrolments) > 0 ? 1 : 0
 
   name = var.thing_type_name
 }
 
-# One per account and region: the kinds of event not named here stay as they are.
+# One per account and region. Kinds of events that are not listed here are not changed.
 resource "aws_iot_event_configurations" "things" {
   count = length(var.enrolments) > 0 && var.enable_thing_events ? 1 : 0
 

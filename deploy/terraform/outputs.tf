@@ -1,15 +1,15 @@
 output "bridge_role_arn" {
-  description = "The workers' role: `worker.roleArn` of the Helm chart."
+  description = "ARN of the workers' role: `worker.roleArn` of the Helm chart."
   value       = aws_iam_role.bridge.arn
 }
 
 output "device_policy_name" {
-  description = "The bridge's IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME."
+  description = "Name of the device policy: the setting IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME."
   value       = aws_iot_policy.device.name
 }
 
 output "enrolments" {
-  description = "For each enrolment, the template a device names, the policy of its claim certificates, and the beginning of the client ids they connect with."
+  description = "For each enrolment: the provisioning template, the policy of the claim certificates, the prefix of their client ids, and the dead-letter queue."
   value = {
     for name, enrolment in module.enrolment : name => {
       template_name          = enrolment.template_name

@@ -1,4 +1,4 @@
-"""What a request to the emulator asks for, read by the models that boto itself calls by."""
+"""Parse requests to the emulator with the service models of botocore."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from botocore.model import OperationModel, ServiceModel
 
 _SERVICE_OF_SIGNING_NAME = {"iotdata": "iot-data"}
-"""boto's name of a service, where its signatures carry another."""
+"""The boto name of each service whose signatures contain another name."""
 
 _UNSIGNED = "unsigned"
-"""Stands for the service where the request does not tell."""
+"""The service of a request that is not signed, and therefore names no service."""
 
 _REST_SERVICES = ("iot", "iot-data", "iot-jobs-data")
-"""Told apart by method and path; of any other service the request itself names the operation."""
+"""Services whose operation follows from method and path. Requests to other services name the operation."""
 
 
 @dataclass(frozen=True)
@@ -43,21 +43,21 @@ class Call:
 
     @property
     def operation(self) -> str:
-        """Service and operation as boto names them, e.g. `iot:CreateThing`."""
+        """The service and operation by their boto names, e.g. `iot:CreateThing`."""
         return f"{self.service}:{self.name}"
 
     @property
     def is_signed(self) -> bool:
-        """Whether the request tells the service it is for."""
+        """Whether the request names its service."""
         return self.service != _UNSIGNED
 
     @property
     def changes_something(self) -> bool:
-        """Whether the emulator's state may differ afterwards."""
+        """Whether the call may change the state of the emulator."""
         return not self.name.startswith(("Describe", "Get", "List", "Search", "BatchGet"))
 
     def mentions(self, text: str) -> bool:
-        """Whether the path, the query, the body or a header that carries a parameter holds the text."""
+        """Return whether the path, the query, the body or a parameter header contains the text."""
         headers = [str(value) for name, value in self.environ.items() if name.startswith("HTTP_X_AMZN_")]
         path = str(self.environ.get("RAW_URI", ""))
         return any(
@@ -66,8 +66,8 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a call is answered with."""
+class Response:
+    """The HTTP response to a call."""
 
     status: int
     body: bytes
@@ -75,17 +75,17 @@ class Answer:
 
     @property
     def is_success(self) -> bool:
-        """Whether the call had its effect."""
+        """Whether the call succeeded."""
         return self.status < HTTPStatus.BAD_REQUEST
 
     @classmethod
-    def of(cls, members: Mapping[str, Any]) -> Answer:
-        """A success whose output has these members."""
+    def of(cls, members: Mapping[str, Any]) -> Response:
+        """Return a success whose output has these members."""
         return cls(HTTPStatus.OK, json.dumps(members).encode())
 
 
 class AwsError(Exception):
-    """An error that AWS models, and that boto raises at the caller under its code."""
+    """An error response of AWS. In the caller, boto raises it as a ClientError with this code."""
 
     def __init__(self, status: int, code: str, message: str, **members: str) -> None:
         super().__init__(message)
@@ -93,20 +93,20 @@ class AwsError(Exception):
         self.code = code
         self.members = {"message": message, **members}
 
-    def answer(self, call: Call) -> Answer:
-        """The error in the shape in which boto reads it, by the protocol that the call was made in."""
+    def response(self, call: Call) -> Response:
+        """Return the error in the protocol of the call, so that boto can parse it."""
         if call.service in _REST_SERVICES:
             headers = {"Content-Type": "application/json", "x-amzn-ErrorType": self.code}
-            return Answer(self.status, json.dumps(self.members).encode(), headers)
+            return Response(self.status, json.dumps(self.members).encode(), headers)
         if "HTTP_X_AMZ_TARGET" in call.environ:
-            return Answer(self.status, json.dumps({"__type": self.code, **self.members}).encode())
+            return Response(self.status, json.dumps({"__type": self.code, **self.members}).encode())
         error = f"<Code>{self.code}</Code><Message>{self.members['message']}</Message>"
         body = f"<ErrorResponse><Error>{error}</Error><RequestId>embedded</RequestId></ErrorResponse>"
-        return Answer(self.status, body.encode(), {"Content-Type": "text/xml"})
+        return Response(self.status, body.encode(), {"Content-Type": "text/xml"})
 
 
 def read_call(environ: WSGIEnvironment, body: bytes) -> Call:
-    """The call that a request makes."""
+    """Parse a request."""
     service, region = _service_and_region(environ.get("HTTP_AUTHORIZATION", ""))
     if service in _REST_SERVICES:
         return _read_rest_call(service, region, environ, body)
@@ -120,7 +120,7 @@ def read_call(environ: WSGIEnvironment, body: bytes) -> Call:
 
 
 def _service_and_region(authorization: str) -> tuple[str, str]:
-    """From the signature's credential scope: `Credential=KEY/DATE/REGION/SERVICE/aws4_request`."""
+    """Parse the credential scope of the signature: `Credential=KEY/DATE/REGION/SERVICE/aws4_request`."""
     scope = re.search(r"Credential=[^/]+/[^/]+/([^/]+)/([^/]+)/", authorization)
     if scope is None:
         return _UNSIGNED, "us-east-1"
@@ -141,7 +141,7 @@ def _read_rest_call(service: str, region: str, environ: WSGIEnvironment, body: b
 def _read_parameters(
     model: OperationModel, labels: Mapping[str, str], environ: WSGIEnvironment, body: bytes
 ) -> dict[str, Any]:
-    """The operation's input, put together from the four places that the model spreads it over."""
+    """Collect the input of the operation from path, query, headers and body, as its model declares."""
     if model.input_shape is None:
         return {}
     query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
@@ -184,7 +184,7 @@ def _model(service: str) -> ServiceModel:
 
 @cache
 def _rest_operations(service: str) -> Mapping[str, list[tuple[re.Pattern[str], OperationModel]]]:
-    """A service's operations under their HTTP method, those with the fewest labels in their path first."""
+    """Return the operations of a service by HTTP method, those with the fewest path labels first."""
     operations = defaultdict(list)
     service_model = _model(service)
     for name in service_model.operation_names:
@@ -203,5 +203,5 @@ def _rest_operations(service: str) -> Mapping[str, list[tuple[re.Pattern[str], O
 
 
 def _group(label: str) -> str:
-    """A label as the name of a regular expression's group."""
+    """Return the name of the regular expression group for a path label."""
     return label.replace("-", "_")

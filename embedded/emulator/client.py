@@ -1,4 +1,4 @@
-"""Clients of the emulator, for all that call it but the bridge itself: devices, operators, onlookers."""
+"""boto3 clients of the emulator for simulated devices and checks. The bridge has its own clients."""
 
 from functools import cache
 from typing import Any, Final
@@ -9,25 +9,25 @@ from botocore.config import Config
 from embedded import REGION
 
 _KEYS: Final = ("embedded", "embedded")
-"""The emulator takes any, unless they were revoked."""
+"""The emulator accepts all keys except revoked ones."""
 
 
 @cache
 def aws_client(
     service: str, endpoint_url: str, *, keys: tuple[str, str] = _KEYS, attempts: int | None = None
 ) -> Any:
-    """One for the whole process: a client costs as much as dozens of calls.
+    """Return a cached client: creating one takes as long as dozens of calls.
 
     Args:
-        service: as boto3 names it.
-        endpoint_url: where the emulator is.
-        keys: what signs the calls, id and secret.
-        attempts: how often each call is tried; None for as often as boto3 does.
+        service: the name of the service in boto3.
+        endpoint_url: the URL of the emulator.
+        keys: the access key id and secret that sign the calls.
+        attempts: the maximum attempts of each call; None for the default of boto3.
     """
-    # A session of its own, since two threads may not make clients from one.
+    # A new session, because two threads cannot create clients from one session.
     session = boto3.Session(*keys, region_name=REGION)
     return session.client(
-        service,  # type: ignore[call-overload] # there are no types of the device's side of jobs
+        service,  # type: ignore[call-overload] # there are no type stubs for iot-jobs-data
         endpoint_url=endpoint_url,
         config=Config(
             proxies={},

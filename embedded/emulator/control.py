@@ -1,4 +1,4 @@
-"""The hand of tests and benchmarks on the AWS emulator: faults, counts, settings and a fresh start."""
+"""The client of the control endpoint of the emulator: faults, call counts, settings and reset."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class EmulatorControl:
-    """Speaks to the control door of the emulator at an endpoint."""
+    """Controls the emulator at an endpoint, for tests and benchmarks."""
 
     def __init__(self, endpoint_url: str) -> None:
         self._base = f"{endpoint_url}/_emulator"
-        self._opener = build_opener(ProxyHandler({}))  # no proxy of the environment's: it is on this machine
+        self._opener = build_opener(ProxyHandler({}))  # the emulator is local: no proxy of the environment
 
     def add_fault(
         self,
@@ -30,11 +30,16 @@ class EmulatorControl:
         when: Literal["before", "after"] = "before",
         delay_seconds: float = 0.0,
     ) -> str:
-        """Make calls fail or dawdle, `times` times or until cleared, and answer with the fault's id.
+        """Make calls fail or be slow, and return the id of the fault.
 
-        Operations are named as in `iot:CreateThing`, `"*"` is all of them; `resource` narrows them to the
-        requests that mention it. A fault "before" keeps the call from having an effect; one "after" lets
-        it, and hides that from the caller. Without a code the call is only delayed.
+        Args:
+            operations: names such as `iot:CreateThing`; `"*"` matches every operation.
+            resource: limits the fault to requests that contain this text.
+            code: the AWS error code; None only delays the call.
+            status: the HTTP status of the error.
+            times: the number of calls that fail; None for all calls until `clear_faults`.
+            when: "before" prevents the call; "after" makes the call and then returns the error.
+            delay_seconds: the delay before the response.
         """
         fault = {
             "operations": list(operations),
@@ -48,31 +53,31 @@ class EmulatorControl:
         return str(self._send("POST", "faults", fault)["id"])
 
     def awaits(self, fault: str) -> bool:
-        """Whether a fault is still in force: one for a number of times is over with the last of them."""
+        """Return whether a fault is still active. A fault with `times` ends with the last of them."""
         return fault in self._send("GET", "faults")["ids"]
 
     def clear_faults(self) -> None:
-        """Let every call pass again."""
+        """Remove all faults."""
         self._send("DELETE", "faults")
 
     def calls(self) -> dict[str, int]:
-        """How often each operation was called since the start or the last `forget_calls`."""
+        """Return the number of calls of each operation since the start or the last `forget_calls`."""
         return {str(operation): int(count) for operation, count in self._send("GET", "calls").items()}
 
     def forget_calls(self) -> None:
-        """Count calls from zero again."""
+        """Reset the call counts to zero."""
         self._send("DELETE", "calls")
 
     def revoke_key(self, access_key_id: str, *, grace_seconds: float = 0.0) -> None:
-        """Refuse every call that this key signs, once some seconds have passed."""
+        """Refuse every call signed with this key, after the grace period."""
         self._send("POST", "revoked-keys", {"access_key_id": access_key_id, "grace_seconds": grace_seconds})
 
     def refused_keys(self) -> dict[str, int]:
-        """How many calls were refused for their key, by its id."""
+        """Return the number of refused calls of each revoked key, by key id."""
         return {str(key): int(count) for key, count in self._send("GET", "revoked-keys").items()}
 
     def restore_keys(self) -> None:
-        """Take every key again."""
+        """Accept every key again."""
         self._send("DELETE", "revoked-keys")
 
     def settings(
@@ -84,7 +89,7 @@ class EmulatorControl:
         dynamic_groups_at_most: int | None = None,
         active_jobs_at_most: int | None = None,
     ) -> None:
-        """Set what is given, from now on and for what is already under way; `Settings` says what each is."""
+        """Change the given settings, also for operations in progress. `account.Settings` describes each."""
         given = {
             "detach_settles_seconds": detach_settles_seconds,
             "group_builds_seconds": group_builds_seconds,
@@ -95,29 +100,29 @@ class EmulatorControl:
         self._send("POST", "settings", {name: value for name, value in given.items() if value is not None})
 
     def default_settings(self) -> None:
-        """Set everything as it is at the start."""
+        """Restore the default settings."""
         self._send("DELETE", "settings")
 
     def put_raw_shadow(self, thing_name: str, payload: bytes, *, region: str = REGION) -> None:
-        """Have a Thing's classic shadow read as these bytes, whatever they are, until it is next updated."""
+        """Set the bytes returned as the classic shadow of a Thing until its next update, valid or not."""
         content = {"region": region, "thing_name": thing_name, "payload": b64encode(payload).decode()}
         self._send("POST", "shadow", content)
 
     def forget_shadow(self, thing_name: str, *, region: str = REGION) -> None:
-        """Drop a Thing's classic shadow with its version, so that the next one starts at 1."""
+        """Delete the classic shadow of a Thing and its version, so that the next one starts at version 1."""
         self._send("DELETE", "shadow", {"region": region, "thing_name": thing_name})
 
     def time_out_execution(self, job_id: str, thing_name: str, *, region: str = REGION) -> None:
-        """End an execution as AWS's timer does, which counts in minutes; no device can report that."""
+        """Set an execution to TIMED_OUT, as the timer of AWS does. That timer counts in minutes."""
         self._send("POST", "timeout", {"region": region, "job_id": job_id, "thing_name": thing_name})
 
     def reset(self) -> None:
-        """Empty the emulated account, and forget faults, counts and revoked keys; settings stay."""
+        """Delete all resources, faults, call counts and revoked keys. Settings are kept."""
         self._send("POST", "reset")
 
     def _send(self, method: str, path: str, content: Mapping[str, Any] | None = None) -> dict[str, Any]:
         body = json.dumps(content or {}).encode()
         request = Request(f"{self._base}/{path}", data=body, method=method)  # noqa: S310 - the caller's own URL
         with self._opener.open(request, timeout=10) as response:
-            answered: dict[str, Any] = json.load(response)
-            return answered
+            response_body: dict[str, Any] = json.load(response)
+            return response_body

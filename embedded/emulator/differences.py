@@ -1,6 +1,6 @@
-"""Where AWS behaves otherwise than moto: each difference is one function, found here by its operation.
+"""The operations that AWS implements differently from moto, each with one function that acts as AWS does.
 
-Production code is written for AWS. Without this layer it would be tested against the emulator's own manners.
+Production code is written for AWS. Without this layer it would be tested against the behaviour of moto.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from botocore.model import Shape
 
     from embedded.emulator.account import Account, Difference, Forward
-    from embedded.emulator.calls import Answer, Call
+    from embedded.emulator.calls import Call, Response
 
 _DIFFERENCES: Mapping[str, Difference] = {
     **things.DIFFERENCES,
@@ -34,55 +34,55 @@ _DIFFERENCES: Mapping[str, Difference] = {
 _CLASSES_OF_JAVA = {r"\p{Upper}": "A-Z", r"\p{Digit}": "0-9", r"\p{C}": r"\x00-\x1f\x7f"}
 
 
-def answer_as_aws(call: Call, account: Account, forward: Forward) -> Answer:
-    """Answer a call as AWS does, by moto as far as it can."""
+def respond_as_aws(call: Call, account: Account, forward: Forward) -> Response:
+    """Handle a call as AWS does, with moto for everything that moto implements correctly."""
     try:
-        _refuse_what_the_model_forbids(call)
+        _validate_parameters(call)
         if call.operation == "iot:CreateKeysAndCertificate":
             return things.create_keys_and_certificate(call, account, forward)
         with account.lock:
             difference = _DIFFERENCES.get(call.operation)
             return forward() if difference is None else difference(call, account, forward)
     except AwsError as error:
-        return error.answer(call)
+        return error.response(call)
 
 
-def _refuse_what_the_model_forbids(call: Call) -> None:
-    """AWS holds every text to the length and the pattern its model gives; boto and moto let all pass.
+def _validate_parameters(call: Call) -> None:
+    """Refuse a text that violates the length or pattern in its model.
 
-    So a Thing's name, or an attribute's value, is refused here that would be refused there.
+    AWS checks these for every text, such as a Thing name or the value of an attribute. boto and moto do not.
     """
     if call.model is None or call.model.input_shape is None:
         return
-    for where, text, shape in _texts("", call.parameters, call.model.input_shape):
+    for location, text, shape in _texts("", call.parameters, call.model.input_shape):
         limits = shape.metadata
         pattern = _pattern(limits["pattern"]) if "pattern" in limits else None
         fits = limits.get("min", 0) <= len(text) <= limits.get("max", len(text))
         if not fits or (pattern and not pattern.fullmatch(text)):
             code = "ValidationException" if call.service == "secretsmanager" else "InvalidRequestException"
-            message = f"1 validation error detected: Value at '{where}' does not satisfy {dict(limits)}"
+            message = f"1 validation error detected: Value at '{location}' does not satisfy {dict(limits)}"
             raise AwsError(400, code, message)
 
 
-def _texts(where: str, value: Any, shape: Shape) -> Iterator[tuple[str, str, Shape]]:
+def _texts(location: str, value: Any, shape: Shape) -> Iterator[tuple[str, str, Shape]]:
     match shape, value:
         case StringShape(), str():
-            yield where, value, shape
+            yield location, value, shape
         case StructureShape(), dict():
             for name in value.keys() & shape.members.keys():
-                yield from _texts(f"{where}.{name}".lstrip("."), value[name], shape.members[name])
+                yield from _texts(f"{location}.{name}".lstrip("."), value[name], shape.members[name])
         case ListShape(), list():
             for member in value:
-                yield from _texts(where, member, shape.member)
+                yield from _texts(location, member, shape.member)
         case MapShape(), dict():
             for key, member in value.items():
-                yield from _texts(where, key, shape.key)
-                yield from _texts(where, member, shape.value)
+                yield from _texts(location, key, shape.key)
+                yield from _texts(location, member, shape.value)
 
 
 @cache
 def _pattern(text: str) -> re.Pattern[str] | None:
-    """A pattern of the model, unless it is one of the few that only Java reads."""
+    """Compile a pattern of the model. Return None for the few patterns that only Java supports."""
     for java, python in _CLASSES_OF_JAVA.items():
         text = text.replace(java, python)
     try:

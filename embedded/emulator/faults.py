@@ -1,4 +1,4 @@
-"""Faults that a test asks the emulator for, and the count of the calls it made."""
+"""Faults that tests inject into the emulator, and the number of calls per operation."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from embedded.emulator.calls import AwsError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from embedded.emulator.calls import Answer, Call
+    from embedded.emulator.calls import Call, Response
 
 
 @dataclass
 class Fault:
-    """What goes wrong, with which calls, and how often."""
+    """An error or delay, with the calls it applies to. `EmulatorControl.add_fault` describes the fields."""
 
     operations: list[str]
     resource: str | None = None
@@ -30,14 +30,14 @@ class Fault:
     delay_seconds: float = 0.0
     id: str = field(default_factory=lambda: uuid4().hex)
 
-    def concerns(self, call: Call) -> bool:
-        """Whether this fault is for that call."""
+    def matches(self, call: Call) -> bool:
+        """Return whether this fault applies to the call."""
         named = "*" in self.operations or call.operation in self.operations
         return named and (self.resource is None or call.mentions(self.resource))
 
 
 class Faults:
-    """The faults in force, and how often each operation was called."""
+    """The active faults, and the number of calls of each operation."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -45,50 +45,50 @@ class Faults:
         self._calls: Counter[str] = Counter()
 
     def add(self, fault: Mapping[str, Any]) -> str:
-        """Put a fault in force, and answer with its id."""
+        """Add a fault and return its id."""
         added = Fault(**fault)
         if added.when not in {"before", "after"}:
-            raise ValueError(f'"when" is "before" or "after", not {added.when!r}')
+            raise ValueError(f'"when" must be "before" or "after", not {added.when!r}')
         with self._guard:
             self._faults.append(added)
         return added.id
 
     def ids(self) -> list[str]:
-        """The faults that calls can still meet."""
+        """Return the ids of the active faults."""
         with self._guard:
             return [fault.id for fault in self._faults]
 
     def clear(self) -> None:
-        """Let every call pass again."""
+        """Remove all faults."""
         with self._guard:
             self._faults.clear()
 
     def calls(self) -> dict[str, int]:
-        """How often each operation was called, faulty calls included."""
+        """Return the number of calls of each operation, including the calls that a fault made fail."""
         with self._guard:
             return dict(self._calls)
 
     def forget_calls(self) -> None:
-        """Count from zero again."""
+        """Reset the counts to zero."""
         with self._guard:
             self._calls.clear()
 
-    def around(self, call: Call, answer: Callable[[Call], Answer]) -> Answer:
-        """Answer a call, or fail as asked: before it has had any effect, or after it has had all of it."""
-        fault = self._meet(call)
+    def around(self, call: Call, respond: Callable[[Call], Response]) -> Response:
+        """Handle a call with `respond`, or return the error of a matching fault before or after it."""
+        fault = self._next_fault(call)
         if fault is None:
-            return answer(call)
+            return respond(call)
         time.sleep(fault.delay_seconds)
         if fault.code is None:
-            return answer(call)
+            return respond(call)
         if fault.when == "after":
-            answer(call)
-        return AwsError(fault.status, fault.code, "a fault that was asked for").answer(call)
+            respond(call)
+        return AwsError(fault.status, fault.code, "an injected fault").response(call)
 
-    def _meet(self, call: Call) -> Fault | None:
+    def _next_fault(self, call: Call) -> Fault | None:
         with self._guard:
             self._calls[call.operation] += 1
-            fault = next((each for each in self._faults if each.concerns(call)), None)
+            fault = next((each for each in self._faults if each.matches(call)), None)
             if fault is not None and fault.times is not None:
                 fault.times -= 1
                 if fault.times == 0:

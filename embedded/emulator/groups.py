@@ -1,4 +1,4 @@
-"""Thing groups: the dynamic ones, which moto has not, and what may not be done to them as to a static one."""
+"""Thing groups: dynamic groups, which moto does not have, and their differences from static groups."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from moto.core.utils import utcnow
 from moto.iot.models import FakeThingGroup
 
-from embedded.emulator.calls import Answer, AwsError
+from embedded.emulator.calls import AwsError, Response
 from embedded.emulator.queries import read_query
 
 if TYPE_CHECKING:
@@ -24,20 +24,20 @@ _QUERY_VERSION = "2017-09-30"
 
 
 class DynamicGroup(FakeThingGroup):
-    """A group of the Things that a query finds; it stands among moto's, which list it with their own."""
+    """A group of the Things that a query finds. It is in moto's registry, so moto lists it too."""
 
     def __init__(self, name: str, query: str, properties: dict[str, Any], iot: IoTBackend) -> None:
-        # No parent, which moto takes for the name of one if it is a text.
+        # The parent must be None: moto reads any text as the name of a parent.
         super().__init__(name, None, properties, iot.account_id, iot.region_name, iot.thing_groups)  # type: ignore[arg-type]
         self.query = query
         self.created_at = utcnow()
 
     def is_building(self, account: Account) -> bool:
-        """Whether AWS would still be filling it."""
+        """Return whether AWS would still be adding Things to the group."""
         return (utcnow() - self.created_at).total_seconds() < account.settings.group_builds_seconds
 
-    def told(self) -> dict[str, Any]:
-        """What is answered of it when it is created and when it is described."""
+    def summary(self) -> dict[str, Any]:
+        """Return the members that CreateDynamicThingGroup and DescribeThingGroup both return."""
         return {
             "thingGroupName": self.thing_group_name,
             "thingGroupArn": self.arn,
@@ -49,7 +49,7 @@ class DynamicGroup(FakeThingGroup):
 
 
 def things_in(group: FakeThingGroup, account: Account, region: str) -> list[FakeThing]:
-    """A group's Things: those of a dynamic group are found anew each time, and none while it is building."""
+    """Return the Things of a group. A dynamic group runs its query each time, and is empty while building."""
     if not isinstance(group, DynamicGroup):
         return list(group.things.values())
     if group.is_building(account):
@@ -58,8 +58,8 @@ def things_in(group: FakeThingGroup, account: Account, region: str) -> list[Fake
     return [thing for thing in account.iot(region).things.values() if finds(_indexed(thing, account, region))]
 
 
-def create_dynamic_thing_group(call: Call, account: Account, _forward: Forward) -> Answer:
-    """AWS answers a repeat with the group there is, and refuses another query under its name."""
+def create_dynamic_thing_group(call: Call, account: Account, _forward: Forward) -> Response:
+    """Return the existing group for a repeated call, and refuse another query under the same name."""
     wanted, iot = call.parameters, account.iot(call.region)
     name, query = wanted["thingGroupName"], wanted["queryString"]
     properties = wanted.get("thingGroupProperties", {})
@@ -75,39 +75,39 @@ def create_dynamic_thing_group(call: Call, account: Account, _forward: Forward) 
             raise _exists(existing)
         if (existing.query, existing.thing_group_properties) != (query, properties):
             raise _exists(existing)
-        return Answer.of(existing.told())
+        return Response.of(existing.summary())
     at_most = account.settings.dynamic_groups_at_most
     if sum(isinstance(group, DynamicGroup) for group in iot.thing_groups.values()) >= at_most:
-        message = f"The account has {at_most} dynamic thing groups, and can have no more."
+        message = f"The account has {at_most} dynamic thing groups, which is the quota."
         raise AwsError(410, "LimitExceededException", message)
     group = DynamicGroup(name, query, properties, iot)
     iot.thing_groups[group.arn] = group
-    return Answer.of(group.told())
+    return Response.of(group.summary())
 
 
-def delete_dynamic_thing_group(call: Call, account: Account, _forward: Forward) -> Answer:
-    """AWS deletes an absent group with success, and a static one not at all."""
+def delete_dynamic_thing_group(call: Call, account: Account, _forward: Forward) -> Response:
+    """Delete a dynamic group. Succeed if the group does not exist, and refuse to delete a static group."""
     group = _group(call.parameters["thingGroupName"], account, call)
     if group is None:
-        return Answer.of({})
+        return Response.of({})
     if not isinstance(group, DynamicGroup):
-        message = f"Thing group {group.thing_group_name} is not a dynamic one."
+        message = f"Thing group {group.thing_group_name} is not dynamic."
         raise AwsError(400, "InvalidRequestException", message)
     expected = call.parameters.get("expectedVersion")
     if expected is not None and expected != group.version:
         message = f"The version for thing group {group.thing_group_name} does not match the expected version."
         raise AwsError(409, "VersionConflictException", message)
     del account.iot(call.region).thing_groups[group.arn]
-    return Answer.of({})
+    return Response.of({})
 
 
-def describe_thing_group(call: Call, account: Account, forward: Forward) -> Answer:
-    """Of a dynamic group its query too, and whether it is filled."""
+def describe_thing_group(call: Call, account: Account, forward: Forward) -> Response:
+    """Describe a group. A dynamic group also has its query and its status."""
     group = _group(call.parameters["thingGroupName"], account, call)
     if not isinstance(group, DynamicGroup):
         return forward()
-    return Answer.of(
-        group.told()
+    return Response.of(
+        group.summary()
         | {
             "version": group.version,
             "thingGroupProperties": group.thing_group_properties,
@@ -117,35 +117,35 @@ def describe_thing_group(call: Call, account: Account, forward: Forward) -> Answ
     )
 
 
-def create_thing_group(call: Call, account: Account, forward: Forward) -> Answer:
-    """A dynamic group has neither namesakes nor children."""
+def create_thing_group(call: Call, account: Account, forward: Forward) -> Response:
+    """Refuse a group with the name of a dynamic group, or with a dynamic group as its parent."""
     existing = _group(call.parameters["thingGroupName"], account, call)
     if isinstance(existing, DynamicGroup):
         raise _exists(existing)
     parent = call.parameters.get("parentGroupName")
     if parent is not None and isinstance(_group(parent, account, call), DynamicGroup):
         raise AwsError(
-            400, "InvalidRequestException", f"Thing group {parent} is dynamic: it has no children."
+            400, "InvalidRequestException", f"Thing group {parent} is dynamic: it cannot have children."
         )
     return forward()
 
 
-def change_static_group(call: Call, account: Account, forward: Forward) -> Answer:
-    """What changes or deletes a static group is refused for a dynamic one, which has calls of its own."""
+def change_static_group(call: Call, account: Account, forward: Forward) -> Response:
+    """Refuse an operation of static groups on a dynamic group."""
     name, arn = call.parameters.get("thingGroupName"), call.parameters.get("thingGroupArn", "")
     group = account.iot(call.region).thing_groups.get(arn) if name is None else _group(name, account, call)
     if isinstance(group, DynamicGroup):
-        message = f"Thing group {group.thing_group_name} is dynamic: {call.name} is not for it."
+        message = f"Thing group {group.thing_group_name} is dynamic: {call.name} works only on static groups."
         raise AwsError(400, "InvalidRequestException", message)
     return forward()
 
 
-def list_things_in_thing_group(call: Call, account: Account, forward: Forward) -> Answer:
-    """A dynamic group's are those that its query finds."""
+def list_things_in_thing_group(call: Call, account: Account, forward: Forward) -> Response:
+    """List the Things of a group. Those of a dynamic group are the ones that its query finds."""
     group = _group(call.parameters["thingGroupName"], account, call)
     if not isinstance(group, DynamicGroup):
         return forward()
-    return Answer.of({"things": [thing.thing_name for thing in things_in(group, account, call.region)]})
+    return Response.of({"things": [thing.thing_name for thing in things_in(group, account, call.region)]})
 
 
 def _group(name: str, account: Account, call: Call) -> FakeThingGroup | None:
@@ -161,7 +161,7 @@ def _exists(group: FakeThingGroup) -> AwsError:
 
 
 def _indexed(thing: FakeThing, account: Account, region: str) -> dict[str, Any]:
-    """A Thing as the fleet index knows it; none is ever connected here."""
+    """Return the document of a Thing in the fleet index. No Thing is ever connected in the emulator."""
     shadow = account.classic_shadow(region, thing.thing_name)
     state: dict[str, Any] = shadow.document()["state"] if shadow else {}
     return {

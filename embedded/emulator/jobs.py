@@ -1,4 +1,4 @@
-"""Jobs: AWS IoT's rules for them, and the calls by which a device takes one and reports, unknown to moto."""
+"""Jobs: the rules of AWS IoT, and the device operations that moto does not implement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from moto.core.utils import utcnow
 from moto.iot.models import FakeJobExecution
 
-from embedded.emulator.calls import Answer, AwsError
+from embedded.emulator.calls import AwsError, Response
 from embedded.emulator.groups import DynamicGroup, things_in
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _OPEN = ("QUEUED", "IN_PROGRESS")
 _REPORTED = ("IN_PROGRESS", "SUCCEEDED", "FAILED", "REJECTED")
-"""What a device may say of an execution; the other statuses are for AWS to give."""
+"""The statuses that a device may report. Only AWS sets the others."""
 _DOCUMENT_LIMIT_BYTES = 32 * 1024
 _PER_PAGE = 50
 _COUNTS = {
@@ -38,10 +38,10 @@ _COUNTS = {
 }
 
 
-def create_job(call: Call, account: Account, forward: Forward) -> Answer:
-    """AWS refuses an id in use, what is too large or too much, and targets that are not there or not ready.
+def create_job(call: Call, account: Account, forward: Forward) -> Response:
+    """Create a job. Refuse an existing id, a large document, too many jobs, and missing or building targets.
 
-    Moto overwrites the job, and takes any document, number and target.
+    Moto overwrites the job, and accepts any document, number and target.
     """
     job_id, iot = call.parameters["jobId"], account.iot(call.region)
     existing = iot.jobs.get(job_id)
@@ -66,25 +66,25 @@ def create_job(call: Call, account: Account, forward: Forward) -> Answer:
     if sum(job.target_selection == selection for job in active) >= account.settings.active_jobs_at_most:
         message = f"There are {account.settings.active_jobs_at_most} active {selection} jobs already."
         raise AwsError(410, "LimitExceededException", message)
-    answer = forward()
-    if answer.is_success:
+    response = forward()
+    if response.is_success:
         job = iot.jobs[job_id]
         job.status, job.target_selection = "IN_PROGRESS", selection
-        # Moto's are one for each target, be it a group; those of AWS come with the rollout.
+        # Moto creates one execution per target, even for a group. AWS creates them during the rollout.
         for key in [key for key in iot.job_executions if key[0] == job_id]:
             del iot.job_executions[key]
         _settle(account, call.region, job)
-    return answer
+    return response
 
 
-def describe_job(call: Call, account: Account, forward: Forward) -> Answer:
-    """AWS counts the executions by status, and ends the job with the last of them; moto does neither."""
+def describe_job(call: Call, account: Account, forward: Forward) -> Response:
+    """Describe a job: count its executions, COMPLETED once all have ended. Moto does neither."""
     _settle(account, call.region, _job(call, account))
     return forward()
 
 
-def list_jobs(call: Call, account: Account, _forward: Forward) -> Answer:
-    """AWS lists the newest first, of one status, target selection or group; moto all, and in no pages."""
+def list_jobs(call: Call, account: Account, _forward: Forward) -> Response:
+    """List jobs in pages, the newest first, with filters. Moto has neither filters nor pages."""
     iot, wanted = account.iot(call.region), call.parameters
     _settle(account, call.region, *iot.jobs.values())
     groups = [
@@ -104,36 +104,36 @@ def list_jobs(call: Call, account: Account, _forward: Forward) -> Answer:
     return _paged("jobs", found, call)
 
 
-def cancel_job(call: Call, account: Account, forward: Forward) -> Answer:
-    """AWS cancels the queued executions too, and with `force` those in progress; moto none."""
+def cancel_job(call: Call, account: Account, forward: Forward) -> Response:
+    """Cancel a job and its queued executions, with `force` also those in progress. Moto cancels none."""
     job = _job(call, account)
     _settle(account, call.region, job)
     if job.status == "COMPLETED":
         raise AwsError(400, "InvalidRequestException", f"Job {job.job_id} is completed.")
-    answer = forward()
+    response = forward()
     to_cancel = _OPEN if call.parameters.get("force") else ("QUEUED",)
     for execution in _executions(account, call.region, job):
         if execution.status in to_cancel:
             _change(execution, "CANCELED")
             execution.force_canceled = bool(call.parameters.get("force"))
-    return answer
+    return response
 
 
-def delete_job(call: Call, account: Account, forward: Forward) -> Answer:
-    """AWS deletes the executions with the job; moto leaves them, and fails where there is no such job."""
+def delete_job(call: Call, account: Account, forward: Forward) -> Response:
+    """Delete a job with its executions. Moto keeps the executions, and fails if the job does not exist."""
     job = _job(call, account)
     _settle(account, call.region, job)
-    answer = forward()
+    response = forward()
     iot = account.iot(call.region)
     if job.job_id not in iot.jobs:
         for key in [key for key in iot.job_executions if key[0] == job.job_id]:
             del iot.job_executions[key]
         account.reached.pop((call.region, job.job_id), None)
-    return answer
+    return response
 
 
-def list_job_executions_for_job(call: Call, account: Account, _forward: Forward) -> Answer:
-    """AWS answers 404 where there is no such job, and in pages; moto with nothing, and in none."""
+def list_job_executions_for_job(call: Call, account: Account, _forward: Forward) -> Response:
+    """List executions in pages; return 404 if the job does not exist. Moto does neither."""
     job = _job(call, account)
     _settle(account, call.region, job)
     found = [
@@ -144,8 +144,8 @@ def list_job_executions_for_job(call: Call, account: Account, _forward: Forward)
     return _paged("executionSummaries", found, call)
 
 
-def list_job_executions_for_thing(call: Call, account: Account, _forward: Forward) -> Answer:
-    """As `list_job_executions_for_job`, for one Thing and all jobs or one."""
+def list_job_executions_for_thing(call: Call, account: Account, _forward: Forward) -> Response:
+    """List the executions of one Thing in pages, for all jobs or one job."""
     _settle(account, call.region, *account.iot(call.region).jobs.values())
     found = [
         (job_id, {"jobId": job_id, "jobExecutionSummary": _summary_of_execution(execution)})
@@ -156,8 +156,8 @@ def list_job_executions_for_thing(call: Call, account: Account, _forward: Forwar
     return _paged("executionSummaries", found, call)
 
 
-def cancel_job_execution(call: Call, account: Account, _forward: Forward) -> Answer:
-    """AWS cancels a queued execution, with `force` one in progress, and none that has ended, as moto does."""
+def cancel_job_execution(call: Call, account: Account, _forward: Forward) -> Response:
+    """Cancel a queued execution, with `force` also one in progress. Moto also cancels ended ones."""
     execution = _execution(call, account)
     expected = call.parameters.get("expectedVersion")
     if expected is not None and expected != execution.version_number:
@@ -170,33 +170,33 @@ def cancel_job_execution(call: Call, account: Account, _forward: Forward) -> Ans
     _change(execution, "CANCELED")
     execution.force_canceled = force
     execution.status_details_map.update(call.parameters.get("statusDetails", {}))
-    return Answer.of({})
+    return Response.of({})
 
 
-def delete_job_execution(call: Call, account: Account, forward: Forward) -> Answer:
-    """AWS deletes one that has not ended with `force` alone; moto also one that is queued."""
+def delete_job_execution(call: Call, account: Account, forward: Forward) -> Response:
+    """Delete an execution. One that has not ended needs `force`; for moto a queued one does not."""
     execution = _execution(call, account)
     if execution.status in _OPEN and not call.parameters.get("force"):
         raise AwsError(409, "InvalidStateTransitionException", f"The execution is {execution.status}.")
     return forward()
 
 
-def existing_job(call: Call, account: Account, forward: Forward) -> Answer:
-    """AWS answers 404 where there is no such job; moto fails, or answers as though there were."""
+def require_job(call: Call, account: Account, forward: Forward) -> Response:
+    """Return 404 if the job does not exist. Moto fails, or returns a success."""
     _job(call, account)
     return forward()
 
 
-def existing_execution(call: Call, account: Account, forward: Forward) -> Answer:
-    """AWS answers 404 where there is no such execution; moto fails."""
+def require_execution(call: Call, account: Account, forward: Forward) -> Response:
+    """Return 404 if the execution does not exist. Moto fails."""
     _execution(call, account)
     return forward()
 
 
-def get_pending_job_executions(call: Call, account: Account, _forward: Forward) -> Answer:
-    """What a device still has to do."""
+def get_pending_job_executions(call: Call, account: Account, _forward: Forward) -> Response:
+    """Return the executions of a device that have not ended."""
     pending = _pending(call, account)
-    return Answer.of(
+    return Response.of(
         {
             "inProgressJobs": [_summary(each) for each in pending if each.status == "IN_PROGRESS"],
             "queuedJobs": [_summary(each) for each in pending if each.status == "QUEUED"],
@@ -204,35 +204,35 @@ def get_pending_job_executions(call: Call, account: Account, _forward: Forward) 
     )
 
 
-def start_next_pending_job_execution(call: Call, account: Account, _forward: Forward) -> Answer:
-    """Give a device the job it is at, or else start its oldest; no execution where there is neither."""
+def start_next_pending_job_execution(call: Call, account: Account, _forward: Forward) -> Response:
+    """Return the execution in progress of a device, or start its oldest queued one, if there is one."""
     pending = _pending(call, account)
     if not pending:
-        return Answer.of({})
+        return Response.of({})
     execution = pending[0]
     if execution.status == "QUEUED":
         _change(execution, "IN_PROGRESS")
     execution.status_details_map.update(call.parameters.get("statusDetails", {}))
-    return Answer.of({"execution": _told(execution, call, account)})
+    return Response.of({"execution": _description(execution, call, account)})
 
 
-def describe_device_job_execution(call: Call, account: Account, _forward: Forward) -> Answer:
-    """Tell a device of one execution that has not ended, or, as `$next`, of the one it should do."""
+def describe_device_job_execution(call: Call, account: Account, _forward: Forward) -> Response:
+    """Describe an execution that has not ended, or, for the job id `$next`, the next one of the device."""
     if call.parameters["jobId"] == "$next":
         pending = _pending(call, account)
-        return Answer.of({"execution": _told(pending[0], call, account)} if pending else {})
+        return Response.of({"execution": _description(pending[0], call, account)} if pending else {})
     execution = _execution(call, account)
     if execution.status not in _OPEN:
         raise AwsError(410, "TerminalStateException", f"The execution is {execution.status}.")
-    return Answer.of({"execution": _told(execution, call, account)})
+    return Response.of({"execution": _description(execution, call, account)})
 
 
-def update_job_execution(call: Call, account: Account, _forward: Forward) -> Answer:
-    """Take a device's report of how far it is, unless the execution has ended."""
+def update_job_execution(call: Call, account: Account, _forward: Forward) -> Response:
+    """Store the status that a device reports, unless the execution has ended."""
     execution = _execution(call, account)
     status, expected = call.parameters["status"], call.parameters.get("expectedVersion")
     if status not in _REPORTED:
-        message = f"A device cannot report {status}, but {', '.join(_REPORTED)}."
+        message = f"A device cannot report {status}, only {', '.join(_REPORTED)}."
         raise AwsError(400, "InvalidRequestException", message)
     if execution.status not in _OPEN or (expected is not None and expected != execution.version_number):
         message = f"The execution is {execution.status} at version {execution.version_number}."
@@ -244,11 +244,11 @@ def update_job_execution(call: Call, account: Account, _forward: Forward) -> Ans
         "statusDetails": execution.status_details_map,
         "versionNumber": execution.version_number,
     }
-    return Answer.of({"executionState": state} if call.parameters.get("includeJobExecutionState") else {})
+    return Response.of({"executionState": state} if call.parameters.get("includeJobExecutionState") else {})
 
 
 def time_out(account: Account, region: str, job_id: str, thing_name: str) -> bool:
-    """End an execution as AWS's timer does; false where there is none that has not ended."""
+    """Set an execution to TIMED_OUT. Return false if it does not exist or has ended."""
     with account.lock:
         execution = account.iot(region).job_executions.get((job_id, thing_name))
         if execution is None or execution.status not in _OPEN:
@@ -294,7 +294,7 @@ def _of_status(executions: list[FakeJobExecution], call: Call) -> list[FakeJobEx
 
 
 def _pending(call: Call, account: Account) -> list[FakeJobExecution]:
-    """A device's executions that have not ended, in the order in which they are its turn."""
+    """Return the executions of a device that have not ended, in the order of execution."""
     _settle(account, call.region, *account.iot(call.region).jobs.values())
     pending = [each for each in _of_thing(call, account) if each.status in _OPEN]
     return sorted(pending, key=lambda each: (each.status != "IN_PROGRESS", each.queued_at))
@@ -310,7 +310,7 @@ def _change(execution: FakeJobExecution, status: str) -> None:
 
 
 def _settle(account: Account, region: str, *jobs: FakeJob) -> None:
-    """Let happen what AWS has done of itself since jobs were last looked at."""
+    """Apply what AWS does on its own: roll jobs out, count executions, complete jobs."""
     open_jobs = [job for job in jobs if job.status == "IN_PROGRESS"]
     for job in open_jobs:
         _roll_out(account, region, job)
@@ -323,13 +323,13 @@ def _settle(account: Account, region: str, *jobs: FakeJob) -> None:
         is_over = is_rolled_out and not any(counted[job.job_id, status] for status in _OPEN)
         if job.status == "IN_PROGRESS" and job.target_selection == "SNAPSHOT" and is_over:
             job.status = "COMPLETED"
-            job.completed_at = utcnow()  # type: ignore[assignment] # moto knows of no job that completes
+            job.completed_at = utcnow()  # type: ignore[assignment] # moto never completes a job
 
 
 def _roll_out(account: Account, region: str, job: FakeJob) -> None:
-    """Make an execution for each Thing, of a continuous job also for those that come to its groups later.
+    """Create an execution for each target. A continuous job also targets Things that join its groups later.
 
-    Those of Things that are deleted, or leave a continuous job's groups, are removed.
+    Executions of Things that are deleted, or that leave the groups of a continuous job, become REMOVED.
     """
     if (utcnow() - job.created_at).total_seconds() < account.settings.job_rolls_out_seconds:
         return
@@ -337,7 +337,7 @@ def _roll_out(account: Account, region: str, job: FakeJob) -> None:
     reached = account.reached.setdefault((region, job.job_id), set())
     arns = _targeted(account, region, job) if is_first or job.target_selection == "CONTINUOUS" else reached
     for arn in sorted(arns - reached):
-        # Not anew where there is one: a state file of an earlier version does not say who was reached.
+        # Keep an existing execution: state files of earlier versions do not list the reached Things.
         iot.job_executions.setdefault((job.job_id, arn.rpartition("/")[2]), _queued(job, arn))
     reached |= arns
     job.job_process_details.pop("processingTargets", None)
@@ -357,19 +357,19 @@ def _targeted(account: Account, region: str, job: FakeJob) -> set[str]:
 def _queued(job: FakeJob, thing_arn: str) -> FakeJobExecution:
     execution = FakeJobExecution(job.job_id, thing_arn)
     execution.execution_number = execution.version_number = 1
-    # Moto knows of no execution that has not begun, nor of one without a timer.
+    # Moto has no executions that have not started, or that have no timer.
     execution.started_at = execution.approximate_seconds_before_time_out = None  # type: ignore[assignment]
     return execution
 
 
-def _paged(name: str, found: Sequence[tuple[str, dict[str, Any]]], call: Call) -> Answer:
-    """A page of what was found, each under its key, from where the last page ended."""
+def _paged(name: str, found: Sequence[tuple[str, dict[str, Any]]], call: Call) -> Response:
+    """Return the next page of the entries. The token is the key of the last entry of a page."""
     keys = [key for key, _ in found]
     after = call.parameters.get("nextToken")
     begin = keys.index(after) + 1 if after in keys else 0
     end = begin + call.parameters.get("maxResults", _PER_PAGE)
     next_token = {"nextToken": keys[end - 1]} if end < len(found) else {}
-    return Answer.of({name: [told for _, told in found[begin:end]], **next_token})
+    return Response.of({name: [entry for _, entry in found[begin:end]], **next_token})
 
 
 def _summary_of_job(job: FakeJob) -> dict[str, Any]:
@@ -403,7 +403,7 @@ def _summary(execution: FakeJobExecution) -> dict[str, Any]:
     }
 
 
-def _told(execution: FakeJobExecution, call: Call, account: Account) -> dict[str, Any]:
+def _description(execution: FakeJobExecution, call: Call, account: Account) -> dict[str, Any]:
     return _summary(execution) | {
         "thingName": call.parameters["thingName"],
         "status": execution.status,
@@ -422,10 +422,10 @@ DIFFERENCES: Mapping[str, Difference] = {
     "iot:ListJobs": list_jobs,
     "iot:CancelJob": cancel_job,
     "iot:DeleteJob": delete_job,
-    "iot:GetJobDocument": existing_job,
+    "iot:GetJobDocument": require_job,
     "iot:ListJobExecutionsForJob": list_job_executions_for_job,
     "iot:ListJobExecutionsForThing": list_job_executions_for_thing,
-    "iot:DescribeJobExecution": existing_execution,
+    "iot:DescribeJobExecution": require_execution,
     "iot:CancelJobExecution": cancel_job_execution,
     "iot:DeleteJobExecution": delete_job_execution,
     "iot-jobs-data:GetPendingJobExecutions": get_pending_job_executions,

@@ -1,4 +1,4 @@
-"""Access keys that the account has revoked: moto takes any key, AWS none that it does not know any more."""
+"""Revoked access keys. AWS refuses calls signed with them; moto accepts every key."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ _ACCESS_KEY_ID = re.compile(r"Credential=(\w+)/")
 
 
 class RevokedKeys:
-    """The ids of revoked keys, and how often each was refused since."""
+    """The ids of revoked keys, and the number of refused calls of each."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._ends: dict[str, float] = {}
+        self._revoked_at: dict[str, float] = {}
         self._refused: Counter[str] = Counter()
 
     def add(self, access_key_id: str, grace_seconds: float) -> None:
-        """Take this key for some seconds more, as AWS's parts do before all of them know, and then never."""
+        """Revoke a key after a grace period. On AWS, too, a revocation needs time to reach every service."""
         with self._guard:
-            self._ends[access_key_id] = time.monotonic() + grace_seconds
+            self._revoked_at[access_key_id] = time.monotonic() + grace_seconds
 
     def clear(self) -> None:
-        """Take every key again."""
+        """Accept every key again."""
         with self._guard:
-            self._ends.clear()
+            self._revoked_at.clear()
             self._refused.clear()
 
     def refused(self) -> Mapping[str, int]:
-        """How many calls each of them has signed in vain."""
+        """Return the number of refused calls of each revoked key."""
         with self._guard:
             return dict(self._refused)
 
     def refuse(self, call: Call) -> None:
-        """Refuse a call that such a key has signed, under the code that the call's protocol has for it."""
+        """Raise the error of the service if a revoked key signed the call."""
         signed = _ACCESS_KEY_ID.search(call.environ.get("HTTP_AUTHORIZATION", ""))
         with self._guard:
-            ends = self._ends.get(signed[1]) if signed else None
-            if signed is None or ends is None or time.monotonic() < ends:
+            revoked_at = self._revoked_at.get(signed[1]) if signed else None
+            if signed is None or revoked_at is None or time.monotonic() < revoked_at:
                 return
             self._refused[signed[1]] += 1
         code = "InvalidClientTokenId" if call.service == "sts" else "UnrecognizedClientException"

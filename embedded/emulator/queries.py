@@ -1,8 +1,8 @@
-"""The query language of AWS IoT's fleet index, as much of it as groups here are made with.
+"""The query language of the AWS IoT fleet index, without ranges.
 
-Terms with or without a field, phrases in quotes, the wildcards `*` and `?`, AND, OR, NOT, a hyphen for NOT,
-groups, and groups of one field. AND is what stands between two terms where nothing does; case does not
-count. Ranges are refused, as everything is that AWS refuses.
+It supports terms with or without a field, quoted phrases, the wildcards `*` and `?`, AND, OR, NOT, a hyphen
+for NOT, parentheses, and parentheses after a field. Two adjacent terms are combined with AND. Case is
+ignored. Queries that AWS refuses are refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     Finds = Callable[[Mapping[str, Any]], bool]
-    """Whether a query finds a Thing, given as its document in the index."""
+    """Return whether a query finds a Thing, given its document in the index."""
 
 _INDEXED = frozenset({"thingName", "thingId", "thingTypeName", "attributes", "shadow", "connectivity"})
 _OPERATORS = frozenset({"AND", "OR", "NOT"})
@@ -30,12 +30,12 @@ _WILDCARDS = {"*": ".*", "?": "."}
 
 @cache
 def read_query(query: str) -> Finds:
-    """What a query finds; one that cannot be read is refused as AWS does."""
+    """Parse a query. Raise the error of AWS if it is invalid."""
     return _Reader(query).read()
 
 
 class _Reader:
-    """Reads one query from its first word to its last."""
+    """A recursive descent parser of one query."""
 
     def __init__(self, query: str) -> None:
         self._query = query
@@ -45,7 +45,7 @@ class _Reader:
     def read(self) -> Finds:
         finds = self._either("")
         if self._next is not None:
-            raise self._refusal(f"{self._next!r} is not expected there")
+            raise self._refusal(f"{self._next!r} is unexpected")
         return finds
 
     @property
@@ -80,7 +80,7 @@ class _Reader:
         if word == "(":
             return self._group(field)
         if word is None or word == ")" or word in _OPERATORS:
-            raise self._refusal(f"a term is expected where it {'ends' if word is None else f'says {word}'}")
+            raise self._refusal(f"a term is expected instead of {'the end' if word is None else word}")
         if word.startswith("-") and len(word) > 1:
             self._position -= 1
             self._words[self._position] = word[1:]
@@ -113,7 +113,7 @@ class _Reader:
         while position < len(word):
             piece = _PIECE.match(word, position)
             if piece is None:
-                raise self._refusal(f"{word[position]!r} is not read unless it is escaped")
+                raise self._refusal(f"{word[position]!r} must be escaped")
             position = piece.end()
             text = piece["phrase"] or piece["escaped"] or piece["plain"]
             pieces.append(re.escape(text) if text else _WILDCARDS[piece["wildcard"]])
@@ -124,7 +124,9 @@ class _Reader:
         while position < len(query):
             word = _WORD.match(query, position)
             if word is None:
-                raise self._refusal("a quotation mark is not closed, or it ends in a backslash, or is empty")
+                raise self._refusal(
+                    "a quotation mark is not closed, or the query is empty or ends in a backslash"
+                )
             words.append(word[1])
             position = word.end()
         if len([word for word in words if word not in _OPERATORS | {"(", ")"}]) > _TERMS_AT_MOST:
@@ -136,7 +138,7 @@ class _Reader:
 
 
 def _at(document: Mapping[str, Any], field: str) -> Any:
-    """What stands under a field, or all of the document where none is named."""
+    """Return the value of a field, or the whole document if no field is named."""
     found: Any = document
     for name in field.split(".") if field else []:
         found = found.get(name) if isinstance(found, dict) else None

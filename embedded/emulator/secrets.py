@@ -1,11 +1,11 @@
-"""Secrets, where AWS Secrets Manager behaves otherwise than moto's."""
+"""The operations of AWS Secrets Manager that moto implements differently."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING
 
-from embedded.emulator.calls import Answer, AwsError
+from embedded.emulator.calls import AwsError, Response
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from embedded.emulator.calls import Call
 
 
-def create_secret(call: Call, account: Account, forward: Forward) -> Answer:
-    """AWS keeps the name of a secret that is scheduled for deletion, with an error of its own."""
+def create_secret(call: Call, account: Account, forward: Forward) -> Response:
+    """Refuse the name of a secret that is scheduled for deletion, with the error of AWS."""
     _refuse_if_scheduled(
         call.parameters["Name"],
         call,
@@ -25,8 +25,8 @@ def create_secret(call: Call, account: Account, forward: Forward) -> Answer:
     return forward()
 
 
-def put_secret_value(call: Call, account: Account, forward: Forward) -> Answer:
-    """AWS gives no new value to a secret that is scheduled for deletion; moto does."""
+def put_secret_value(call: Call, account: Account, forward: Forward) -> Response:
+    """Refuse a new value for a secret that is scheduled for deletion. Moto accepts it."""
     _refuse_if_scheduled(
         call.parameters["SecretId"],
         call,
@@ -36,14 +36,14 @@ def put_secret_value(call: Call, account: Account, forward: Forward) -> Answer:
     return forward()
 
 
-def describe_secret(_call: Call, _account: Account, forward: Forward) -> Answer:
-    """AWS tells of the versions that carry a staging label; moto of every one there ever was."""
-    answer = forward()
-    told = json.loads(answer.body)
-    if "VersionIdsToStages" in told:
-        staged = {version: stages for version, stages in told["VersionIdsToStages"].items() if stages}
-        told["VersionIdsToStages"] = staged
-    return Answer(answer.status, json.dumps(told).encode(), answer.headers)
+def describe_secret(_call: Call, _account: Account, forward: Forward) -> Response:
+    """Return only the versions with a staging label. Moto returns all versions that ever existed."""
+    response = forward()
+    members = json.loads(response.body)
+    if "VersionIdsToStages" in members:
+        staged = {version: stages for version, stages in members["VersionIdsToStages"].items() if stages}
+        members["VersionIdsToStages"] = staged
+    return Response(response.status, json.dumps(members).encode(), response.headers)
 
 
 def _refuse_if_scheduled(secret_id: str, call: Call, account: Account, message: str) -> None:

@@ -1,16 +1,19 @@
-"""AWS on this machine: moto behind a layer that makes it behave as AWS does, in one HTTP server.
+"""The AWS emulator: an HTTP server with moto behind a layer that corrects its differences from AWS.
 
     python -m embedded.emulator.server --port 4566 --state aws.state
 
-A call passes the faults that a test may have asked for, then the differences, then moto. What is in the
-account is kept in the state file. `/_emulator/` is the control door, to which `EmulatorControl` speaks.
+A call passes through the injected faults, then the differences, then moto. The account is stored in the state
+file. `/_emulator/` is the control endpoint, whose client is `EmulatorControl`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
+import socket
+import sys
 import threading
 from base64 import b64decode
 from dataclasses import replace
@@ -26,11 +29,12 @@ from werkzeug.test import run_wsgi_app
 
 from embedded.emulator import jobs, shadows
 from embedded.emulator.account import Account, Settings
-from embedded.emulator.calls import Answer, AwsError, read_call
-from embedded.emulator.differences import answer_as_aws
+from embedded.emulator.calls import AwsError, Response, read_call
+from embedded.emulator.differences import respond_as_aws
 from embedded.emulator.faults import Faults
 from embedded.emulator.keys import RevokedKeys
 from embedded.emulator.state import StateFile
+from embedded.processes import HOST, ServerError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
@@ -38,10 +42,11 @@ if TYPE_CHECKING:
     from embedded.emulator.calls import Call
 
 _CONTROL = "/_emulator/"
+_BACKLOG = 128
 
 
 class Emulator:
-    """Answers requests: the control door's itself, any other as a call to AWS."""
+    """Handles requests to the control endpoint, and all others as calls to AWS."""
 
     def __init__(self, account: Account, state: StateFile) -> None:
         self._account = account
@@ -51,58 +56,58 @@ class Emulator:
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._applications: dict[str, WSGIApplication] = {}
 
-    def answer(self, environ: WSGIEnvironment, body: bytes) -> Answer:
-        """What a request is answered with."""
+    def handle(self, environ: WSGIEnvironment, body: bytes) -> Response:
+        """Handle a request."""
         if environ["PATH_INFO"].startswith(_CONTROL):
-            door = environ["PATH_INFO"].removeprefix(_CONTROL)
-            return self._control(environ["REQUEST_METHOD"], door, json.loads(body or b"{}"))
+            path = environ["PATH_INFO"].removeprefix(_CONTROL)
+            return self._control(environ["REQUEST_METHOD"], path, json.loads(body or b"{}"))
         return self._faults.around(read_call(environ, body), self._call)
 
-    def _call(self, call: Call) -> Answer:
+    def _call(self, call: Call) -> Response:
         try:
             self._revoked_keys.refuse(call)
         except AwsError as error:
-            return error.answer(call)
-        answer = answer_as_aws(call, self._account, lambda: self._forward(call))
+            return error.response(call)
+        response = respond_as_aws(call, self._account, lambda: self._forward(call))
         if call.changes_something:
             self._state.note_change()
-        return answer
+        return response
 
-    def _forward(self, call: Call) -> Answer:
+    def _forward(self, call: Call) -> Response:
         call.environ["wsgi.input"] = BytesIO(call.body)
-        # Moto searches its folders for each request's service, a third of all its time: once is enough.
+        # Moto searches its folders for the service of each request, which takes a third of its time.
         application = self._applications.get(call.service) or self._moto.get_application(call.environ)
         if call.is_signed:
             self._applications[call.service] = application
         chunks, status, headers = run_wsgi_app(application, call.environ, buffered=True)
-        return Answer(int(status.split()[0]), b"".join(chunks), dict(headers))
+        return Response(int(status.split()[0]), b"".join(chunks), dict(headers))
 
-    def _control(self, method: str, door: str, content: dict[str, Any]) -> Answer:
-        match method, door:
+    def _control(self, method: str, path: str, content: dict[str, Any]) -> Response:
+        match method, path:
             case "POST", "faults":
                 try:
-                    return Answer.of({"id": self._faults.add(content)})
+                    return Response.of({"id": self._faults.add(content)})
                 except (TypeError, ValueError) as error:
-                    return Answer(HTTPStatus.BAD_REQUEST, json.dumps({"error": str(error)}).encode())
+                    return Response(HTTPStatus.BAD_REQUEST, json.dumps({"error": str(error)}).encode())
             case "GET", "faults":
-                return Answer.of({"ids": self._faults.ids()})
+                return Response.of({"ids": self._faults.ids()})
             case "DELETE", "faults":
                 self._faults.clear()
             case "GET", "calls":
-                return Answer.of(self._faults.calls())
+                return Response.of(self._faults.calls())
             case "DELETE", "calls":
                 self._faults.forget_calls()
             case "POST", "revoked-keys":
                 self._revoked_keys.add(content["access_key_id"], content["grace_seconds"])
             case "GET", "revoked-keys":
-                return Answer.of(self._revoked_keys.refused())
+                return Response.of(self._revoked_keys.refused())
             case "DELETE", "revoked-keys":
                 self._revoked_keys.clear()
             case "POST", "settings":
                 try:
                     self._account.settings = replace(self._account.settings, **content)
                 except TypeError as error:
-                    return Answer(HTTPStatus.BAD_REQUEST, json.dumps({"error": str(error)}).encode())
+                    return Response(HTTPStatus.BAD_REQUEST, json.dumps({"error": str(error)}).encode())
             case "DELETE", "settings":
                 self._account.settings = Settings()
             case "POST", "shadow":
@@ -117,7 +122,7 @@ class Emulator:
                     self._account, content["region"], content["job_id"], content["thing_name"]
                 )
                 self._state.note_change()
-                return Answer.of({}) if found else Answer(HTTPStatus.NOT_FOUND, b"{}")
+                return Response.of({}) if found else Response(HTTPStatus.NOT_FOUND, b"{}")
             case "POST", "reset":
                 self._account.reset()
                 self._faults.clear()
@@ -125,14 +130,14 @@ class Emulator:
                 self._revoked_keys.clear()
                 self._state.note_change()
             case _:
-                return Answer(HTTPStatus.NOT_FOUND, b"{}")
-        return Answer.of({})
+                return Response(HTTPStatus.NOT_FOUND, b"{}")
+        return Response.of({})
 
 
 class _RequestHandler(MotoRequestHandler):
-    """Serves any number of requests on one connection, which werkzeug's own handler does not.
+    """Keeps connections open for several requests, which the handler of werkzeug does not.
 
-    boto keeps its connections; a new one for each call costs it, and a thread here.
+    boto reuses its connections. A new connection for each call would be slow and would need a new thread.
     """
 
     protocol_version = "HTTP/1.1"
@@ -140,43 +145,65 @@ class _RequestHandler(MotoRequestHandler):
     emulator: Emulator
 
     def run_wsgi(self) -> None:
-        """Answer one request."""
+        """Handle one request."""
         environ = self.make_environ()
         body = self.rfile.read(int(environ.get("CONTENT_LENGTH") or 0))
-        answer = self.emulator.answer(environ, body)
+        response = self.emulator.handle(environ, body)
         headers = {"x-amzn-requestid": str(uuid4())} | {
-            name.lower(): value for name, value in answer.headers.items()
+            name.lower(): value for name, value in response.headers.items()
         }
-        self.send_response(answer.status)
-        for name, value in (headers | {"content-length": str(len(answer.body))}).items():
+        self.send_response(response.status)
+        for name, value in (headers | {"content-length": str(len(response.body))}).items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(answer.body)
+            self.wfile.write(response.body)
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Say nothing: thousands of calls are no news."""
+        """Do not log requests: there are thousands."""
+
+
+def serve(port: int, state_file: Path) -> None:
+    """Serve the emulator on a local port until SIGTERM or Ctrl-C, then save the account.
+
+    Raises:
+        ServerError: the state file cannot be read, or the port cannot be used.
+    """
+    account = Account()
+    state = StateFile(state_file, account)
+    state.load()
+    # Bound here, because werkzeug would print an error and exit if the port is in use.
+    try:
+        listener = socket.create_server((HOST, port), backlog=_BACKLOG)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise ServerError(
+            f"the AWS emulator cannot listen on {HOST}:{port} ({reason}): choose another port"
+        ) from error
+    threading.Thread(target=state.save_changes, daemon=True).start()
+    handler = type("_Handler", (_RequestHandler,), {"emulator": Emulator(account, state)})
+    with listener:
+        server = make_server(
+            HOST, port, lambda *_: (), threaded=True, request_handler=handler, fd=listener.fileno()
+        )
+    # In a thread: shutdown() waits for the loop, which this signal handler interrupts.
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+    server.serve_forever(poll_interval=0.05)
+    state.save_and_close()
 
 
 def main() -> None:
-    """Serve until SIGTERM."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--state", type=Path, required=True, metavar="FILE")
     arguments = parser.parse_args()
-
-    account = Account()
-    state = StateFile(arguments.state, account)
-    state.load()
-    threading.Thread(target=state.save_changes, daemon=True).start()
-    handler = type("_Handler", (_RequestHandler,), {"emulator": Emulator(account, state)})
-    server = make_server("127.0.0.1", arguments.port, lambda *_: (), threaded=True, request_handler=handler)
-    # From a thread: shutdown() waits for the loop, which this signal interrupts.
-    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
-    server.serve_forever(poll_interval=0.05)
-    state.save_for_good()
+    try:
+        serve(arguments.port, arguments.state)
+    except ServerError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Device shadows, which moto keeps in the Thing and loses with it.
+"""Device shadows, which moto stores in the Thing and deletes with it.
 
-On AWS a shadow belongs to a Thing's name: it survives the Thing, is read, written and deleted without one,
-and is there again when the Thing is. Moto's documents differ too: `null` for a section does not clear it, and
-equal nested objects leave an empty one in the delta. So shadows are kept and answered here.
+On AWS a shadow belongs to a Thing name. It survives the deletion of the Thing, and can be read, written and
+deleted while no such Thing exists. The documents of moto differ too: `null` does not clear a section, and
+equal nested objects leave an empty object in the delta. Therefore this module stores the shadows itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from embedded.emulator.calls import Answer, AwsError
+from embedded.emulator.calls import AwsError, Response
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,7 @@ _NAMES_PER_PAGE = 25
 
 @dataclass
 class Shadow:
-    """One shadow; a deleted one stays for its version, which goes on where it ended."""
+    """One shadow. A deleted shadow is kept because its version continues when it is created again."""
 
     version: int = 0
     timestamp: int = 0
@@ -38,11 +38,11 @@ class Shadow:
         default_factory=lambda: {section: {} for section in _SECTIONS}
     )
     raw: bytes | None = None
-    """What a test would have it read as."""
+    """The bytes that a test has set as the document."""
 
     def update(self, state: Mapping[str, Any] | None) -> None:
-        """Merge a document's `state`: null takes a value, a section or all of it away."""
-        self._pass()
+        """Merge the `state` of a document. Null removes a value, a section or the whole state."""
+        self._count_version()
         for section in _SECTIONS:
             change = None if state is None else state.get(section, {})
             if change is None:
@@ -51,14 +51,14 @@ class Shadow:
                 _merge(self.state[section], self.metadata[section], change, self.timestamp)
 
     def delete(self) -> None:
-        """Be gone."""
-        self._pass()
+        """Delete the state and keep the version."""
+        self._count_version()
         self.deleted = True
         self.state = {section: {} for section in _SECTIONS}
         self.metadata = {section: {} for section in _SECTIONS}
 
     def document(self) -> dict[str, Any]:
-        """What GetThingShadow answers with."""
+        """Return the document of GetThingShadow."""
         state = {section: content for section, content in self.state.items() if content}
         delta = _difference(self.state["desired"], self.state["reported"])
         metadata = {section: content for section, content in self.metadata.items() if content}
@@ -69,21 +69,21 @@ class Shadow:
             "timestamp": self.timestamp,
         }
 
-    def _pass(self) -> None:
+    def _count_version(self) -> None:
         self.version += 1
         self.timestamp = int(time.time())
         self.deleted = False
         self.raw = None
 
 
-def get_thing_shadow(call: Call, account: Account, _forward: Forward) -> Answer:
-    """A shadow is there whether its Thing is or not."""
+def get_thing_shadow(call: Call, account: Account, _forward: Forward) -> Response:
+    """Return the document of a shadow, even if its Thing does not exist."""
     shadow = _existing(call, account)
-    return Answer.of(shadow.document()) if shadow.raw is None else Answer(HTTPStatus.OK, shadow.raw)
+    return Response.of(shadow.document()) if shadow.raw is None else Response(HTTPStatus.OK, shadow.raw)
 
 
-def update_thing_shadow(call: Call, account: Account, _forward: Forward) -> Answer:
-    """A shadow comes into being whether its Thing is there or not: a connected device recreates its own."""
+def update_thing_shadow(call: Call, account: Account, _forward: Forward) -> Response:
+    """Create or update a shadow. Its Thing need not exist: a connected device can recreate its shadow."""
     if len(call.parameters["payload"]) > _DOCUMENT_LIMIT_BYTES:
         message = "The payload exceeds the maximum size allowed"
         raise AwsError(413, "RequestEntityTooLargeException", message)
@@ -97,42 +97,44 @@ def update_thing_shadow(call: Call, account: Account, _forward: Forward) -> Answ
     shadows[name] = current
     current.update(request["state"])
     sections = [section for section in _SECTIONS if (request["state"] or {}).get(section) is not None]
-    told = {
+    accepted = {
         "state": request["state"],
         "metadata": {section: current.metadata[section] for section in sections},
         "version": current.version,
         "timestamp": current.timestamp,
     }
-    return Answer.of(told | ({"clientToken": request["clientToken"]} if "clientToken" in request else {}))
+    return Response.of(
+        accepted | ({"clientToken": request["clientToken"]} if "clientToken" in request else {})
+    )
 
 
-def delete_thing_shadow(call: Call, account: Account, _forward: Forward) -> Answer:
-    """AWS answers 404 the second time; moto deletes again."""
+def delete_thing_shadow(call: Call, account: Account, _forward: Forward) -> Response:
+    """Delete a shadow. A second deletion returns 404; moto returns success."""
     shadow = _existing(call, account)
     shadow.delete()
-    return Answer.of({"version": shadow.version, "timestamp": shadow.timestamp})
+    return Response.of({"version": shadow.version, "timestamp": shadow.timestamp})
 
 
-def list_named_shadows_for_thing(call: Call, account: Account, _forward: Forward) -> Answer:
-    """AWS answers in pages, and with those that exist; moto with all at once, the deleted ones among them."""
+def list_named_shadows_for_thing(call: Call, account: Account, _forward: Forward) -> Response:
+    """List the existing named shadows in pages. Moto returns one page that includes deleted shadows."""
     shadows = account.shadows(call.region, call.parameters["thingName"])
     size = call.parameters.get("pageSize", _NAMES_PER_PAGE)
     after = call.parameters.get("nextToken", "")
     names = [name for name in sorted(shadows) if name > after and not shadows[name].deleted]
     page = names[:size]
     next_token = {"nextToken": page[-1]} if len(names) > size else {}
-    return Answer.of({"results": page, "timestamp": int(time.time()), **next_token})
+    return Response.of({"results": page, "timestamp": int(time.time()), **next_token})
 
 
 def put_raw(account: Account, region: str, thing_name: str, payload: bytes) -> None:
-    """Have the classic shadow read as these bytes."""
+    """Set the bytes that are returned as the classic shadow."""
     with account.lock:
         shadow = account.shadows(region, thing_name).setdefault("", Shadow(version=1))
         shadow.raw, shadow.deleted = payload, False
 
 
 def forget(account: Account, region: str, thing_name: str) -> None:
-    """Drop the classic shadow with its version."""
+    """Delete the classic shadow and its version."""
     with account.lock:
         account.shadows(region, thing_name).pop("", None)
 
@@ -183,7 +185,7 @@ def _stamp(value: Any, now: int) -> Any:
 
 
 def _difference(desired: Mapping[str, Any], reported: Mapping[str, Any]) -> dict[str, Any]:
-    """What is desired and not reported so; objects are compared by their members."""
+    """Return the desired values that are not reported. Objects are compared member by member."""
     delta = {}
     for key, wanted in desired.items():
         held = reported.get(key)

@@ -1,4 +1,4 @@
-"""Keeps the emulated account in a file, so that it is there again after a restart."""
+"""The file that stores the emulated account across restarts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from embedded.processes import ServerError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -14,11 +16,11 @@ if TYPE_CHECKING:
 
 _PAUSE_SECONDS = 1.0
 _SHARE_OF_TIME = 0.05
-"""How much of the time may go into saving: a large account is saved less often."""
+"""The maximum share of time spent on saving: a large account is saved less often."""
 
 
 class StateFile:
-    """Writes the account to its file a moment after it has changed."""
+    """Writes the account to its file about one second after a change."""
 
     def __init__(self, path: Path, account: Account) -> None:
         self._path = path
@@ -27,18 +29,22 @@ class StateFile:
         self._saving = threading.RLock()
 
     def load(self) -> None:
-        """Fill the account with what the file holds, if there is one."""
+        """Load the account from the file, if the file exists.
+
+        Raises:
+            ServerError: the file cannot be read.
+        """
         if not self._path.exists():
             return
         try:
             self._account.load(self._path.read_bytes())
         except Exception as error:
-            raise SystemExit(
-                f"cannot read the AWS state in {self._path}: {error}. Remove it to start anew."
+            raise ServerError(
+                f"cannot read the AWS state in {self._path}: {error}. Delete it to start with no resources."
             ) from error
 
     def save_changes(self) -> None:
-        """Save whenever something has changed, for ever; for a thread of its own."""
+        """Save after each change, in an endless loop that needs its own thread."""
         while True:
             self._changed.wait()
             time.sleep(_PAUSE_SECONDS)
@@ -48,24 +54,24 @@ class StateFile:
             time.sleep(max(0.0, took / _SHARE_OF_TIME - _PAUSE_SECONDS))
 
     def note_change(self) -> None:
-        """Have the account saved before long."""
+        """Request that the account is saved soon."""
         self._changed.set()
 
     def save(self) -> None:
-        """Write the account beside the file and put it in its place, so that there is always a whole one."""
+        """Write a temporary file and rename it, so that the state file is always complete."""
         with self._saving:
             self._changed.clear()
             dumped = self._account.dump()
             incomplete = self._path.with_name(self._path.name + ".incomplete")
-            # For the owner's eyes: it holds the values of secrets.
+            # Readable only by its owner, because it contains the values of secrets.
             with os.fdopen(os.open(incomplete, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.write(dumped)
                 file.flush()
                 os.fsync(file.fileno())
             incomplete.rename(self._path)
 
-    def save_for_good(self) -> None:
-        """Save a last time, and let nothing be answered any more that would not be in the file."""
-        with self._saving:  # before the account's lock, the order in which `save` takes them
+    def save_and_close(self) -> None:
+        """Save for the last time and keep the account locked, so that no later call can succeed unsaved."""
+        with self._saving:  # acquired before the account's lock, as in `save`
             self._account.lock.acquire()
             self.save()

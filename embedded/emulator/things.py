@@ -1,4 +1,4 @@
-"""Things and certificates, where AWS IoT's registry behaves otherwise than moto's."""
+"""The operations on Things and certificates that moto implements differently."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moto.iot.models import IoTBackend
 
-from embedded.emulator.calls import Answer, AwsError
+from embedded.emulator.calls import AwsError, Response
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,10 +23,10 @@ _ATTRIBUTES_WITHOUT_TYPE = 3
 _CERTIFICATES_PER_PAGE = 25
 
 
-def create_thing(call: Call, account: Account, forward: Forward) -> Answer:
-    """AWS answers a repeat with the Thing there is, and refuses one that asks for another configuration.
+def create_thing(call: Call, account: Account, forward: Forward) -> Response:
+    """Return the existing Thing for a repeated call, and refuse a repeated call with another configuration.
 
-    Moto makes a new Thing of that name, without the attributes of the old one.
+    Moto creates a new Thing of that name, without the attributes of the old one.
     """
     wanted = call.parameters
     attributes = wanted.get("attributePayload", {}).get("attributes", {})
@@ -44,11 +44,11 @@ def create_thing(call: Call, account: Account, forward: Forward) -> Answer:
         raise AwsError(
             409, "ResourceAlreadyExistsException", message, resourceId=thing.thing_id, resourceArn=thing.arn
         )
-    return Answer.of({"thingName": thing.thing_name, "thingArn": thing.arn, "thingId": thing.thing_id})
+    return Response.of({"thingName": thing.thing_name, "thingArn": thing.arn, "thingId": thing.thing_id})
 
 
-def update_thing(call: Call, account: Account, forward: Forward) -> Answer:
-    """AWS checks the version that the caller expects and counts each update; moto does neither."""
+def update_thing(call: Call, account: Account, forward: Forward) -> Response:
+    """Check the expected version and increase the version with each update. Moto does neither."""
     thing = account.thing(call.region, call.parameters["thingName"])
     if thing is None:
         return forward()
@@ -60,21 +60,21 @@ def update_thing(call: Call, account: Account, forward: Forward) -> Answer:
     _refuse_too_many(
         attributes, call.parameters.get("thingTypeName") or (None if untyped else _type_of(thing))
     )
-    answer = forward()
-    thing.version += answer.is_success
-    return answer
+    response = forward()
+    thing.version += response.is_success
+    return response
 
 
-def delete_thing(call: Call, account: Account, forward: Forward) -> Answer:
-    """AWS deletes an absent Thing with success, and an attached one not at all, with a 400.
+def delete_thing(call: Call, account: Account, forward: Forward) -> Response:
+    """Delete a Thing. Succeed if it does not exist, and refuse with 400 if a principal is attached.
 
-    A principal holds for attached some seconds longer than it is: DetachThingPrincipal is asynchronous. Moto
-    answers 404 and 409, forgets a principal at once, and leaves the Thing in its groups.
+    DetachThingPrincipal is asynchronous: a principal counts as attached for some seconds after it. Moto
+    returns 404 and 409, detaches at once, and leaves the deleted Thing in its groups.
     """
     name = call.parameters["thingName"]
     thing = account.thing(call.region, name)
     if thing is None:
-        return Answer.of({})
+        return Response.of({})
     _refuse_other_version(call, thing)
     attached = any(thing_name == name for _, thing_name in account.iot(call.region).principal_things)
     if attached or account.is_detach_settling(call.region, name):
@@ -85,21 +85,21 @@ def delete_thing(call: Call, account: Account, forward: Forward) -> Answer:
     return forward()
 
 
-def detach_thing_principal(call: Call, account: Account, forward: Forward) -> Answer:
-    """The moment is noted, for `delete_thing`."""
-    answer = forward()
-    if answer.is_success:
+def detach_thing_principal(call: Call, account: Account, forward: Forward) -> Response:
+    """Detach a principal and record the time, for `delete_thing`."""
+    response = forward()
+    if response.is_success:
         account.note_detach(call.region, call.parameters["thingName"])
-    return answer
+    return response
 
 
-def create_keys_and_certificate(call: Call, account: Account, _forward: Forward) -> Answer:
-    """As moto does, but with the key made in a registry aside, so that no other call waits for it."""
-    aside = IoTBackend(call.region, account.iot(call.region).account_id)
-    certificate, keys = aside.create_keys_and_certificate(call.parameters.get("setAsActive", False))
+def create_keys_and_certificate(call: Call, account: Account, _forward: Forward) -> Response:
+    """Create a certificate as moto does, but generate its key without the lock, because that is slow."""
+    scratch = IoTBackend(call.region, account.iot(call.region).account_id)
+    certificate, keys = scratch.create_keys_and_certificate(call.parameters.get("setAsActive", False))
     with account.lock:
         account.iot(call.region).certificates[certificate.certificate_id] = certificate
-    return Answer.of(
+    return Response.of(
         {
             "certificateArn": certificate.arn,
             "certificateId": certificate.certificate_id,
@@ -109,8 +109,8 @@ def create_keys_and_certificate(call: Call, account: Account, _forward: Forward)
     )
 
 
-def list_certificates(call: Call, account: Account, _forward: Forward) -> Answer:
-    """AWS answers in pages, the newest first; moto with all there are, slowly once they are many."""
+def list_certificates(call: Call, account: Account, _forward: Forward) -> Response:
+    """List certificates in pages, the newest first. Moto returns one page, and is slow if there are many."""
     size = call.parameters.get("pageSize", _CERTIFICATES_PER_PAGE)
     ascending = call.parameters.get("ascendingOrder", False)
     keyed = {
@@ -132,11 +132,11 @@ def list_certificates(call: Call, account: Account, _forward: Forward) -> Answer
         }
         for key in page
     ]
-    return Answer.of({"certificates": certificates, **next_marker})
+    return Response.of({"certificates": certificates, **next_marker})
 
 
-def delete_certificate(call: Call, account: Account, forward: Forward) -> Answer:
-    """Moto refuses as AWS does, but slowly: it looks up each attachment's certificate among all."""
+def delete_certificate(call: Call, account: Account, forward: Forward) -> Response:
+    """Delete a certificate after moto's checks, but faster: moto scans all certificates per attachment."""
     iot = account.iot(call.region)
     certificate = iot.certificates.get(call.parameters["certificateId"])
     if certificate is None:
@@ -156,11 +156,11 @@ def delete_certificate(call: Call, account: Account, forward: Forward) -> Answer
     for attachment in [key for key in iot.principal_policies if key[0] == certificate.arn]:
         del iot.principal_policies[attachment]
     del iot.certificates[certificate.certificate_id]
-    return Answer.of({})
+    return Response.of({})
 
 
-def delete_connection(call: Call, _account: Account, _forward: Forward) -> Answer:
-    """No device is ever connected here, which AWS answers with a 404; moto does not know the call."""
+def delete_connection(call: Call, _account: Account, _forward: Forward) -> Response:
+    """Return 404, because no device is ever connected in the emulator. Moto lacks this operation."""
     message = f"No connection of client {call.parameters['clientId']}"
     raise AwsError(404, "ResourceNotFoundException", message)
 

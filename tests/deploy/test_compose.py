@@ -1,4 +1,4 @@
-"""The files that put the bridge into production say what the code says."""
+"""The Compose file, the Dockerfile and the Prometheus configuration match the code."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ from tests import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.temporal.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = [name for name, service in SERVICES.items() if str(service["image"]).startswith("thingbridge:")]
-ONCE = [name for name, service in SERVICES.items() if str(service["restart"]).startswith("on-failure")]
+BRIDGE_SERVICES = [
+    name for name, service in SERVICES.items() if str(service["image"]).startswith("thingbridge:")
+]
+ONE_TIME_SERVICES = [
+    name for name, service in SERVICES.items() if str(service["restart"]).startswith("on-failure")
+]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 PROMETHEUS = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
 
 
 def variables_of(model: type[BaseModel], prefix: str, delimiter: str) -> set[str]:
-    """The environment variables that a settings model reads, its sections' included."""
+    """Return the environment variables of a settings model and its sections."""
     found = set()
     for name, field in model.model_fields.items():
         section = field.annotation
@@ -40,7 +44,7 @@ def variables_of(model: type[BaseModel], prefix: str, delimiter: str) -> set[str
 
 
 def settings_variables() -> set[str]:
-    """The environment variables that the settings know."""
+    """Return the environment variables of all settings."""
     config = Settings.model_config
     return {
         variable
@@ -50,7 +54,7 @@ def settings_variables() -> set[str]:
 
 
 def images() -> list[str]:
-    """Every image that production names."""
+    """Return every image in the Compose file and the Dockerfile."""
     return [
         *(str(service["image"]) for service in SERVICES.values()),
         *re.findall(r"^(?:FROM |COPY --from=(?=\S+:))(\S+)", DOCKERFILE, re.MULTILINE),
@@ -59,53 +63,55 @@ def images() -> list[str]:
 
 @pytest.mark.parametrize("image", sorted(set(images())))
 def test_every_image_is_pinned(image: str) -> None:
-    """What runs tomorrow is what runs today: a tag that names a version to the last figure."""
+    """Each tag is an exact version, so that a later start runs the same image."""
     _, tag = image.split(":")
     assert re.match(r"v?\d+\.\d+", tag)
 
 
-def test_the_image_bears_the_version_of_the_project() -> None:
-    """The compose file runs the release it ships with."""
-    assert {SERVICES[name]["image"] for name in OURS} == {f"thingbridge:{PROJECT['project']['version']}"}
+def test_the_image_tag_is_the_project_version() -> None:
+    """The Compose file runs the release that contains it."""
+    assert {SERVICES[name]["image"] for name in BRIDGE_SERVICES} == {
+        f"thingbridge:{PROJECT['project']['version']}"
+    }
 
 
-def test_our_services_run_commands_that_exist() -> None:
-    """Each service of ours is a command of the CLI, and so is the image's default."""
+def test_bridge_services_run_existing_commands() -> None:
+    """The command of each service, and the default of the image, is a command of the CLI."""
     commands = set(typer.main.get_group(app).commands)
-    assert {name: SERVICES[name]["command"] for name in OURS} == {
+    assert {name: SERVICES[name]["command"] for name in BRIDGE_SERVICES} == {
         "migrate": ["migrate"],
         "worker": ["worker"],
         "api": ["api", "--host=0.0.0.0"],
     }
-    assert set(OURS) <= commands
+    assert set(BRIDGE_SERVICES) <= commands
     assert 'ENTRYPOINT ["thingbridge"]' in DOCKERFILE
     assert 'CMD ["worker"]' in DOCKERFILE
     assert "thingbridge" in PROJECT["project"]["scripts"]
 
 
-def test_the_file_is_one_of_the_compose_specification() -> None:
-    """Docker Compose takes it: no key is misspelt, and none of a wrong kind."""
+def test_the_file_is_valid_by_the_compose_specification() -> None:
+    """No key is unknown, and no value has the wrong type."""
     Draft202012Validator(builtin_schemas.get_builtin_schema("vendor.compose-spec")).validate(COMPOSE)
 
 
 @pytest.mark.parametrize("name", ["api", "worker"])
-def test_what_stays_up_waits_for_the_migration(name: str) -> None:
-    """No process meets tables or search attributes that are not there yet."""
+def test_a_service_waits_for_the_migration(name: str) -> None:
+    """No process starts before its tables and search attributes exist."""
     assert SERVICES[name]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_waits_for_the_state_it_needs(name: str) -> None:
-    """What runs once is waited for to its end, what stays up until it is healthy."""
-    for needed, how in SERVICES[name].get("depends_on", {}).items():
-        wanted = "service_completed_successfully" if needed in ONCE else "service_healthy"
-        assert how["condition"] == wanted
-        assert needed in ONCE or "healthcheck" in SERVICES[needed]
+def test_a_service_waits_for_the_right_state_of_its_dependencies(name: str) -> None:
+    """A one-time service must have completed, a permanent one must be healthy."""
+    for dependency, wait in SERVICES[name].get("depends_on", {}).items():
+        is_one_time = dependency in ONE_TIME_SERVICES
+        assert wait["condition"] == ("service_completed_successfully" if is_one_time else "service_healthy")
+        assert is_one_time or "healthcheck" in SERVICES[dependency]
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_every_setting_given_is_one_the_bridge_knows(name: str) -> None:
-    """A setting misspelt here would be ignored in silence there."""
+@pytest.mark.parametrize("name", BRIDGE_SERVICES)
+def test_the_file_passes_only_existing_settings(name: str) -> None:
+    """The bridge would silently ignore a misspelt setting."""
     given = {
         variable
         for variable in SERVICES[name]["environment"]
@@ -116,43 +122,43 @@ def test_every_setting_given_is_one_the_bridge_knows(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["api", "worker"])
-def test_every_setting_can_be_given(name: str) -> None:
-    """Whoever sets one beside the file finds it at work."""
-    elsewhere = (
+def test_the_file_passes_every_setting(name: str) -> None:
+    """A setting in the environment of Compose reaches the service."""
+    not_for_this_service = (
         {"IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME"} if name == "api" else {"IOT_AWS_API__TEMPORAL_UI_URL"}
     )
-    # Where the worker serves its metrics is the composition's own affair.
-    own = {variable for variable in settings_variables() if variable.startswith("IOT_AWS_TELEMETRY__")}
-    all_there_are = {knob.variable for _, knobs in describe() for knob in knobs}
-    assert all_there_are - elsewhere - own <= SERVICES[name]["environment"].keys()
+    # The Compose file itself sets the metrics address of the worker.
+    fixed = {variable for variable in settings_variables() if variable.startswith("IOT_AWS_TELEMETRY__")}
+    documented = {knob.variable for _, knobs in describe() for knob in knobs}
+    assert documented - not_for_this_service - fixed <= SERVICES[name]["environment"].keys()
 
 
 @pytest.mark.parametrize(
     ("name", "settings"), [("migrate", DatabaseSettings), ("worker", Settings), ("api", ApiSettings)]
 )
-def test_every_setting_without_a_default_is_given(
+def test_the_file_passes_every_required_setting(
     name: str, settings: type[DatabaseSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each service starts on what the compose file gives it, and needs no more."""
+    """The settings of each service can be loaded from its variables in the Compose file."""
     for variable in [*os.environ]:
         if variable.startswith("IOT_AWS_") or variable == "DATABASE_URL":
             monkeypatch.delenv(variable)
     for variable, value in SERVICES[name]["environment"].items():
         if value is not None:
             monkeypatch.setenv(
-                variable, re.sub(r"\$\{\w+(:-(.*?)|:\?.*?)?\}", lambda given: given[2] or "x", value)
+                variable, re.sub(r"\$\{\w+(:-(.*?)|:\?.*?)?\}", lambda reference: reference[2] or "x", value)
             )
     settings.load()
 
 
-def test_the_worker_is_given_the_time_it_needs_to_stop() -> None:
-    """Docker kills the worker only after the worker's own limit has passed."""
+def test_the_worker_has_enough_time_to_stop() -> None:
+    """Docker kills the worker only after the worker's own grace period."""
     grace = Settings.model_fields["worker"].get_default(call_default_factory=True).shutdown_grace_seconds
     assert int(SERVICES["worker"]["stop_grace_period"].removesuffix("s")) > 2 * grace
 
 
-def test_no_secret_stands_in_the_file() -> None:
-    """Passwords come from the environment, and their absence is told by name."""
+def test_the_file_contains_no_secret() -> None:
+    """Passwords come from the environment, and Compose reports a missing one by name."""
     for name, service in SERVICES.items():
         for variable, value in service.get("environment", {}).items():
             if (
@@ -163,13 +169,13 @@ def test_no_secret_stands_in_the_file() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, service in SERVICES.items() if "ports" in service])
-def test_ports_are_open_to_this_machine_alone(name: str) -> None:
-    """Neither Temporal nor its UI asks who is calling."""
+def test_ports_are_bound_to_localhost(name: str) -> None:
+    """Temporal and its UI have no authentication."""
     assert all(str(port).startswith("127.0.0.1:") for port in SERVICES[name]["ports"])
 
 
-def test_files_mounted_are_in_the_repository() -> None:
-    """Docker makes an empty folder of a bind mount that is not there, in silence."""
+def test_mounted_files_exist() -> None:
+    """Docker silently creates an empty folder for a missing bind mount."""
     mounted = [
         source
         for service in SERVICES.values()
@@ -181,35 +187,33 @@ def test_files_mounted_are_in_the_repository() -> None:
 
 
 @pytest.mark.parametrize("name", ["api", "worker"])
-def test_a_process_is_healthy_while_it_lives(name: str) -> None:
-    """Metrics ask the database too, and a worker is well where that is away."""
+def test_the_health_check_uses_healthz(name: str) -> None:
+    """The metrics query the database, but a process is healthy while the database is unavailable."""
     assert "/healthz'" in SERVICES[name]["healthcheck"]["test"][-1]
 
 
-def test_prometheus_scrapes_what_is_served() -> None:
-    """The names of the services, and the ports of their metrics."""
+def test_prometheus_scrapes_the_metrics_of_each_service() -> None:
+    """Its targets are the names of the services and the ports of their metrics."""
     scraped = {
-        tuple(found["names"]): found["port"]
+        tuple(target["names"]): target["port"]
         for job in PROMETHEUS["scrape_configs"]
-        for found in job["dns_sd_configs"]
+        for target in job["dns_sd_configs"]
     }
     worker = SERVICES["worker"]["environment"]["IOT_AWS_TELEMETRY__METRICS_PORT"]
     (api,) = (port.split(":")[-1] for port in SERVICES["api"]["ports"])
     assert scraped == {("worker",): int(worker), ("api",): int(api)}
 
 
-def test_the_image_is_built_from_all_that_the_wheel_holds() -> None:
-    """A module added to the wheel is let through to the image's build as well."""
-    let_through = {
-        line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")
-    }
+def test_dockerignore_allows_every_module_of_the_wheel() -> None:
+    """A module added to the wheel must also be in the build context of the image."""
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     wheel = set(PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"])
     project = {PROJECT["project"]["readme"], *PROJECT["project"]["license-files"], "pyproject.toml"}
-    assert wheel | project | {"deploy/requirements.txt"} <= let_through
+    assert wheel | project | {"deploy/requirements.txt"} <= allowed
 
 
 def test_the_image_does_not_run_as_root() -> None:
-    """The bridge needs no right on its host."""
+    """The bridge needs no rights on its host."""
     user = re.findall(r"^USER (\d+)", DOCKERFILE, re.MULTILINE)
     assert user
     assert user[-1] != "0"

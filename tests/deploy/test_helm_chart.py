@@ -1,4 +1,4 @@
-"""The Helm chart, rendered by Helm itself: `uv run --group checks pytest tests/deploy/test_helm_chart.py`."""
+"""The Helm chart, rendered by Helm: `uv run --group checks pytest tests/deploy/test_helm_chart.py`."""
 
 import re
 import tomllib
@@ -12,7 +12,7 @@ from cli import app
 from tests import ROOT
 from tests.deploy.test_compose import settings_variables
 
-# Of the group `checks`, for their size; scripts/check brings them.
+# These packages are in the group `checks` because of their size. scripts/check installs them.
 helm = pytest.importorskip("helm_python")
 kubernetes = pytest.importorskip("kubernetes_validate")
 
@@ -30,7 +30,7 @@ Manifest = dict[str, Any]
 
 
 def rendered(**values: Any) -> list[Manifest]:
-    """Every manifest of a release."""
+    """Render the chart and return all manifests."""
     with helm.Chart.load(CHART) as chart:
         texts = chart.render(VALUES | values, name="bridge", namespace="iot")
     manifests = (yaml.safe_load_all(text) for path, text in texts.items() if path.endswith(".yaml"))
@@ -38,7 +38,7 @@ def rendered(**values: Any) -> list[Manifest]:
 
 
 def of_kind(kind: str, manifests: list[Manifest]) -> dict[str, Manifest]:
-    """The manifests of a kind, by their components."""
+    """Return the manifests of a kind by component."""
     return {
         manifest["metadata"]["labels"]["app.kubernetes.io/component"]: manifest
         for manifest in manifests
@@ -47,7 +47,7 @@ def of_kind(kind: str, manifests: list[Manifest]) -> dict[str, Manifest]:
 
 
 def pods(manifests: list[Manifest]) -> dict[str, Manifest]:
-    """The pods' specifications, by their components."""
+    """Return the pod specifications by component."""
     return {
         name: manifest["spec"]["template"]["spec"]
         for kind in ("Deployment", "Job")
@@ -55,29 +55,29 @@ def pods(manifests: list[Manifest]) -> dict[str, Manifest]:
     }
 
 
-def test_helm_finds_no_fault() -> None:
-    """Beyond the advice to have an icon."""
+def test_helm_lint_reports_no_error() -> None:
+    """Its only message recommends an icon."""
     report = helm.lint(CHART, VALUES, strict=True)
     assert report["errors"] == []
     assert [message["error"] for message in report["messages"]] == ["icon is recommended"]
 
 
 @pytest.mark.parametrize("name", ["existingSecret", "temporal", "aws", "settings"])
-def test_what_must_be_given_is_asked_for(name: str) -> None:
-    """No release without it: the schema names it."""
+def test_a_missing_required_value_is_refused(name: str) -> None:
+    """The error of the schema names the value."""
     with pytest.raises(helm.HelmError, match=name), helm.Chart.load(CHART) as chart:
         chart.render({key: value for key, value in VALUES.items() if key != name}, name="bridge")
 
 
-def test_every_manifest_is_one_that_kubernetes_takes() -> None:
-    """By Kubernetes's own schemas, no field unknown."""
+def test_every_manifest_is_valid() -> None:
+    """By the schemas of Kubernetes, without unknown fields."""
     for manifest in rendered():
         kubernetes.validate(manifest, kubernetes.latest_version(), strict=True)
 
 
 @pytest.mark.parametrize("component", ["api", "migrate", "worker"])
-def test_a_pod_has_no_right_it_does_not_need(component: str) -> None:
-    """No root, no capability, no writable root file system, no token of Kubernetes's."""
+def test_a_pod_has_minimal_rights(component: str) -> None:
+    """It has no root user, capabilities, writable root file system or Kubernetes token."""
     pod = pods(rendered())[component]
     (container,) = pod["containers"]
     assert pod["securityContext"]["runAsNonRoot"] is True
@@ -98,8 +98,8 @@ def test_only_the_workers_have_the_role() -> None:
     assert accounts["worker"]["metadata"]["annotations"] == {"eks.amazonaws.com/role-arn": ROLE}
 
 
-def test_containers_run_commands_that_exist() -> None:
-    """Each is a command of the CLI, in the image of this version."""
+def test_containers_run_existing_commands() -> None:
+    """The command of each container is a command of the CLI, in the image of this version."""
     commands = set(typer.main.get_group(app).commands)
     for pod in pods(rendered()).values():
         (container,) = pod["containers"]
@@ -107,25 +107,25 @@ def test_containers_run_commands_that_exist() -> None:
         assert container["image"] == f"thingbridge:{VERSION}"
 
 
-def test_every_setting_given_is_one_the_bridge_knows() -> None:
-    """A setting misspelt in the chart would stop every pod."""
+def test_the_chart_sets_only_existing_settings() -> None:
+    """A misspelt setting in the chart would stop every pod."""
     for pod in pods(rendered()).values():
         (container,) = pod["containers"]
-        given = {variable["name"] for variable in container["env"]}
-        assert {name for name in given if name.startswith("IOT_AWS_")} <= settings_variables()
+        variables = {variable["name"] for variable in container["env"]}
+        assert {name for name in variables if name.startswith("IOT_AWS_")} <= settings_variables()
         assert container["envFrom"] == [{"secretRef": {"name": "thingbridge"}}]
 
 
-def test_no_secret_stands_in_a_manifest() -> None:
-    """Helm keeps its manifests with each release: the Secret is the operator's own."""
+def test_manifests_contain_no_secret() -> None:
+    """Helm stores the manifests of each release, so the operator creates the Secret separately."""
     manifests = rendered()
     assert not of_kind("Secret", manifests)
     assert not re.search(r"PASSWORD|DATABASE_URL|API_KEY", yaml.safe_dump(manifests))
 
 
 @pytest.mark.parametrize("grace", [0, 30, 600])
-def test_a_worker_is_given_the_time_it_needs_to_stop(grace: int) -> None:
-    """Kubernetes kills it only after its own limit has passed."""
+def test_a_worker_has_enough_time_to_stop(grace: int) -> None:
+    """Kubernetes kills a worker only after the worker's own grace period."""
     pod = pods(rendered(worker={"shutdownGraceSeconds": grace}))["worker"]
     (container,) = pod["containers"]
     environment = {variable["name"]: variable.get("value") for variable in container["env"]}
@@ -133,46 +133,46 @@ def test_a_worker_is_given_the_time_it_needs_to_stop(grace: int) -> None:
     assert pod["terminationGracePeriodSeconds"] > 2 * grace
 
 
-def test_no_pod_is_killed_for_what_is_away() -> None:
-    """The kubelet asks whether the process lives; metrics and readiness ask the database too."""
+def test_probes_do_not_depend_on_other_services() -> None:
+    """The kubelet calls only /healthz. Metrics and readiness also query the database."""
     for name in ("api", "worker"):
         (container,) = pods(rendered())[name]["containers"]
-        asked = {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe")}
-        assert asked == {"/healthz"}
+        paths = {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe")}
+        assert paths == {"/healthz"}
 
 
 def test_the_migration_runs_before_anything_else() -> None:
-    """No pod meets tables or search attributes that are not there yet."""
+    """No pod starts before its tables and search attributes exist."""
     annotations = of_kind("Job", rendered())["migrate"]["metadata"]["annotations"]
     assert annotations["helm.sh/hook"] == "pre-install,pre-upgrade"
 
 
-def test_what_selects_pods_selects_those_of_its_component() -> None:
-    """Service, budgets and monitors find the pods by labels that these bear."""
+def test_selectors_match_the_pods_of_their_component() -> None:
+    """The selectors of Service, budgets and monitors match the labels of the pods."""
     manifests = rendered(monitoring={"enabled": True})
     deployments = of_kind("Deployment", manifests)
     for kind in ("PodDisruptionBudget", "PodMonitor", "Service"):
         for name, manifest in of_kind(kind, manifests).items():
             selector = manifest["spec"]["selector"]
-            wanted = selector.get("matchLabels", selector).items()
-            assert wanted <= deployments[name]["spec"]["template"]["metadata"]["labels"].items()
+            labels = selector.get("matchLabels", selector).items()
+            assert labels <= deployments[name]["spec"]["template"]["metadata"]["labels"].items()
     assert set(of_kind("PodMonitor", manifests)) == {"api", "worker"}
 
 
-def test_monitors_and_rules_come_only_when_asked_for() -> None:
-    """A cluster without the Prometheus operator knows no such resources."""
+def test_monitors_and_rules_are_optional() -> None:
+    """A cluster without the Prometheus operator does not accept these resources."""
     groups = [{"name": "thingbridge", "rules": []}]
     assert not [each for each in rendered() if each["apiVersion"].startswith("monitoring")]
     (rule,) = of_kind("PrometheusRule", rendered(monitoring={"enabled": True, "ruleGroups": groups})).values()
     assert rule["spec"]["groups"] == groups
 
 
-def test_one_replica_has_no_budget() -> None:
-    """It could only hold up the draining of its node."""
+def test_one_replica_has_no_disruption_budget() -> None:
+    """A budget would only block the draining of its node."""
     assert set(of_kind("PodDisruptionBudget", rendered(api={"replicas": 1}))) == {"worker"}
 
 
-def test_the_chart_is_of_this_version() -> None:
-    """Chart and release go together."""
+def test_the_chart_version_is_the_project_version() -> None:
+    """Chart and application are released together."""
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["version"] == chart["appVersion"] == VERSION

@@ -1,4 +1,4 @@
-"""The Lambda functions of fleet provisioning, run as Lambda runs them, against the API over HTTP."""
+"""The Lambda functions of fleet provisioning, invoked as by Lambda, against an API over HTTP."""
 
 import asyncio
 import importlib.util
@@ -43,7 +43,7 @@ PEM = "-----BEGIN CERTIFICATE-----\nMIIhush\n-----END CERTIFICATE-----\n"
 
 
 class Context:
-    """What Lambda tells a function of its time."""
+    """The Lambda context, with the remaining time of the invocation."""
 
     def __init__(self, seconds: float) -> None:
         self._ends = time.monotonic() + seconds
@@ -53,7 +53,7 @@ class Context:
 
 
 def container(file: str) -> ModuleType:
-    """A function as a new container loads it: nothing of another's is left in it."""
+    """Load a function as a new container does, without the state of another container."""
     spec = importlib.util.spec_from_file_location(f"container_of_{file}", FOLDER / f"{file}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -63,7 +63,7 @@ def container(file: str) -> ModuleType:
 
 
 def hook_event(**parameters: object) -> dict[str, Any]:
-    """What AWS hands to a pre-provisioning hook."""
+    """Return the event that AWS passes to a pre-provisioning hook."""
     return {
         "claimCertificateId": CLAIM,
         "certificateId": CERTIFICATE,
@@ -75,7 +75,7 @@ def hook_event(**parameters: object) -> dict[str, Any]:
 
 
 def thing_event(thing_name: str, operation: str = "CREATED", **attributes: str) -> dict[str, Any]:
-    """What the registry tells of a Thing."""
+    """Return a registry event of a Thing."""
     return {
         "eventType": "THING_EVENT",
         "eventId": "f5ae9b94-8b8e-4d8e-8c8f-b3266dd89853",
@@ -91,7 +91,7 @@ def thing_event(thing_name: str, operation: str = "CREATED", **attributes: str) 
 
 
 class Request(BaseHTTPRequestHandler):
-    """One call of an API that answers by a script."""
+    """One request to the scripted API."""
 
     server: "Script"
     protocol_version = "HTTP/1.1"
@@ -103,9 +103,9 @@ class Request(BaseHTTPRequestHandler):
         if callable(step):
             step(self)
         else:
-            self.answer(*step)
+            self.respond(*step)
 
-    def answer(self, status: int, body: object) -> None:
+    def respond(self, status: int, body: object) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
@@ -113,14 +113,14 @@ class Request(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Do not log requests."""
 
 
 Step = tuple[int, object] | Callable[[Request], None]
 
 
 class Script(ThreadingHTTPServer):
-    """What the real API cannot be made to do: answers late, wrong, or first one way and then another."""
+    """A scripted API for responses that the real API does not send: late, invalid or changing ones."""
 
     daemon_threads = True
 
@@ -138,29 +138,29 @@ class Script(ThreadingHTTPServer):
 
 @pytest.fixture
 def script() -> Iterator[Callable[..., Script]]:
-    """Makes such an API of its steps, the last of them for every further call."""
-    made: list[Script] = []
+    """Return a function that starts a scripted API. The last step is repeated for every further request."""
+    started: list[Script] = []
 
     def make(*steps: Step) -> Script:
-        made.append(Script(*steps))
-        return made[-1]
+        started.append(Script(*steps))
+        return started[-1]
 
     yield make
-    for each in made:
+    for each in started:
         each.over.set()
         each.shutdown()
         each.server_close()
 
 
 class RealApi:
-    """The bridge's own API, served over HTTP, and keys to it."""
+    """The real API of the bridge, served over HTTP, and its keys."""
 
     def __init__(self, url: str, engine: Engine) -> None:
         self.url = url
         self._engine = engine
 
     def key(self, tenant_id: UUID | None) -> str:
-        """A new key: a tenant's, or an operator's."""
+        """Create a key of a tenant, or of an operator for None."""
         with Session(self._engine) as session, session.begin():
             return create_key(session, tenant_id, "a test")
 
@@ -173,12 +173,12 @@ class RealApi:
 
 @pytest.fixture(scope="module")
 def api(bridge: Bridge, aws: AwsClients) -> Iterator[RealApi]:
-    """It runs in a thread of its own: the functions block theirs."""
+    """Serve the API in its own thread, because the functions block theirs."""
     with Session(bridge.engine) as session, session.begin():
         save_location(session, aws.find_location(None))
     settings = ApiSettings.load()
-    forgetful = settings.api.model_copy(update={"key_cache_seconds": 0})
-    app = create_app(settings.model_copy(update={"api": forgetful}))
+    without_cache = settings.api.model_copy(update={"key_cache_seconds": 0})
+    app = create_app(settings.model_copy(update={"api": without_cache}))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None))
         thread = threading.Thread(target=server.run, args=([listening],))
@@ -190,16 +190,16 @@ def api(bridge: Bridge, aws: AwsClients) -> Iterator[RealApi]:
 
 @pytest.fixture(scope="module")
 def attached(bridge: Bridge) -> dict[str, Any]:
-    """The event of a Thing whose certificate is attached."""
+    """Return the event of a Thing whose certificate is attached."""
     device, certificate = Device("JITP-7"), new_certificate(bridge)
-    event = enrolled(bridge, device, certificate)
+    event = enrol(bridge, device, certificate)
     bridge.iot.attach_thing_principal(thingName=device.thing_name, principal=certificate)
     return event
 
 
 @pytest.fixture
 def configured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sets the functions' variables; those not given are not set."""
+    """Return a function that sets the environment variables. An empty value unsets a variable."""
 
     def configure(url: str, tenant_id: UUID | None = None, **variables: str) -> None:
         given = {"THINGBRIDGE_URL": url, "THINGBRIDGE_KEY": KEY, **variables}
@@ -214,57 +214,57 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return configure
 
 
-def never(request: Request) -> None:
-    """No answer as long as the test runs."""
+def send_nothing(request: Request) -> None:
+    """Send no response while the test runs."""
     request.server.over.wait(60)
 
 
-def dripping(request: Request) -> None:
-    """An answer of which something comes all the time, and which never ends."""
+def send_slowly(request: Request) -> None:
+    """Send header lines all the time, in a response that never ends."""
     request.wfile.write(b"HTTP/1.1 200 OK\r\n")
     while not request.server.over.wait(0.05):
         request.wfile.write(b"X-More: x\r\n")
 
 
-def hung_up(request: Request) -> None:
-    """A connection that ends without an answer."""
+def close_connection(request: Request) -> None:
+    """Close the connection without a response."""
     request.close_connection = True
 
 
 # --- The hook
 
 
-NOT_AN_ANSWER: dict[str, Step] = {
-    "late": never,
-    "dripping": dripping,
-    "hung up": hung_up,
+INVALID_RESPONSES: dict[str, Step] = {
+    "late": send_nothing,
+    "slow": send_slowly,
+    "closed connection": close_connection,
     "no JSON": (200, b"<html>allowProvisioning: true</html>"),
     "no object": (200, [ALLOWED]),
-    "another word": (200, {"allowProvisioning": "true"}),
-    "nothing": (200, {}),
+    "text instead of true": (200, {"allowProvisioning": "true"}),
+    "empty object": (200, {}),
     "another status": (202, ALLOWED),
-    "elsewhere": (307, ALLOWED),
-    "away": (503, {"title": "Service Unavailable", "detail": "no database"}),
-    "unknown": (401, {"title": "Unauthorized", "detail": "this is no key"}),
+    "redirect": (307, ALLOWED),
+    "unavailable": (503, {"title": "Service Unavailable", "detail": "no database"}),
+    "invalid key": (401, {"title": "Unauthorized", "detail": "this is no key"}),
 }
 
 
-@pytest.mark.parametrize("answer", NOT_AN_ANSWER.values(), ids=NOT_AN_ANSWER)
-def test_the_hook_denies_where_the_answer_is_late_or_wrong(
-    script: Callable[..., Script], configured: Callable[..., None], answer: Step
+@pytest.mark.parametrize("response", INVALID_RESPONSES.values(), ids=INVALID_RESPONSES)
+def test_hook_denies_after_a_late_or_invalid_response(
+    script: Callable[..., Script], configured: Callable[..., None], response: Step
 ) -> None:
-    """Only a 200 whose JSON says true, within the time, lets a device in."""
-    configured(script(answer).url, uuid4())
+    """A device is allowed only by a 200 in time whose JSON contains true."""
+    configured(script(response).url, uuid4())
     decided = container("pre_provisioning_hook").handler(hook_event(SerialNumber="SN-1"), Context(1))
     assert decided == DENIED
 
 
-def test_the_hook_tries_once_more_where_there_is_time(
+def test_hook_retries_once_if_there_is_time(
     script: Callable[..., Script], configured: Callable[..., None]
 ) -> None:
-    """A first attempt that was torn off or met a busy bridge is not the last."""
+    """It makes a second attempt after a closed connection or a busy bridge."""
     tenant = uuid4()
-    failed: list[Step] = [hung_up, (503, {}), (429, {})]
+    failed: list[Step] = [close_connection, (503, {}), (429, {})]
     for first in failed:
         api = script(first, (200, ALLOWED))
         configured(api.url, tenant)
@@ -288,10 +288,10 @@ def test_the_hook_tries_once_more_where_there_is_time(
         {"SerialNumber": ["SN-1"]},
     ],
 )
-def test_the_hook_denies_a_device_that_says_no_serial_number(
+def test_hook_denies_an_invalid_serial_number(
     script: Callable[..., Script], configured: Callable[..., None], parameters: dict[str, Any]
 ) -> None:
-    """Nobody is asked about what can be no serial number."""
+    """It sends no request for a missing or invalid serial number."""
     api = script((200, ALLOWED))
     configured(api.url, uuid4())
     hook = container("pre_provisioning_hook")
@@ -300,10 +300,10 @@ def test_the_hook_denies_a_device_that_says_no_serial_number(
     assert api.calls == []
 
 
-def test_the_hook_denies_where_a_cold_start_took_the_time(
+def test_hook_denies_if_a_cold_start_used_up_the_time(
     script: Callable[..., Script], configured: Callable[..., None]
 ) -> None:
-    """With no time left it says no, rather than nothing."""
+    """Without time for a request it returns a denial instead of running into the timeout."""
     api = script((200, ALLOWED))
     configured(api.url, uuid4())
     assert container("pre_provisioning_hook").handler(hook_event(SerialNumber="SN-1"), Context(0.4)) == DENIED
@@ -322,58 +322,59 @@ def test_the_hook_denies_where_a_cold_start_took_the_time(
         ({"THINGBRIDGE_TENANT_PARAMETER": "Tenant"}, "THINGBRIDGE_TENANT_ID"),
     ],
 )
-def test_a_wrong_configuration_is_named(
+def test_hook_reports_an_invalid_variable(
     configured: Callable[..., None], variables: dict[str, str], named: str
 ) -> None:
-    """The function fails with the variable at fault, which AWS takes for a no; the key is not told."""
+    """The error names the variable and does not contain the key. AWS treats a failed hook as a denial."""
     configured(**{"url": "https://bridge.example", "THINGBRIDGE_TENANT_ID": str(uuid4())} | variables)
     with pytest.raises(ValueError, match=named) as refused:
         container("pre_provisioning_hook").handler(hook_event(SerialNumber="SN-1"), Context(5))
     assert KEY not in str(refused.value)
 
 
-async def test_the_hook_lets_in_whom_the_bridge_lets_in_and_names_the_thing(
+async def test_hook_returns_the_decision_of_the_bridge_and_the_thing_name(
     api: RealApi, bridge: Bridge, configured: Callable[..., None]
 ) -> None:
-    """A new serial is admitted under its Thing name; a decommissioned one, or by a foreign key, is not."""
+    """A new serial number is allowed. A decommissioned one, or a key of another tenant, is denied."""
     new = Device("HOOK-1")
-    gone = Device("HOOK-2", new.tenant_id)
-    await bridge.send_and_wait(gone, gone.event("Decommissioned", 1), gone.event("Provisioned"))
+    decommissioned = Device("HOOK-2", new.tenant_id)
+    events = decommissioned.event("Decommissioned", 1), decommissioned.event("Provisioned")
+    await bridge.send_and_wait(decommissioned, *events)
 
     async def decided(device: Device, key: str) -> dict[str, Any]:
         configured(api.url, device.tenant_id, THINGBRIDGE_KEY=key)
-        return await handled("pre_provisioning_hook", hook_event(SerialNumber=device.serial_number))
+        return await invoke("pre_provisioning_hook", hook_event(SerialNumber=device.serial_number))
 
-    own = api.key(new.tenant_id)
+    key = api.key(new.tenant_id)
     overrides = {"ThingName": new.thing_name, "CertificateId": CERTIFICATE, "ClaimCertificateId": CLAIM}
     allowed = {"allowProvisioning": True, "parameterOverrides": overrides}
-    assert await decided(new, own) == allowed
+    assert await decided(new, key) == allowed
     assert await decided(new, api.key(None)) == allowed
-    assert await decided(gone, own) == DENIED
+    assert await decided(decommissioned, key) == DENIED
     assert await decided(new, api.key(uuid4())) == DENIED
     assert await decided(new, "no key") == DENIED
 
 
-async def test_an_operators_key_serves_many_tenants_or_none(
+async def test_operator_key_allows_every_tenant_and_no_tenant(
     api: RealApi, configured: Callable[..., None]
 ) -> None:
-    """The tenant comes from a parameter where one is named; zeros are the devices of no tenant."""
+    """The tenant comes from the named parameter. The zero UUID selects devices without a tenant."""
     key, device = api.key(None), Device("HOOK-3")
     configured(api.url, THINGBRIDGE_KEY=key, THINGBRIDGE_TENANT_ID="", THINGBRIDGE_TENANT_PARAMETER="Tenant")
     event = hook_event(SerialNumber="HOOK-3", Tenant=str(device.tenant_id))
-    decided = await handled("pre_provisioning_hook", event)
+    decided = await invoke("pre_provisioning_hook", event)
     assert decided["parameterOverrides"]["ThingName"] == device.thing_name
-    for wrong in ({"SerialNumber": "HOOK-3"}, {"SerialNumber": "HOOK-3", "Tenant": "mine"}):
-        assert await handled("pre_provisioning_hook", hook_event(**wrong)) == DENIED
+    for invalid in ({"SerialNumber": "HOOK-3"}, {"SerialNumber": "HOOK-3", "Tenant": "mine"}):
+        assert await invoke("pre_provisioning_hook", hook_event(**invalid)) == DENIED
     configured(api.url, UUID(int=0), THINGBRIDGE_KEY=key, THINGBRIDGE_TENANT_PARAMETER="")
-    decided = await handled("pre_provisioning_hook", hook_event(SerialNumber="HOOK-3"))
+    decided = await invoke("pre_provisioning_hook", hook_event(SerialNumber="HOOK-3"))
     assert decided["parameterOverrides"]["ThingName"] == Device("HOOK-3", None).thing_name
 
 
-async def test_the_key_is_fetched_once_and_again_when_it_was_renewed(
+async def test_key_is_read_once_and_again_after_it_was_revoked(
     api: RealApi, bridge: Bridge, configured: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A container keeps the key until the bridge no longer takes it, and does not log it."""
+    """A container caches the key until the bridge refuses it, and does not log it."""
     caplog.set_level(logging.DEBUG, "thingbridge-lambda")
     tenant, secret = uuid4(), f"thingbridge/key-{uuid4()}"
     keys = [api.key(tenant), api.key(tenant)]
@@ -399,46 +400,46 @@ async def test_the_key_is_fetched_once_and_again_when_it_was_renewed(
 # --- The registration
 
 
-async def test_a_thing_that_was_made_is_registered_once_its_certificate_is_there(
+async def test_registration_waits_for_the_attached_certificate(
     api: RealApi, bridge: Bridge, configured: Callable[..., None]
 ) -> None:
-    """The bridge then knows the device with Thing, certificate and claim; a repeated event finds it known."""
+    """The bridge stores the device with Thing, certificate and claim. A repeated event changes nothing."""
     device = Device("JITP-1")
     configured(api.url, device.tenant_id, THINGBRIDGE_KEY=api.key(device.tenant_id))
     claim, certificate = new_certificate(bridge), new_certificate(bridge)
-    event = enrolled(bridge, device, certificate, claimCertificateId=id_of(claim), label="pump-7")
+    event = enrol(bridge, device, certificate, claimCertificateId=id_of(claim), label="pump-7")
     bridge.emulator.forget_calls()
-    waiting = asyncio.create_task(handled("registration", event, 60))
-    await until(looked_for(bridge), "the registration has looked for the certificate")
+    waiting = asyncio.create_task(invoke("registration", event, 60))
+    await until(has_listed_principals(bridge), "the registration has listed the principals")
     bridge.iot.attach_thing_principal(thingName=device.thing_name, principal=certificate)
-    told = await waiting
-    assert told["alreadyProvisioned"] is False
+    registered = await waiting
+    assert registered["alreadyProvisioned"] is False
     with Session(bridge.engine) as session:
-        binding = newest_binding(session, UUID(told["deviceId"]))
-        row = session.get(DeviceRow, UUID(told["deviceId"]))
+        binding = newest_binding(session, UUID(registered["deviceId"]))
+        row = session.get(DeviceRow, UUID(registered["deviceId"]))
     assert binding is not None
     assert row is not None
     assert (binding.provisioning_status, binding.provisioned_via_jitp) == (ProvisioningStatus.ACTIVE, True)
     assert (binding.thing_name, binding.certificate_arn) == (device.thing_name, certificate)
     assert (binding.certificate_secret_arn, binding.claim_certificate_expires_at is not None) == (None, True)
     assert (row.model, row.firmware_version, row.label) == ("P-1", "1.2.3", "pump-7")
-    assert await handled("registration", event) == told | {"alreadyProvisioned": True}
+    assert await invoke("registration", event) == registered | {"alreadyProvisioned": True}
 
 
-async def test_a_device_that_enrols_again_is_told_with_its_new_certificate(
+async def test_registration_of_a_second_enrolment_replaces_the_certificate(
     api: RealApi, bridge: Bridge, configured: Callable[..., None]
 ) -> None:
-    """The registry tells of an update of its Thing, whose attribute names the certificate of the two."""
+    """Two certificates are attached; the attribute of the updated Thing names the new one."""
     device = Device("JITP-2")
     configured(api.url, device.tenant_id, THINGBRIDGE_KEY=api.key(device.tenant_id))
     old, new = new_certificate(bridge), new_certificate(bridge)
-    event = enrolled(bridge, device, old)
+    event = enrol(bridge, device, old)
     bridge.iot.attach_thing_principal(thingName=device.thing_name, principal=old)
-    first = await handled("registration", event)
+    first = await invoke("registration", event)
     bridge.iot.attach_thing_principal(thingName=device.thing_name, principal=new)
     attributes = {"attributes": {"certificateId": id_of(new)}, "merge": True}
     bridge.iot.update_thing(thingName=device.thing_name, attributePayload=attributes)
-    again = await handled("registration", thing_event(device.thing_name, "UPDATED"))
+    again = await invoke("registration", thing_event(device.thing_name, "UPDATED"))
     assert again == first | {"alreadyProvisioned": True}
     with Session(bridge.engine) as session:
         binding = newest_binding(session, UUID(first["deviceId"]))
@@ -447,58 +448,58 @@ async def test_a_device_that_enrols_again_is_told_with_its_new_certificate(
 
 
 @pytest.mark.parametrize(
-    ("change", "why"),
+    ("change", "reason"),
     [
-        ({"operation": "DELETED"}, "no event of a Thing that was created or updated"),
-        ({"thingName": "pump-7"}, "not named as this tenant's"),
-        ({"thingName": Device("JITP-3").thing_name}, "not named as this tenant's"),
-        ({"thingName": None}, "not named as this tenant's"),
+        ({"operation": "DELETED"}, "not the creation or update of a Thing"),
+        ({"thingName": "pump-7"}, "does not belong to this tenant"),
+        ({"thingName": Device("JITP-3").thing_name}, "does not belong to this tenant"),
+        ({"thingName": None}, "does not belong to this tenant"),
     ],
 )
-def test_events_of_other_things_are_ignored(
-    configured: Callable[..., None], script: Callable[..., Script], change: dict[str, Any], why: str
+def test_registration_ignores_events_of_other_things(
+    configured: Callable[..., None], script: Callable[..., Script], change: dict[str, Any], reason: str
 ) -> None:
-    """A Thing that is not of this tenant's fleet costs no call."""
+    """An event that is not of a Thing of this tenant causes no request."""
     device, api = Device("JITP-3"), script((200, {}))
     configured(api.url, device.tenant_id)
     event = thing_event(device.thing_name) | change
-    assert why in container("registration").handler(event, Context(60))["ignored"]
+    assert reason in container("registration").handler(event, Context(60))["ignored"]
     assert api.calls == []
 
 
-async def test_what_the_bridge_made_itself_is_ignored(
+async def test_registration_ignores_things_without_an_enrolment(
     bridge: Bridge, configured: Callable[..., None], script: Callable[..., Script]
 ) -> None:
-    """The saga's Things bear its stamp; others without the template's attribute are nobody's enrolment."""
+    """Things created by the saga have a deviceId; other Things lack the attribute of the template."""
     device, api = Device("JITP-4"), script((200, {}))
     configured(api.url, device.tenant_id)
     await bridge.send_and_wait(device, device.event("Provisioned"))
-    ignored = await handled("registration", thing_event(device.thing_name))
-    assert ignored == {"ignored": "the bridge made the Thing itself"}
+    ignored = await invoke("registration", thing_event(device.thing_name))
+    assert ignored == {"ignored": "the bridge created the Thing itself"}
     plain = Device("JITP-5", device.tenant_id)
     bridge.iot.create_thing(thingName=plain.thing_name)
-    ignored = await handled("registration", thing_event(plain.thing_name))
+    ignored = await invoke("registration", thing_event(plain.thing_name))
     assert "the Thing has no attribute certificateId" in ignored["ignored"]
     assert api.calls == []
 
 
-async def test_the_registration_is_repeated_by_lambda_until_the_certificate_is_there(
+async def test_registration_fails_until_the_certificate_is_attached(
     bridge: Bridge, configured: Callable[..., None], script: Callable[..., Script]
 ) -> None:
-    """Where the time does not reach, for a Thing not to be seen yet too, it fails; so Lambda tries again."""
+    """It raises at the end of its time, also if the Thing is not visible yet, so that Lambda retries."""
     device, api = Device("JITP-6"), script((200, {}))
     configured(api.url, device.tenant_id)
     with pytest.raises(RuntimeError, match="is not attached yet"):
-        await handled("registration", thing_event(device.thing_name), 1)
-    event = enrolled(bridge, device, new_certificate(bridge))
+        await invoke("registration", thing_event(device.thing_name), 1)
+    event = enrol(bridge, device, new_certificate(bridge))
     bridge.iot.attach_thing_principal(thingName=device.thing_name, principal=new_certificate(bridge))
     with pytest.raises(RuntimeError, match="is not attached yet"):
-        await handled("registration", event, 1)
+        await invoke("registration", event, 1)
     assert api.calls == []
 
 
 @pytest.mark.parametrize(
-    ("answer", "outcome"),
+    ("response", "refusal"),
     [
         ((409, {"title": "Conflict", "detail": "bound already"}), "409 Conflict: bound already"),
         ((422, {"title": "Unprocessable", "detail": "model"}), "422 Unprocessable: model"),
@@ -509,35 +510,35 @@ async def test_the_registration_is_repeated_by_lambda_until_the_certificate_is_t
         ((307, {}), None),
         ((200, {}), None),
         ((200, b"<html>"), None),
-        (hung_up, None),
-        (never, None),
+        (close_connection, None),
+        (send_nothing, None),
     ],
 )
-async def test_only_what_the_bridge_refuses_is_not_repeated(
+async def test_registration_fails_unless_the_bridge_refuses_the_thing(
     attached: dict[str, Any],
     configured: Callable[..., None],
     script: Callable[..., Script],
     caplog: pytest.LogCaptureFixture,
-    answer: Step,
-    outcome: str | None,
+    response: Step,
+    refusal: str | None,
 ) -> None:
-    """A refusal is logged with its reason and ends it; all else that goes wrong fails, to be repeated."""
-    configured(script(answer).url)
+    """A refusal is logged with its reason and not retried. Every other failure is raised and retried."""
+    configured(script(response).url)
     caplog.set_level(logging.DEBUG, "thingbridge-lambda")
-    if outcome is None:
+    if refusal is None:
         with pytest.raises(RuntimeError, match="the bridge"):
-            await handled("registration", attached, 1 if answer is never else 30)
+            await invoke("registration", attached, 1 if response is send_nothing else 30)
     else:
-        assert await handled("registration", attached) == {"refused": outcome}
-        assert outcome in caplog.text
+        assert await invoke("registration", attached) == {"refused": refusal}
+        assert refusal in caplog.text
     assert KEY not in caplog.text
 
 
-# --- What the README says
+# --- The README
 
 
-def test_the_readme_names_every_variable_and_permission() -> None:
-    """Whoever deploys the functions by it has set all there is, and granted what they call."""
+def test_readme_lists_every_variable_and_permission() -> None:
+    """The README lists all environment variables and all AWS actions of the functions."""
     source = "\n".join(file.read_text() for file in FOLDER.glob("*.py"))
     assert set(re.findall(r'"(THINGBRIDGE_\w+)"', source)) == set(re.findall(r"`(THINGBRIDGE_\w+)`", README))
     called = set(re.findall(r'_iot\.(?:get_paginator\(")?((?:describe|list)_\w+)', source))
@@ -546,21 +547,21 @@ def test_the_readme_names_every_variable_and_permission() -> None:
     )
 
 
-def test_the_sample_template_declares_what_it_names_and_what_the_hook_sets() -> None:
-    """A parameter that is not declared would have AWS refuse the template, or the device."""
+def test_sample_template_declares_every_parameter_it_uses() -> None:
+    """AWS refuses a template, or a device, with an undeclared parameter."""
     (sample,) = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
     template = json.loads(sample)
-    named = set(re.findall(r'"Ref": "([^"]+)"', sample))
-    assert named == set(template["Parameters"])
-    assert {"SerialNumber", "ThingName", "CertificateId", "ClaimCertificateId"} <= named
+    used = set(re.findall(r'"Ref": "([^"]+)"', sample))
+    assert used == set(template["Parameters"])
+    assert {"SerialNumber", "ThingName", "CertificateId", "ClaimCertificateId"} <= used
     attributes = template["Resources"]["thing"]["Properties"]["AttributePayload"]
     assert {"model", "firmwareVersion", "certificateId", "claimCertificateId"} <= set(attributes)
 
 
-async def handled(file: str, event: dict[str, Any], seconds: float = 30) -> dict[str, Any]:
-    """What a new container of a function answers."""
-    answer: dict[str, Any] = await asyncio.to_thread(container(file).handler, event, Context(seconds))
-    return answer
+async def invoke(file: str, event: dict[str, Any], seconds: float = 30) -> dict[str, Any]:
+    """Invoke a function in a new container and return its result."""
+    result: dict[str, Any] = await asyncio.to_thread(container(file).handler, event, Context(seconds))
+    return result
 
 
 def new_certificate(bridge: Bridge) -> str:
@@ -571,8 +572,8 @@ def id_of(certificate_arn: str) -> str:
     return certificate_arn.rpartition("/")[2]
 
 
-def enrolled(bridge: Bridge, device: Device, certificate: str, **attributes: str) -> dict[str, Any]:
-    """Make a device's Thing as the sample template does, and return the registry's event of it."""
+def enrol(bridge: Bridge, device: Device, certificate: str, **attributes: str) -> dict[str, Any]:
+    """Create a device's Thing as the sample template does, and return its registry event."""
     given = {
         "serialNumber": device.serial_number,
         "model": "P-1",
@@ -587,10 +588,10 @@ def enrolled(bridge: Bridge, device: Device, certificate: str, **attributes: str
     return thing_event(device.thing_name, **given)
 
 
-def looked_for(bridge: Bridge) -> Callable[[], Awaitable[bool]]:
-    """Whether anyone has asked which certificates a Thing has, since the calls were last forgotten."""
+def has_listed_principals(bridge: Bridge) -> Callable[[], Awaitable[bool]]:
+    """Return a condition: the principals of a Thing were listed since the call counts were reset."""
 
-    async def looked() -> bool:
+    async def condition() -> bool:
         return bool(bridge.emulator.calls().get("iot:ListThingPrincipals"))
 
-    return looked
+    return condition

@@ -1,8 +1,9 @@
-"""The emulator's layer: it behaves as AWS does where moto would not, and does what tests ask of its door."""
+"""The AWS emulator: it behaves as AWS where moto does not, and its control endpoint works."""
 
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from embedded.emulator.control import EmulatorControl
 from embedded.policy import create_device_policy
 from embedded.processes import choose_ports
+from embedded.stack import emulator_command, server_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,19 +34,19 @@ if TYPE_CHECKING:
     from types_boto3_secretsmanager import SecretsManagerClient
 
 SESSION = boto3.Session("embedded", "embedded", region_name="eu-west-1")
-"""One for all clients: each session reads AWS's models anew."""
+"""Shared by all clients, because each session loads the service models again."""
 
 
 @dataclass(frozen=True)
 class AwsClients:
-    """Clients of one emulator, which never retry, and its control door."""
+    """Clients of one emulator, without retries, and the client of its control endpoint."""
 
     url: str
     iot: IoTClient
     data: IoTDataPlaneClient
     secrets: SecretsManagerClient
     jobs: Any
-    """The device's side of jobs, for which there are no types."""
+    """The device operations of jobs, which have no type stubs."""
 
     sts: Any
     control: EmulatorControl
@@ -52,7 +54,7 @@ class AwsClients:
 
 @contextmanager
 def emulator(state: Path) -> Iterator[tuple[subprocess.Popen[bytes], AwsClients]]:
-    """An emulator process on a state file, and clients of it."""
+    """Run an emulator process on a state file, and yield it with its clients."""
     (port,) = choose_ports(0)
     command = [sys.executable, "-m", "embedded.emulator.server", "--port", str(port), "--state", str(state)]
     url = f"http://127.0.0.1:{port}"
@@ -81,14 +83,14 @@ def emulator(state: Path) -> Iterator[tuple[subprocess.Popen[bytes], AwsClients]
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsClients]:
-    """One emulator for all tests of this file."""
+    """Run one emulator for all tests of this file."""
     with emulator(tmp_path_factory.mktemp("aws") / "aws.state") as (_, aws):
         yield aws
 
 
 @pytest.fixture
 def aws(shared: AwsClients) -> AwsClients:
-    """The emulator, empty, with detaches and groups that take effect at once."""
+    """Return the emulator with an empty account, in which detaches and groups take effect at once."""
     shared.control.reset()
     shared.control.default_settings()
     shared.control.settings(detach_settles_seconds=0, group_builds_seconds=0)
@@ -97,14 +99,14 @@ def aws(shared: AwsClients) -> AwsClients:
 
 @pytest.fixture
 def thing(aws: AwsClients) -> str:
-    """A Thing's name."""
+    """Create a Thing and return its name."""
     return aws.iot.create_thing(thingName="sensor-1", attributePayload={"attributes": {"deviceId": "1"}})[
         "thingName"
     ]
 
 
 def refused(code: str, call: Callable[..., object], **arguments: Any) -> ClientError:
-    """Make a call that AWS refuses, and check under which code boto raises that."""
+    """Make a call that AWS refuses, check the error code and return the error."""
     with pytest.raises(ClientError) as raised:
         call(**arguments)
     assert raised.value.response["Error"]["Code"] == code
@@ -112,38 +114,38 @@ def refused(code: str, call: Callable[..., object], **arguments: Any) -> ClientE
 
 
 def issue(aws: AwsClients, *, active: bool = False) -> tuple[str, str]:
-    """A certificate's id and ARN."""
+    """Create a certificate and return its id and ARN."""
     made = aws.iot.create_keys_and_certificate(setAsActive=active)
     return made["certificateId"], made["certificateArn"]
 
 
 def update_shadow(aws: AwsClients, thing_name: str, document: object, **name: str) -> dict[str, Any]:
-    """Send a shadow document, and read the answer."""
-    answer = aws.data.update_thing_shadow(thingName=thing_name, payload=json.dumps(document), **name)
-    told: dict[str, Any] = json.load(answer["payload"])
-    return told
+    """Send a shadow document and return the accepted document."""
+    response = aws.data.update_thing_shadow(thingName=thing_name, payload=json.dumps(document), **name)
+    accepted: dict[str, Any] = json.load(response["payload"])
+    return accepted
 
 
 def get_shadow(aws: AwsClients, thing_name: str, **name: str) -> dict[str, Any]:
-    """Read a shadow document."""
-    told: dict[str, Any] = json.load(aws.data.get_thing_shadow(thingName=thing_name, **name)["payload"])
-    return told
+    """Return a shadow document."""
+    document: dict[str, Any] = json.load(aws.data.get_thing_shadow(thingName=thing_name, **name)["payload"])
+    return document
 
 
 def create_group(aws: AwsClients, name: str, query: str, **more: Any) -> str:
-    """A dynamic group's ARN."""
+    """Create a dynamic group and return its ARN."""
     return aws.iot.create_dynamic_thing_group(thingGroupName=name, queryString=query, **more)["thingGroupArn"]
 
 
 # Things
 
 
-def test_a_revoked_key_is_refused_after_its_grace(aws: AwsClients) -> None:
-    """In every protocol, and no other key is; moto itself would take any."""
-    ours = boto3.Session("AKIAIOSFODNN7REVOKED", "x", region_name="eu-west-1")
-    iot = ours.client("iot", endpoint_url=aws.url)
-    secrets = ours.client("secretsmanager", endpoint_url=aws.url)
-    sts = ours.client("sts", endpoint_url=aws.url)
+def test_a_revoked_key_is_refused_after_its_grace_period(aws: AwsClients) -> None:
+    """Every protocol refuses the key and accepts other keys. Moto accepts every key."""
+    session = boto3.Session("AKIAIOSFODNN7REVOKED", "x", region_name="eu-west-1")
+    iot = session.client("iot", endpoint_url=aws.url)
+    secrets = session.client("secretsmanager", endpoint_url=aws.url)
+    sts = session.client("sts", endpoint_url=aws.url)
     aws.control.revoke_key("AKIAIOSFODNN7REVOKED", grace_seconds=3600)
     iot.list_things()
     aws.control.revoke_key("AKIAIOSFODNN7REVOKED")
@@ -156,24 +158,24 @@ def test_a_revoked_key_is_refused_after_its_grace(aws: AwsClients) -> None:
     iot.list_things()
 
 
-def test_creating_a_thing_again_answers_with_it(aws: AwsClients, thing: str) -> None:
-    """The same name and configuration is the same Thing, whatever has happened to it since."""
+def test_create_thing_returns_the_existing_thing(aws: AwsClients, thing: str) -> None:
+    """A repeated call with the same configuration returns the Thing and changes nothing."""
     before = aws.iot.describe_thing(thingName=thing)
     again = aws.iot.create_thing(thingName=thing, attributePayload={"attributes": {"deviceId": "1"}})
     assert (again["thingId"], again["thingArn"]) == (before["thingId"], before["thingArn"])
     assert aws.iot.describe_thing(thingName=thing)["attributes"] == {"deviceId": "1"}
 
 
-def test_creating_a_thing_otherwise_is_refused(aws: AwsClients, thing: str) -> None:
-    """The same name with other attributes, or another type, is a conflict that names the Thing there is."""
-    there = aws.iot.describe_thing(thingName=thing)
+def test_create_thing_refuses_another_configuration(aws: AwsClients, thing: str) -> None:
+    """Other attributes or another type are a conflict, and the error names the existing Thing."""
+    existing = aws.iot.describe_thing(thingName=thing)
     other = {"attributes": {"deviceId": "2"}}
     error = refused(
         "ResourceAlreadyExistsException", aws.iot.create_thing, thingName=thing, attributePayload=other
     )
     assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 409
-    assert error.response["resourceId"] == there["thingId"]  # type: ignore[typeddict-item]
-    assert error.response["resourceArn"] == there["thingArn"]  # type: ignore[typeddict-item]
+    assert error.response["resourceId"] == existing["thingId"]  # type: ignore[typeddict-item]
+    assert error.response["resourceArn"] == existing["thingArn"]  # type: ignore[typeddict-item]
     aws.iot.create_thing_type(thingTypeName="sensor")
     refused(
         "ResourceAlreadyExistsException",
@@ -186,21 +188,21 @@ def test_creating_a_thing_otherwise_is_refused(aws: AwsClients, thing: str) -> N
 
 
 @pytest.mark.parametrize("name", ["a/b", "a b", "ä", "a.b", "x" * 129])
-def test_bad_thing_names_are_refused(aws: AwsClients, name: str) -> None:
-    """A name outside of `[a-zA-Z0-9:_-]{1,128}` is an invalid request."""
+def test_invalid_thing_names_are_refused(aws: AwsClients, name: str) -> None:
+    """A name that does not match `[a-zA-Z0-9:_-]{1,128}` is an invalid request."""
     refused("InvalidRequestException", aws.iot.create_thing, thingName=name)
     refused("InvalidRequestException", aws.iot.describe_thing, thingName=name)
 
 
-def test_good_thing_names_are_taken(aws: AwsClients) -> None:
-    """Every kind of character, and the full length."""
+def test_valid_thing_names_are_accepted(aws: AwsClients) -> None:
+    """Every allowed character and the maximum length are accepted."""
     for name in ("aZ0:_-", "x" * 128):
         aws.iot.create_thing(thingName=name)
         assert aws.iot.describe_thing(thingName=name)["thingName"] == name
 
 
-def test_attributes_are_checked(aws: AwsClients, thing: str) -> None:
-    """A value with a blank is refused, as is a fourth attribute unless the Thing has a type."""
+def test_invalid_attributes_are_refused(aws: AwsClients, thing: str) -> None:
+    """A value with a space is refused, and so is a fourth attribute of a Thing without a type."""
     attributes = dict.fromkeys("abcd", "1")
     create, update = aws.iot.create_thing, aws.iot.update_thing
     refused(
@@ -219,8 +221,8 @@ def test_attributes_are_checked(aws: AwsClients, thing: str) -> None:
     assert aws.iot.describe_thing(thingName=thing)["attributes"] == three
 
 
-def test_updates_are_guarded_by_the_version(aws: AwsClients, thing: str) -> None:
-    """Each update raises the version; one that expects another is a conflict and changes nothing."""
+def test_update_thing_checks_the_expected_version(aws: AwsClients, thing: str) -> None:
+    """Each update increases the version. An update that expects another version fails and changes nothing."""
     version = aws.iot.describe_thing(thingName=thing)["version"]
     payload = {"attributes": {"tenantId": "t"}, "merge": True}
     aws.iot.update_thing(thingName=thing, attributePayload=payload, expectedVersion=version)  # type: ignore[arg-type]
@@ -233,20 +235,20 @@ def test_updates_are_guarded_by_the_version(aws: AwsClients, thing: str) -> None
         expectedVersion=version,
     )
     refused("VersionConflictException", aws.iot.delete_thing, thingName=thing, expectedVersion=version)
-    there = aws.iot.describe_thing(thingName=thing)
-    assert there["version"] == version + 1
-    assert there["attributes"] == {"deviceId": "1", "tenantId": "t"}
+    described = aws.iot.describe_thing(thingName=thing)
+    assert described["version"] == version + 1
+    assert described["attributes"] == {"deviceId": "1", "tenantId": "t"}
 
 
 def test_deleting_an_absent_thing_succeeds(aws: AwsClients, thing: str) -> None:
-    """The second deletion is as good as the first."""
+    """A second deletion succeeds like the first."""
     aws.iot.delete_thing(thingName=thing)
     aws.iot.delete_thing(thingName=thing)
     refused("ResourceNotFoundException", aws.iot.describe_thing, thingName=thing)
 
 
-def test_an_attached_thing_is_not_deleted_until_its_detach_settles(aws: AwsClients, thing: str) -> None:
-    """A Thing is refused while a principal is attached, and for some time after it was detached."""
+def test_an_attached_thing_cannot_be_deleted_until_its_detach_settles(aws: AwsClients, thing: str) -> None:
+    """Deletion is refused while a principal is attached, and for some time after its detach."""
     _, arn = issue(aws)
     aws.iot.attach_thing_principal(thingName=thing, principal=arn)
     aws.control.settings(detach_settles_seconds=60)
@@ -259,16 +261,16 @@ def test_an_attached_thing_is_not_deleted_until_its_detach_settles(aws: AwsClien
     refused("ResourceNotFoundException", aws.iot.describe_thing, thingName=thing)
 
 
-def test_there_is_no_connection_to_delete(aws: AwsClients) -> None:
-    """DeleteConnection of a client that is not connected is a 404 in AWS's own shape."""
+def test_delete_connection_of_an_unconnected_client_returns_404(aws: AwsClients) -> None:
+    """The error has the form in which AWS returns it."""
     refused("ResourceNotFoundException", aws.data.delete_connection, clientId="sensor-1")
 
 
 # Shadows
 
 
-def test_shadows_outlive_their_thing(aws: AwsClients, thing: str) -> None:
-    """After its Thing a shadow is still read, listed and deleted, and is there when the Thing is again."""
+def test_shadows_survive_the_deletion_of_their_thing(aws: AwsClients, thing: str) -> None:
+    """Without its Thing a shadow can be read, listed and deleted, and the recreated Thing has it."""
     update_shadow(aws, thing, {"state": {"desired": {"on": True}}})
     update_shadow(aws, thing, {"state": {"reported": {"v": 1}}}, shadowName="config")
     aws.iot.delete_thing(thingName=thing)
@@ -284,38 +286,38 @@ def test_shadows_outlive_their_thing(aws: AwsClients, thing: str) -> None:
     assert aws.data.list_named_shadows_for_thing(thingName=thing)["results"] == []
 
 
-def test_a_device_recreates_its_shadow_without_a_thing(aws: AwsClients) -> None:
-    """An update makes a shadow where the registry has no Thing; a deleted one goes on counting versions."""
+def test_update_shadow_without_a_thing_creates_the_shadow(aws: AwsClients) -> None:
+    """The registry needs no such Thing. The version of a deleted shadow continues."""
     assert update_shadow(aws, "gone", {"state": {"reported": {"on": 1}}})["version"] == 1
     aws.data.delete_thing_shadow(thingName="gone")
     assert update_shadow(aws, "gone", {"state": {"reported": {"on": 2}}})["version"] == 3
     assert get_shadow(aws, "gone")["state"] == {"reported": {"on": 2}}
 
 
-def test_shadow_documents_merge_as_on_aws(aws: AwsClients, thing: str) -> None:
-    """Objects merge, null removes, equal nested objects are in no delta, and values keep their time."""
+def test_shadow_documents_are_merged_as_on_aws(aws: AwsClients, thing: str) -> None:
+    """Objects are merged, null removes, equal nested objects are not in the delta, values have timestamps."""
     update_shadow(aws, thing, {"state": {"desired": {"net": {"ip": "a", "port": 1}, "list": [1, 2], "x": 1}}})
     update_shadow(aws, thing, {"state": {"reported": {"net": {"ip": "a"}, "list": [1, 2]}}})
-    told = get_shadow(aws, thing)
-    assert told["state"]["delta"] == {"net": {"port": 1}, "x": 1}
-    assert set(told["metadata"]["desired"]["net"]["port"]) == {"timestamp"}
+    shadow = get_shadow(aws, thing)
+    assert shadow["state"]["delta"] == {"net": {"port": 1}, "x": 1}
+    assert set(shadow["metadata"]["desired"]["net"]["port"]) == {"timestamp"}
     update_shadow(aws, thing, {"state": {"desired": {"x": None}, "reported": {"net": {"port": 1}}}})
-    told = get_shadow(aws, thing)
-    assert "delta" not in told["state"]
-    assert told["state"]["desired"] == {"net": {"ip": "a", "port": 1}, "list": [1, 2]}
+    shadow = get_shadow(aws, thing)
+    assert "delta" not in shadow["state"]
+    assert shadow["state"]["desired"] == {"net": {"ip": "a", "port": 1}, "list": [1, 2]}
     update_shadow(aws, thing, {"state": {"desired": None}})
     assert set(get_shadow(aws, thing)["state"]) == {"reported"}
     assert get_shadow(aws, thing)["version"] == 4
 
 
-def test_shadow_updates_are_checked(aws: AwsClients, thing: str) -> None:
-    """Another version is a conflict, a large document is too large, and a bad one is an invalid request."""
+def test_invalid_shadow_updates_are_refused(aws: AwsClients, thing: str) -> None:
+    """A wrong version is a conflict; a large document and an invalid one have their own errors."""
     update_shadow(aws, thing, {"state": {"reported": {"on": True}}})
     call = aws.data.update_thing_shadow
     for code, document in {
         "ConflictException": {"state": {}, "version": 7},
         "RequestEntityTooLargeException": {"state": {"reported": {"text": "x" * 9000}}},
-        "InvalidRequestException": {"state": {"wished": {}}},
+        "InvalidRequestException": {"state": {"unknown": {}}},
     }.items():
         refused(code, call, thingName=thing, payload=json.dumps(document))
     refused("InvalidRequestException", call, thingName=thing, payload="{")
@@ -323,7 +325,7 @@ def test_shadow_updates_are_checked(aws: AwsClients, thing: str) -> None:
 
 
 def test_named_shadows_are_listed_in_pages(aws: AwsClients, thing: str) -> None:
-    """Each page names where the next begins, and the last does not."""
+    """Each page except the last has the token of the next page."""
     names = [f"shadow-{number}" for number in range(5)]
     for name in names:
         update_shadow(aws, thing, {"state": {"reported": {}}}, shadowName=name)
@@ -335,8 +337,8 @@ def test_named_shadows_are_listed_in_pages(aws: AwsClients, thing: str) -> None:
     assert "nextToken" not in third
 
 
-def test_a_shadow_can_be_what_no_update_makes(aws: AwsClients, thing: str) -> None:
-    """Any bytes are read as they were put, until the next update goes on from the state before."""
+def test_put_raw_shadow_accepts_any_bytes(aws: AwsClients, thing: str) -> None:
+    """The bytes are returned unchanged. The next update continues from the state before them."""
     update_shadow(aws, thing, {"state": {"desired": {"on": True}}})
     for payload in (b"no JSON \xff", b"[]", b""):
         aws.control.put_raw_shadow(thing, payload)
@@ -347,8 +349,8 @@ def test_a_shadow_can_be_what_no_update_makes(aws: AwsClients, thing: str) -> No
     assert get_shadow(aws, "never-updated") == {}
 
 
-def test_a_forgotten_shadow_starts_again(aws: AwsClients, thing: str) -> None:
-    """Its version is forgotten with it, which a deletion does not do."""
+def test_forget_shadow_resets_the_version(aws: AwsClients, thing: str) -> None:
+    """The next update creates version 1, which is not so after a deletion."""
     for number in range(3):
         update_shadow(aws, thing, {"state": {"desired": {"number": number}}})
     aws.control.forget_shadow(thing)
@@ -359,8 +361,8 @@ def test_a_forgotten_shadow_starts_again(aws: AwsClients, thing: str) -> None:
 # Groups
 
 
-def test_a_dynamic_group_is_made_once_and_is_active_later(aws: AwsClients) -> None:
-    """It is BUILDING at first; a repeat answers with it, and another query or kind is a conflict."""
+def test_a_dynamic_group_is_created_once_and_becomes_active(aws: AwsClients) -> None:
+    """It is BUILDING at first. A repeated call returns it; another query or kind is a conflict."""
     aws.control.settings(group_builds_seconds=3600)
     made = aws.iot.create_dynamic_thing_group(thingGroupName="pumps", queryString="thingName:pump*")
     assert (made["indexName"], made["queryVersion"]) == ("AWS_Things", "2017-09-30")
@@ -381,8 +383,8 @@ def test_a_dynamic_group_is_made_once_and_is_active_later(aws: AwsClients) -> No
     assert {group["groupName"] for group in groups} == {"pumps", "static"}
 
 
-def test_a_dynamic_group_is_no_static_one(aws: AwsClients, thing: str) -> None:
-    """Each kind has calls of its own, and is deleted by them twice if need be."""
+def test_dynamic_and_static_groups_have_separate_operations(aws: AwsClients, thing: str) -> None:
+    """The operations of one kind refuse the other kind, and a repeated deletion succeeds."""
     iot = aws.iot
     create_group(aws, "pumps", "thingName:pump*")
     iot.create_thing_group(thingGroupName="static")
@@ -401,7 +403,7 @@ def test_a_dynamic_group_is_no_static_one(aws: AwsClients, thing: str) -> None:
 
 
 def test_dynamic_groups_have_a_quota(aws: AwsClients) -> None:
-    """One more than there may be is refused, a repeat is not, and a deletion makes room."""
+    """A group above the quota is refused, a repeated call is not, and a deletion frees a place."""
     aws.control.settings(dynamic_groups_at_most=1)
     create_group(aws, "one", "thingName:a")
     create_group(aws, "one", "thingName:a")
@@ -413,7 +415,7 @@ def test_dynamic_groups_have_a_quota(aws: AwsClients) -> None:
 
 
 def test_a_query_finds_things(aws: AwsClients) -> None:
-    """Fields, wildcards, phrases, operators and groups find what they find on AWS, whatever the case."""
+    """Fields, wildcards, phrases, operators and parentheses work as on AWS, and ignore case."""
     for name, model in {"pump-1": "P1", "pump-2": "P2", "valve": "P1"}.items():
         aws.iot.create_thing(thingName=name, attributePayload={"attributes": {"model": model}})
     update_shadow(aws, "valve", {"state": {"desired": {"net": {"port": 1}}}})
@@ -456,8 +458,8 @@ def test_a_query_finds_things(aws: AwsClients) -> None:
         " ".join("abcdefghijklm"),
     ],
 )
-def test_a_query_that_cannot_be_read_is_refused(aws: AwsClients, query: str) -> None:
-    """As an invalid query, with what is wrong with it."""
+def test_an_invalid_query_is_refused(aws: AwsClients, query: str) -> None:
+    """The error code is InvalidQueryException, and no group is created."""
     create = aws.iot.create_dynamic_thing_group
     error = refused("InvalidQueryException", create, thingGroupName="group", queryString=query)
     assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 400
@@ -467,8 +469,8 @@ def test_a_query_that_cannot_be_read_is_refused(aws: AwsClients, query: str) -> 
 # Certificates, policies and principals
 
 
-def test_a_certificates_key_fits(aws: AwsClients) -> None:
-    """The key handed out is the certificate's own, and the certificate has the status asked for."""
+def test_a_certificate_matches_its_private_key(aws: AwsClients) -> None:
+    """The returned key belongs to the certificate, and the certificate has the requested status."""
     made = aws.iot.create_keys_and_certificate(setAsActive=False)
     key = load_pem_private_key(made["keyPair"]["PrivateKey"].encode(), None)
     certificate = x509.load_pem_x509_certificate(made["certificatePem"].encode())
@@ -477,8 +479,8 @@ def test_a_certificates_key_fits(aws: AwsClients) -> None:
     assert described["status"] == "INACTIVE"
 
 
-def test_a_certificate_in_use_is_not_deleted(aws: AwsClients, thing: str) -> None:
-    """It must be inactive and detached from every Thing and policy; force skips the policies alone."""
+def test_a_certificate_in_use_cannot_be_deleted(aws: AwsClients, thing: str) -> None:
+    """It must be inactive and detached from Things and policies. Force ignores only the policies."""
     create_device_policy(aws.url, "devices")
     certificate_id, arn = issue(aws, active=True)
     aws.iot.attach_policy(policyName="devices", target=arn)
@@ -496,8 +498,8 @@ def test_a_certificate_in_use_is_not_deleted(aws: AwsClients, thing: str) -> Non
     aws.iot.delete_policy(policyName="devices")
 
 
-def test_principals_and_policies_are_listed_both_ways(aws: AwsClients, thing: str) -> None:
-    """A Thing's principals, a principal's Things and its policies; attaching twice is attaching once."""
+def test_attachments_are_listed_from_both_sides(aws: AwsClients, thing: str) -> None:
+    """A Thing lists its principals, a principal its Things and policies. Repeated calls change nothing."""
     create_device_policy(aws.url, "devices")
     create_device_policy(aws.url, "devices")
     _, arn = issue(aws)
@@ -519,7 +521,7 @@ def test_principals_and_policies_are_listed_both_ways(aws: AwsClients, thing: st
 
 
 def test_certificates_are_listed_in_pages(aws: AwsClients) -> None:
-    """All are found page by page, the newest first, whatever is deleted in between."""
+    """The pages have every certificate, the newest first, even if one is deleted between two pages."""
     issued = [issue(aws)[0] for _ in range(5)]
     first = aws.iot.list_certificates(pageSize=2)
     aws.iot.delete_certificate(certificateId=issued[3])
@@ -535,12 +537,12 @@ def test_certificates_are_listed_in_pages(aws: AwsClients) -> None:
 
 
 def create_job(aws: AwsClients, job_id: str, *targets: str, **more: Any) -> None:
-    """Send a small document to the targets."""
+    """Create a job with a small document."""
     aws.iot.create_job(jobId=job_id, targets=list(targets), document='{"operation":"reboot"}', **more)
 
 
-def test_a_job_is_made_once_and_for_things_that_are_there(aws: AwsClients, thing: str) -> None:
-    """An id in use is a conflict, a target that is not there a 404, and a bad id an invalid request."""
+def test_create_job_refuses_an_existing_id_and_missing_targets(aws: AwsClients, thing: str) -> None:
+    """An existing id is a conflict, a missing target a 404, and an invalid id an invalid request."""
     arn = aws.iot.describe_thing(thingName=thing)["thingArn"]
     create_job(aws, "job-1", arn)
     again = {"jobId": "job-1", "targets": [arn], "document": "{}"}
@@ -552,8 +554,8 @@ def test_a_job_is_made_once_and_for_things_that_are_there(aws: AwsClients, thing
         refused("ResourceNotFoundException", call, jobId="none")
 
 
-def test_a_device_takes_and_ends_its_jobs(aws: AwsClients, thing: str) -> None:
-    """A device starts the oldest first and reports its end, with which a job for it alone is completed."""
+def test_a_device_starts_and_ends_its_jobs(aws: AwsClients, thing: str) -> None:
+    """A device starts the oldest job first. Its report completes a job that has no other target."""
     arn = aws.iot.describe_thing(thingName=thing)["thingArn"]
     create_job(aws, "job-1", arn)
     create_job(aws, "job-2", arn)
@@ -577,7 +579,7 @@ def test_a_device_takes_and_ends_its_jobs(aws: AwsClients, thing: str) -> None:
 
 
 def test_cancelling_a_job_cancels_its_executions(aws: AwsClients, thing: str) -> None:
-    """Those queued are cancelled, and those in progress with force alone."""
+    """Queued executions are cancelled, and executions in progress only with force."""
     arn = aws.iot.describe_thing(thingName=thing)["thingArn"]
     create_job(aws, "job-1", arn)
     aws.jobs.start_next_pending_job_execution(thingName=thing)
@@ -593,7 +595,7 @@ def test_cancelling_a_job_cancels_its_executions(aws: AwsClients, thing: str) ->
 
 
 def test_a_job_is_deleted_with_its_executions(aws: AwsClients, thing: str) -> None:
-    """One in progress needs force; an execution alone is deleted under its own number."""
+    """A job in progress needs force. A single execution is deleted by its execution number."""
     arn = aws.iot.describe_thing(thingName=thing)["thingArn"]
     for job_id in ("job-1", "job-2"):
         create_job(aws, job_id, arn)
@@ -607,8 +609,8 @@ def test_a_job_is_deleted_with_its_executions(aws: AwsClients, thing: str) -> No
     refused("ResourceNotFoundException", aws.iot.describe_job_execution, jobId="job-2", thingName=thing)
 
 
-def test_a_groups_job_is_executed_by_each_of_its_things(aws: AwsClients) -> None:
-    """One execution for each Thing; a snapshot ends with the last of them, a continuous job does not."""
+def test_a_job_for_a_group_has_an_execution_for_each_thing(aws: AwsClients) -> None:
+    """A snapshot job is completed with the last execution, a continuous job is not."""
     group = aws.iot.create_thing_group(thingGroupName="floor")["thingGroupArn"]
     for name in ("a", "b"):
         aws.iot.create_thing(thingName=name)
@@ -623,8 +625,8 @@ def test_a_groups_job_is_executed_by_each_of_its_things(aws: AwsClients) -> None
     assert once["jobProcessDetails"]["numberOfFailedThings"] == 2
 
 
-def test_a_dynamic_groups_job_follows_the_group(aws: AwsClients) -> None:
-    """A snapshot has those found at first; a continuous job takes in later ones, and drops who leaves."""
+def test_a_continuous_job_follows_its_dynamic_group(aws: AwsClients) -> None:
+    """A snapshot job keeps its first Things. A continuous job adds new Things and removes others."""
     aws.iot.create_thing(thingName="pump-1")
     aws.control.settings(group_builds_seconds=3600)
     group = create_group(aws, "pumps", "thingName:pump* -attributes.retired:true")
@@ -651,8 +653,8 @@ def test_a_dynamic_groups_job_follows_the_group(aws: AwsClients) -> None:
     assert (once["status"], once["jobProcessDetails"]["numberOfRemovedThings"]) == ("COMPLETED", 1)
 
 
-def test_a_job_rolls_out_after_it_is_made(aws: AwsClients, thing: str) -> None:
-    """Until then it is in progress with no execution; cancelled before, it never has one."""
+def test_a_job_has_no_executions_before_its_rollout(aws: AwsClients, thing: str) -> None:
+    """Until the rollout it is in progress. A job cancelled before it never has an execution."""
     aws.control.settings(job_rolls_out_seconds=3600)
     arn = aws.iot.describe_thing(thingName=thing)["thingArn"]
     for job_id in ("job-1", "job-2"):
@@ -664,18 +666,19 @@ def test_a_job_rolls_out_after_it_is_made(aws: AwsClients, thing: str) -> None:
     assert "execution" not in aws.jobs.start_next_pending_job_execution(thingName=thing)
     aws.iot.cancel_job(jobId="job-2")
     aws.control.settings(job_rolls_out_seconds=0)
-    told = aws.iot.describe_job_execution(**execution)["execution"]
-    assert (told["status"], told["executionNumber"], told["versionNumber"]) == ("QUEUED", 1, 1)
-    assert (told["thingArn"], told["statusDetails"]) == (arn, {"detailsMap": {}})
-    assert "startedAt" not in told
+    described = aws.iot.describe_job_execution(**execution)["execution"]
+    numbers = (described["executionNumber"], described["versionNumber"])
+    assert (described["status"], *numbers) == ("QUEUED", 1, 1)
+    assert (described["thingArn"], described["statusDetails"]) == (arn, {"detailsMap": {}})
+    assert "startedAt" not in described
     assert "processingTargets" not in aws.iot.describe_job(jobId="job-1")["job"]["jobProcessDetails"]
     refused("ResourceNotFoundException", aws.iot.describe_job_execution, **execution | {"executionNumber": 2})
     refused("ResourceNotFoundException", aws.iot.describe_job_execution, **execution | {"jobId": "job-2"})
     assert aws.iot.describe_job(jobId="job-2")["job"]["status"] == "CANCELED"
 
 
-def test_jobs_have_limits(aws: AwsClients, thing: str) -> None:
-    """A document over 32 KB is invalid; jobs in progress have a quota, until one ends."""
+def test_jobs_have_quotas(aws: AwsClients, thing: str) -> None:
+    """A document over 32 KB is refused, and so is a job above the quota of jobs in progress."""
     arn = aws.iot.describe_thing(thingName=thing)["thingArn"]
     create, job = aws.iot.create_job, {"jobId": "large", "targets": [arn]}
     refused("InvalidRequestException", create, **job, document=json.dumps("x" * 32 * 1024))
@@ -690,7 +693,7 @@ def test_jobs_have_limits(aws: AwsClients, thing: str) -> None:
 
 
 def test_jobs_and_executions_are_listed_in_pages(aws: AwsClients) -> None:
-    """Each is on one page, in the order they were made; jobs the newest first, also by group and status."""
+    """Executions are listed in order of creation, jobs newest first and filtered by group and status."""
     group = aws.iot.create_thing_group(thingGroupName="floor")["thingGroupArn"]
     names = [f"sensor-{number}" for number in range(5)]
     for name in names:
@@ -717,8 +720,8 @@ def test_jobs_and_executions_are_listed_in_pages(aws: AwsClients) -> None:
     assert cancelled == []
 
 
-def test_an_execution_that_has_ended_stays_so(aws: AwsClients, thing: str) -> None:
-    """A device is refused what it may not report, and of an execution that AWS ended any report at all."""
+def test_an_ended_execution_accepts_no_report(aws: AwsClients, thing: str) -> None:
+    """A device may not report CANCELED, and may report nothing about an execution that AWS has ended."""
     arn = aws.iot.describe_thing(thingName=thing)["thingArn"]
     for job_id in ("cancelled", "timed-out", "alone"):
         create_job(aws, job_id, arn)
@@ -749,8 +752,8 @@ def test_an_execution_that_has_ended_stays_so(aws: AwsClients, thing: str) -> No
 # Secrets
 
 
-def test_a_token_makes_one_version_of_a_secret(aws: AwsClients) -> None:
-    """The same token and value is ignored, another value under it refused; versions carry their stages."""
+def test_a_token_creates_one_version_of_a_secret(aws: AwsClients) -> None:
+    """The same token with the same value is ignored, with another value refused. Versions have stages."""
     first, second, third = (uuid4().hex for _ in range(3))
     create, put = aws.secrets.create_secret, aws.secrets.put_secret_value
     secret = {"Name": "iot/key", "SecretString": "1", "ClientRequestToken": first}
@@ -771,8 +774,8 @@ def test_a_token_makes_one_version_of_a_secret(aws: AwsClients) -> None:
     assert aws.secrets.get_secret_value(SecretId=described["ARN"])["SecretString"] == "3"
 
 
-def test_a_secret_deleted_by_force_frees_its_name(aws: AwsClients) -> None:
-    """Force leaves nothing, and succeeds where nothing is; without it the name stays taken."""
+def test_a_secret_deleted_with_force_frees_its_name(aws: AwsClients) -> None:
+    """With force nothing is left, and a repeated deletion succeeds. Without it the name stays in use."""
     create, delete = aws.secrets.create_secret, aws.secrets.delete_secret
     create(Name="iot/key", SecretString="1")
     delete(SecretId="iot/key", ForceDeleteWithoutRecovery=True)
@@ -789,18 +792,18 @@ def test_a_secret_deleted_by_force_frees_its_name(aws: AwsClients) -> None:
     create(Name="iot/key", SecretString="4")
 
 
-def test_a_secret_has_a_limit(aws: AwsClients) -> None:
-    """A value over 64 KB is refused, in words that do not repeat it."""
+def test_a_large_secret_is_refused(aws: AwsClients) -> None:
+    """A value over 64 KB is refused, and the error does not contain the value."""
     value = "x" * 65_537
     error = refused("ValidationException", aws.secrets.create_secret, Name="iot/key", SecretString=value)
     assert "xxx" not in str(error)
 
 
-# The control door
+# The control endpoint
 
 
-def test_a_fault_fails_as_many_calls_as_asked(aws: AwsClients) -> None:
-    """The call is not made; others, and those after, pass; and all are counted."""
+def test_a_fault_fails_the_requested_number_of_calls(aws: AwsClients) -> None:
+    """The failed calls have no effect, other and later calls succeed, and all calls are counted."""
     aws.control.add_fault("iot:CreateThing", code="ThrottlingException", status=429, times=2)
     for _ in range(2):
         error = refused("ThrottlingException", aws.iot.create_thing, thingName="a")
@@ -813,7 +816,7 @@ def test_a_fault_fails_as_many_calls_as_asked(aws: AwsClients) -> None:
 
 
 def test_a_fault_after_the_call_hides_its_success(aws: AwsClients) -> None:
-    """The call has its effect, and the caller is told that it failed."""
+    """The call has its effect, but the caller receives an error."""
     aws.control.add_fault(
         "secretsmanager:CreateSecret", code="InternalServiceError", status=500, when="after"
     )
@@ -821,8 +824,8 @@ def test_a_fault_after_the_call_hides_its_success(aws: AwsClients) -> None:
     assert aws.secrets.get_secret_value(SecretId="iot/key")["SecretString"] == "1"
 
 
-def test_a_fault_can_be_for_one_resource(aws: AwsClients) -> None:
-    """It is found by what stands in the path, in the body or, as a principal, in a header."""
+def test_a_fault_can_be_limited_to_one_resource(aws: AwsClients) -> None:
+    """The resource is matched in the path, in the body, and in the header of a principal."""
     _, arn = issue(aws)
     for name in ("good", "bad"):
         aws.iot.create_thing(thingName=name)
@@ -838,20 +841,20 @@ def test_a_fault_can_be_for_one_resource(aws: AwsClients) -> None:
     aws.iot.attach_thing_principal(thingName="good", principal=arn)
 
 
-def test_a_fault_can_only_delay(aws: AwsClients) -> None:
-    """Without a code the call succeeds, later, and does not hold up the others."""
-    dawdling = aws.control.add_fault("iot:CreateThing", delay_seconds=2, times=1)
+def test_a_fault_without_a_code_only_delays(aws: AwsClients) -> None:
+    """The call succeeds later, and does not delay other calls."""
+    delay = aws.control.add_fault("iot:CreateThing", delay_seconds=2, times=1)
     with ThreadPoolExecutor() as pool:
         slow = pool.submit(aws.iot.create_thing, thingName="a")
-        while aws.control.awaits(dawdling):
+        while aws.control.awaits(delay):
             time.sleep(0.02)
         aws.iot.create_thing(thingName="b")
         assert not slow.done()
         assert slow.result()["thingName"] == "a"
 
 
-def test_faults_reach_every_protocol(aws: AwsClients) -> None:
-    """boto reads the code of a fault from services that speak REST, JSON and XML."""
+def test_faults_work_in_every_protocol(aws: AwsClients) -> None:
+    """boto parses the code of a fault from services with REST, JSON and XML protocols."""
     aws.control.add_fault("*", code="AccessDeniedException", status=403)
     refused("AccessDeniedException", aws.sts.get_caller_identity)
     refused("AccessDeniedException", aws.jobs.get_pending_job_executions, thingName="a")
@@ -861,7 +864,7 @@ def test_faults_reach_every_protocol(aws: AwsClients) -> None:
 
 
 def test_reset_empties_the_account(aws: AwsClients, thing: str) -> None:
-    """Things, secrets, shadows, faults and counts are gone; a mistaken fault is refused."""
+    """Things, secrets, shadows, faults and counts are deleted. An invalid fault is refused."""
     update_shadow(aws, thing, {"state": {"reported": {}}})
     aws.secrets.create_secret(Name="iot/key", SecretString="1")
     aws.control.add_fault("*", code="ThrottlingException")
@@ -874,8 +877,8 @@ def test_reset_empties_the_account(aws: AwsClients, thing: str) -> None:
         aws.control.add_fault("*", when="never")  # type: ignore[arg-type]
 
 
-def test_settings_are_changed_one_by_one(aws: AwsClients, thing: str) -> None:
-    """What is not named stays as it was, a name that is none is refused, and all go back together."""
+def test_settings_are_changed_one_at_a_time(aws: AwsClients, thing: str) -> None:
+    """Other settings keep their values, an unknown name is refused, and all can be restored together."""
     aws.control.settings(dynamic_groups_at_most=0)
     aws.control.settings(active_jobs_at_most=0)
     create = aws.iot.create_dynamic_thing_group
@@ -890,8 +893,8 @@ def test_settings_are_changed_one_by_one(aws: AwsClients, thing: str) -> None:
 # The server
 
 
-def test_many_threads_are_served_without_a_fault(aws: AwsClients) -> None:
-    """Calls that change and read the same account at once all succeed, as moto's alone do not."""
+def test_concurrent_calls_all_succeed(aws: AwsClients) -> None:
+    """Concurrent calls can change and read the same account. In moto alone some of them fail."""
 
     def provision(number: int) -> None:
         name = f"sensor-{number}"
@@ -907,8 +910,19 @@ def test_many_threads_are_served_without_a_fault(aws: AwsClients) -> None:
     assert aws.iot.list_things()["things"] == []
 
 
-def test_a_killed_emulator_has_kept_all_but_the_last_moment(tmp_path: Path) -> None:
-    """What was changed is in the state file soon after; the file is the owner's alone."""
+def test_a_port_in_use_is_reported(tmp_path: Path) -> None:
+    """The process ends with one sentence that names the address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        command = emulator_command(port, tmp_path / "aws.state")
+        ended = subprocess.run(command, env=server_environment(), capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    (sentence,) = ended.stderr.splitlines()
+    assert f"cannot listen on 127.0.0.1:{port} (Address already in use)" in sentence
+
+
+def test_a_killed_emulator_has_saved_recent_changes(tmp_path: Path) -> None:
+    """A change is in the state file soon after. Only the owner can read the file."""
     state = tmp_path / "aws.state"
     with emulator(state) as (process, aws):
         aws.iot.create_thing(thingName="sensor-1")
@@ -917,9 +931,9 @@ def test_a_killed_emulator_has_kept_all_but_the_last_moment(tmp_path: Path) -> N
         create_job(aws, "job-1", create_group(aws, "sensors", "thingName:sensor*"))
         execution = {"jobId": "job-1", "thingName": "sensor-1", "executionNumber": 1}
         aws.iot.delete_job_execution(**execution, force=True)  # type: ignore[arg-type]
-        aws.iot.create_thing(thingName="the-last")
+        aws.iot.create_thing(thingName="last-thing")
         deadline = time.monotonic() + 60
-        while not (state.exists() and b"the-last" in state.read_bytes()) and time.monotonic() < deadline:
+        while not (state.exists() and b"last-thing" in state.read_bytes()) and time.monotonic() < deadline:
             time.sleep(0.05)
         process.kill()
     assert state.stat().st_mode & 0o777 == 0o600

@@ -1,4 +1,4 @@
-"""A command outlives the processes that are at it: the worker and Temporal's server itself."""
+"""A command survives a restart of the processes that run it: the worker and the Temporal server."""
 
 import asyncio
 import json
@@ -23,15 +23,15 @@ from tests.harness.bridge import POLICY, Device, until
 from tests.harness.command_line import run, running
 from tests.harness.commands import PREFIX
 
-# The shortest there is: what is waited for after the restart is the next look.
-OFTEN = {
+# The shortest interval: after the restart the test waits for the next poll.
+SETTINGS = {
     "IOT_AWS_JOBS__STATUS_POLL_INTERVAL_SECONDS": "15",
     "IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME": POLICY,
 }
 
 
-async def test_a_command_outlives_a_restart_of_worker_and_server(tmp_path: Path) -> None:
-    """The worker is killed and every server stopped before the device ends it; that is told all the same."""
+async def test_a_command_survives_a_restart_of_worker_and_servers(tmp_path: Path) -> None:
+    """The worker and all servers stop before the device ends the job, and the event is still written."""
     device = Device("RESTARTED")
     with stack_in(tmp_path) as addresses:
         environment = environment_at(addresses)
@@ -47,7 +47,7 @@ async def test_a_command_outlives_a_restart_of_worker_and_server(tmp_path: Path)
                 operation="reboot",
             )
             handle = client.get_workflow_handle(await send_command(client, command, TASK_QUEUE, PREFIX))
-            await until(lambda: is_watched(handle), "the job is looked at")
+            await until(lambda: is_watched(handle), "the job status is polled")
             worker.kill()
             await worker.wait()
     with stack_in(tmp_path) as addresses:
@@ -60,11 +60,11 @@ async def test_a_command_outlives_a_restart_of_worker_and_server(tmp_path: Path)
         assert (ended["status"], ended["statusDetails"]) == ("SUCCEEDED", {"rebooted": "yes"})
         engine = open_engine(addresses.database_url)
         with Session(engine) as session:
-            told = [
+            events = [
                 row for row in session.exec(select(OutboxRow)).all() if row.data.get("jobId") == handle.id
             ]
         engine.dispose()
-        assert [row.type for row in told] == ["DeviceCommandCompletedEvent"]
+        assert [row.type for row in events] == ["DeviceCommandCompletedEvent"]
 
 
 def stack_in(folder: Path) -> Stack:
@@ -72,7 +72,7 @@ def stack_in(folder: Path) -> Stack:
 
 
 def environment_at(addresses: Addresses) -> dict[str, str]:
-    environment = dict(OFTEN)
+    environment = dict(SETTINGS)
     isolate(environment, addresses)
     return environment
 
@@ -82,6 +82,6 @@ async def client_at(addresses: Addresses) -> Client:
 
 
 async def is_watched(handle: WorkflowHandle[Any, Any]) -> bool:
-    """Whether the job has been looked at, and is to be looked at again."""
+    """Return whether the job status was polled and will be polled again."""
     pending = (await handle.describe()).raw_description.pending_activities
     return any(each.activity_type.name == "watch_job" and each.attempt > 1 for each in pending)

@@ -1,4 +1,4 @@
-"""The device without hardware: it speaks to AWS as a real one does, through the device's own APIs."""
+"""The simulated device: it uses the same device APIs of AWS as a real device."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ THING = "pump-1"
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsClients]:
-    """One emulator for all tests of this file."""
+    """Run one emulator for all tests of this file."""
     with emulator(tmp_path_factory.mktemp("aws") / "aws.state") as (_, aws):
         yield aws
 
 
 @pytest.fixture
 def aws(shared: AwsClients) -> AwsClients:
-    """The emulator with one Thing, whose shadow has a delta."""
+    """Return the emulator with one Thing, whose shadow has a delta."""
     shared.control.reset()
     shared.iot.create_thing(thingName=THING)
     update_shadow(shared, THING, {"state": {"desired": {"net": {"port": 1}}, "reported": {"on": True}}})
@@ -35,15 +35,15 @@ def aws(shared: AwsClients) -> AwsClients:
 
 
 def send(aws: AwsClients, job_id: str, operation: str) -> dict[str, Any]:
-    """Make a job for the Thing, and answer with its document."""
+    """Create a job for the Thing and return its document."""
     document = {"operation": operation, "correlationId": "c", "parameters": {"net": {"port": 1}}}
     arn = aws.iot.describe_thing(thingName=THING)["thingArn"]
     aws.iot.create_job(jobId=job_id, targets=[arn], document=json.dumps(document))
     return document
 
 
-def test_it_applies_a_desired_state(aws: AwsClients) -> None:
-    """It reports what was desired, ends the job with its own details, and has then nothing to do."""
+def test_simulated_device_applies_a_desired_state(aws: AwsClients) -> None:
+    """It reports the desired state and ends the job with its details. Then no job is left."""
     document = send(aws, "job-1", "shadow.applyDesiredState")
     device = SimulatedDevice(aws.url, THING)
     assert device.take_one(status_details={"took": "1s"}) == document
@@ -63,8 +63,8 @@ def test_it_applies_a_desired_state(aws: AwsClients) -> None:
         ("reboot", "SUCCEEDED"),
     ],
 )
-def test_it_applies_nothing_else(aws: AwsClients, operation: str, outcome: str) -> None:
-    """A job that it fails or rejects, or that is no desired state, leaves its shadow as it is."""
+def test_simulated_device_applies_no_other_job(aws: AwsClients, operation: str, outcome: str) -> None:
+    """A job that fails, is rejected, or is not a desired state does not change the shadow."""
     before = get_shadow(aws, THING)
     send(aws, "job-1", operation)
     SimulatedDevice(aws.url, THING).take_one(outcome)

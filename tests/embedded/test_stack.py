@@ -1,4 +1,4 @@
-"""The dev stack: what it keeps, what it refuses, and that nothing of it outlives whoever started it."""
+"""The dev stack: it keeps its data, refuses a second owner, and ends with the process that started it."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SESSION = boto3.Session("embedded", "embedded", region_name="eu-west-1")
-"""One for all clients: each session reads AWS's models anew."""
+"""Shared by all clients, because each session loads the service models again."""
 
 KEY = "iot/devices/sensor-1/key"
 
-# Starts a stack, prints its addresses, and on a Ctrl-C whether its database still answers.
+# Starts a stack and prints its addresses. After a Ctrl-C it checks that the database still answers.
 STARTER = """
 import dataclasses, json, pathlib, signal, sys, time
 import psycopg
 from embedded.stack import Stack
-# A shell that starts the tests in the background has it ignored, and children inherit that.
+# A shell that starts the tests in the background ignores SIGINT, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with Stack(pathlib.Path(sys.argv[1]), temporal_port=0, ui_port=0, aws_port=0) as addresses:
     try:
@@ -53,13 +53,13 @@ with Stack(pathlib.Path(sys.argv[1]), temporal_port=0, ui_port=0, aws_port=0) as
 
 
 def stack_on(data_dir: Path) -> Stack:
-    """A stack on any free ports."""
+    """Return a stack on free ports."""
     return Stack(data_dir, temporal_port=0, ui_port=0, aws_port=0)
 
 
 @contextmanager
 def aws_clients(endpoint_url: str) -> Iterator[tuple[Any, Any, Any]]:
-    """Clients for IoT, its data plane and secrets."""
+    """Yield clients for IoT, its data plane and Secrets Manager."""
     config = Config(proxies={})
     names: list[Any] = ["iot", "iot-data", "secretsmanager"]
     iot, data, secrets = (SESSION.client(name, endpoint_url=endpoint_url, config=config) for name in names)
@@ -70,7 +70,7 @@ def aws_clients(endpoint_url: str) -> Iterator[tuple[Any, Any, Any]]:
 
 @contextmanager
 def starter(data_dir: Path) -> Iterator[tuple[subprocess.Popen[str], Addresses]]:
-    """Another process that runs a stack, in a process group of its own as a terminal gives it."""
+    """Run a stack in another process with its own process group, as in a terminal."""
     command = [sys.executable, "-c", STARTER, str(data_dir)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0)
     assert process.stdout is not None
@@ -83,13 +83,13 @@ def starter(data_dir: Path) -> Iterator[tuple[subprocess.Popen[str], Addresses]]
 
 
 def processes_of(data_dir: Path) -> list[str]:
-    """The command lines that name the data directory."""
+    """Return the command lines of processes that contain the data directory."""
     listed = subprocess.run(["ps", "-Awwo", "args"], capture_output=True, text=True, check=True)
     return [line for line in listed.stdout.splitlines() if str(data_dir) in line and STARTER not in line]
 
 
 def provision(addresses: Addresses) -> str:
-    """Leave one of everything in the database and in AWS, and answer with the certificate's ARN."""
+    """Create one of each resource in the database and in AWS, and return the certificate ARN."""
     with psycopg.connect(addresses.database_url) as database:
         database.execute("CREATE TABLE device (name text)")
         database.execute("INSERT INTO device VALUES ('sensor-1')")
@@ -103,7 +103,7 @@ def provision(addresses: Addresses) -> str:
 
 
 def check_provisioned(addresses: Addresses, arn: str) -> None:
-    """Find again what `provision` left."""
+    """Check that everything created by `provision` exists."""
     with psycopg.connect(addresses.database_url) as database:
         assert database.execute("SELECT name FROM device").fetchall() == [("sensor-1",)]
     with aws_clients(addresses.aws_endpoint_url) as (iot, data, secrets):
@@ -119,19 +119,19 @@ def check_provisioned(addresses: Addresses, arn: str) -> None:
 
 @dataclass(frozen=True)
 class Past:
-    """What a stack leaves that another process started, used, and ended by a Ctrl-C."""
+    """The remains of a stack that another process started, used, and ended with a Ctrl-C."""
 
     data_dir: Path
     certificate_arn: str
     workflow_run_id: str | None
-    said_after_the_interrupt: str
+    output_after_interrupt: str
     exit_code: int
     processes_left: list[str]
 
 
 @pytest.fixture(scope="module")
 async def past(tmp_path_factory: pytest.TempPathFactory) -> Past:
-    """A stack that has been."""
+    """Run a stack in another process and interrupt it."""
     data_dir = tmp_path_factory.mktemp("stack")
     with starter(data_dir) as (process, addresses):
         arn = provision(addresses)
@@ -139,14 +139,14 @@ async def past(tmp_path_factory: pytest.TempPathFactory) -> Past:
         handle = await client.start_workflow("Anything", id="workflow-1", task_queue="nobody-polls")
         os.killpg(process.pid, signal.SIGINT)
         assert process.stdout is not None
-        said = process.stdout.read()
+        output = process.stdout.read()
         exit_code = process.wait(60)
-    return Past(data_dir, arn, handle.first_execution_run_id, said, exit_code, processes_of(data_dir))
+    return Past(data_dir, arn, handle.first_execution_run_id, output, exit_code, processes_of(data_dir))
 
 
 @dataclass(frozen=True)
 class Present:
-    """A stack that runs, on ports of which one was free and the others were not."""
+    """A running stack. One of its preferred ports was free and the others were in use."""
 
     addresses: Addresses
     free_port: int
@@ -156,7 +156,7 @@ class Present:
 
 @pytest.fixture(scope="module")
 def present(past: Past) -> Iterator[Present]:
-    """The stack of `past`, started again."""
+    """Start the stack of `past` again."""
     progress: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as free:
         taken_port, free_port = taken.getsockname()[1], free.getsockname()[1]
@@ -172,23 +172,23 @@ def present(past: Past) -> Iterator[Present]:
             yield Present(addresses, free_port, taken_port, progress)
 
 
-def test_an_interrupt_reaches_the_servers_last(past: Past) -> None:
-    """After a Ctrl-C the starter still has its servers to end its own work with, and then stops them."""
-    assert past.said_after_the_interrupt == "still answers\n"
+def test_an_interrupt_stops_the_servers_after_the_starter(past: Past) -> None:
+    """After a Ctrl-C the starter can still use its servers, and then stops them."""
+    assert past.output_after_interrupt == "still answers\n"
     assert past.exit_code == 0
     assert past.processes_left == []
 
 
 async def test_data_survives_a_restart(past: Past, present: Present) -> None:
-    """Stopped and started again on its directory, the stack has all that the three servers held."""
+    """A stack that is started again on its directory has the data of all three servers."""
     check_provisioned(present.addresses, past.certificate_arn)
     client = await Client.connect(present.addresses.temporal_address)
     description = await client.get_workflow_handle("workflow-1").describe()
     assert description.run_id == past.workflow_run_id
 
 
-def test_a_taken_port_is_replaced(present: Present) -> None:
-    """A free port is taken as given, one in use is not, and no two servers get the same."""
+def test_a_port_in_use_is_replaced(present: Present) -> None:
+    """A free preferred port is used, one in use is not, and all ports are different."""
     urls = (f"//{present.addresses.temporal_address}", present.addresses.temporal_ui_url)
     ports = [urlsplit(url).port for url in (*urls, present.addresses.aws_endpoint_url)]
     assert present.taken_port not in ports
@@ -197,23 +197,23 @@ def test_a_taken_port_is_replaced(present: Present) -> None:
 
 
 def test_progress_names_each_server(present: Present) -> None:
-    """Whoever waits is told which server has come up, and how long it took."""
+    """Each progress line has the name of a server and the time until it answered."""
     for server in ("PostgreSQL", "Temporal", "the AWS emulator"):
         assert any(re.fullmatch(rf"{server} answers after \d+\.\d s", line) for line in present.progress)
 
 
 @pytest.mark.usefixtures("present")
 def test_a_second_stack_on_the_directory_is_refused(past: Past) -> None:
-    """The error names the directory and the process that has it."""
+    """The error names the directory and the process that uses it."""
     refusal = rf"already runs on {past.data_dir} \(process {os.getpid()}\)"
     with pytest.raises(ServerError, match=refusal), stack_on(past.data_dir):
         pass
 
 
-def test_nothing_outlives_a_killed_starter(tmp_path: Path) -> None:
-    """When its starter is killed the stack stops in order, and starts again with nothing lost.
+def test_the_stack_stops_when_its_starter_is_killed(tmp_path: Path) -> None:
+    """When its starter is killed, the stack stops in order, and it starts again with its data.
 
-    The directory's path is longer than a unix socket's address may be.
+    The path of the directory is longer than the limit for a unix socket.
     """
     data_dir = tmp_path / ("long" * 30)
     with starter(data_dir) as (process, addresses):
@@ -221,28 +221,28 @@ def test_nothing_outlives_a_killed_starter(tmp_path: Path) -> None:
         assert len(processes_of(data_dir)) >= 3
         process.kill()
         process.wait()
-    # Not waited for first: the new stack itself waits until the old one is gone.
+    # No wait here: the new stack itself waits until the old one has stopped.
     with stack_on(data_dir) as addresses:
         check_provisioned(addresses, arn)
     assert processes_of(data_dir) == []
 
 
-def test_a_server_that_does_not_start_is_named(tmp_path: Path) -> None:
-    """The error has the server, its exit code and the end of its log; the others are stopped.
+def test_a_server_that_cannot_start_is_reported(tmp_path: Path) -> None:
+    """The error has the server, its exit code and the end of its log, and the other servers are stopped.
 
-    Here it is the emulator, which does not write over a state file that it cannot read.
+    Here the emulator cannot read its state file, and does not overwrite it.
     """
     state = tmp_path / "aws.state"
     state.write_bytes(b"something else")
-    named = r"(?s)AWS emulator ended with exit code 1.*cannot read the AWS state"
-    with pytest.raises(ServerError, match=named), stack_on(tmp_path):
+    message = r"(?s)AWS emulator ended with exit code 1.*cannot read the AWS state"
+    with pytest.raises(ServerError, match=message), stack_on(tmp_path):
         pass
     assert processes_of(tmp_path) == []
     assert state.read_bytes() == b"something else"
 
 
-def test_isolation_leaves_no_way_to_another_cloud(tmp_path: Path) -> None:
-    """A developer's own profile, keys, files and proxy decide nothing any more; the rest stays."""
+def test_isolate_removes_every_other_aws_and_temporal(tmp_path: Path) -> None:
+    """The developer's profile, keys, files and proxy have no effect. Other variables are kept."""
     config = tmp_path / "temporal.toml"
     config.write_text('[profile.default]\naddress = "production:7233"\napi_key = "secret"\n')
     environ = {
@@ -257,9 +257,9 @@ def test_isolation_leaves_no_way_to_another_cloud(tmp_path: Path) -> None:
     }
     addresses = Addresses("127.0.0.1:1", "http://127.0.0.1:2", "postgresql://", "http://127.0.0.1:3")
     isolate(environ, addresses)
-    ours = addresses.environment()
-    assert ours.items() <= environ.items()
-    left = {name for name in environ if name.startswith(("AWS_", "TEMPORAL_"))} - ours.keys()
+    expected = addresses.environment()
+    assert expected.items() <= environ.items()
+    left = {name for name in environ if name.startswith(("AWS_", "TEMPORAL_"))} - expected.keys()
     assert left == {
         "AWS_CONFIG_FILE",
         "AWS_SHARED_CREDENTIALS_FILE",

@@ -1,5 +1,5 @@
-# The two functions of deploy/lambda: the hook, which allows a device and names its Thing, and the registration,
-# which tells the bridge of it.
+# The two functions of deploy/lambda: the hook, which allows a device and sets its Thing name, and the registration,
+# which registers the Thing with the bridge.
 data "archive_file" "functions" {
   type        = "zip"
   output_path = "${path.root}/.terraform/thingbridge-lambda.zip"
@@ -16,7 +16,7 @@ data "archive_file" "functions" {
 
 locals {
   functions = {
-    # AWS waits 5 s for a hook; the memory is for the start, which is among them.
+    # AWS waits 5 s for a hook, including its start. More memory makes the start faster.
     hook         = { handler = "pre_provisioning_hook.handler", timeout = 5, memory = 512 }
     registration = { handler = "registration.handler", timeout = 60, memory = 256 }
   }
@@ -131,7 +131,7 @@ data "aws_iam_policy_document" "registration" {
     resources = ["${local.iot}:thing/${local.thing_prefix}*"]
   }
 
-  # When the claim certificate expires.
+  # To read the expiry of the claim certificate.
   statement {
     sid       = "ClaimCertificates"
     actions   = ["iot:DescribeCertificate"]
@@ -162,7 +162,7 @@ data "aws_iam_policy_document" "both" {
     }
   }
 
-  # What Lambda itself needs in a VPC. AWS gives these no resource.
+  # Lambda itself needs these actions in a VPC. AWS supports no resource for them.
   dynamic "statement" {
     for_each = length(var.function_subnet_ids) > 0 ? ["network"] : []
 
@@ -196,7 +196,7 @@ resource "aws_lambda_permission" "registration" {
   source_arn     = aws_iot_topic_rule.registration.arn
 }
 
-# The registry's events of this tenant's Things, but for those that the bridge made itself.
+# The registry events of this tenant's Things, without the Things that the bridge created.
 resource "aws_iot_topic_rule" "registration" {
   name        = "${replace(var.name, "-", "_")}_registration"
   enabled     = true
@@ -224,7 +224,7 @@ resource "aws_lambda_function_event_invoke_config" "registration" {
   }
 }
 
-# What no repeat could register; the bridge learns of such a device when it enrols again.
+# Registrations that failed after all retries. Such a device is registered when it enrols again.
 resource "aws_sqs_queue" "dead_letters" {
   name                      = "${var.name}-registration-failed"
   message_retention_seconds = 1209600

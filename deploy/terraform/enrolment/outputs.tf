@@ -1,19 +1,19 @@
 output "template_name" {
-  description = "The template that a device names."
+  description = "Name of the provisioning template, for the devices."
   value       = aws_iot_provisioning_template.this.name
 }
 
 output "claim_policy_name" {
-  description = "The IoT policy of the claim certificates."
+  description = "Name of the IoT policy of the claim certificates."
   value       = aws_iot_policy.claim.name
 }
 
 output "claim_client_id_prefix" {
-  description = "What the client ids of connections with a claim certificate begin with."
+  description = "Prefix of the client ids of claim certificates."
   value       = local.claim_client_id_prefix
 }
 
 output "dead_letter_queue_url" {
-  description = "The queue of registrations that failed for good."
+  description = "URL of the queue of registrations that failed after all retries."
   value       = aws_sqs_queue.dead_letters.url
 }

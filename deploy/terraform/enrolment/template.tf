@@ -7,9 +7,9 @@ locals {
   partition = data.aws_partition.current.partition
   iot       = "arn:${local.partition}:iot:${data.aws_region.current.id}:${local.account}"
 
-  # What the bridge's Thing names of this tenant begin with.
+  # The prefix of the Thing names of this tenant.
   thing_prefix = "t${replace(var.tenant_id, "-", "")}-"
-  # No Thing's name begins so: a claim certificate cannot take a device's connection from it.
+  # No Thing name begins so: a claim certificate cannot connect with the client id of a device.
   claim_client_id_prefix = "claim-${var.name}-"
 }
 
@@ -29,7 +29,7 @@ resource "aws_iot_provisioning_template" "this" {
   }
 }
 
-# AWS's own role for fleet provisioning: what it makes of the template is AWS's to say.
+# The role of fleet provisioning, with the policy that AWS manages for it.
 resource "aws_iam_role" "provisioning" {
   name               = "${var.name}-provisioning"
   assume_role_policy = data.aws_iam_policy_document.provisioning_trust.json
@@ -51,7 +51,7 @@ resource "aws_iam_role_policy_attachment" "provisioning" {
   policy_arn = "arn:${local.partition}:iam::aws:policy/service-role/AWSIoTThingsRegistration"
 }
 
-# What a claim certificate may do: ask for a certificate of the device's own, and for this template.
+# The permissions of a claim certificate: request a device certificate, and enrol with this template.
 data "aws_iam_policy_document" "claim" {
   statement {
     sid       = "Connect"
@@ -60,7 +60,7 @@ data "aws_iam_policy_document" "claim" {
   }
 
   statement {
-    sid = "Ask"
+    sid = "Enrol"
     actions = [
       "iot:Publish",
       "iot:Receive",

@@ -1,54 +1,54 @@
 variable "name" {
-  description = "The template's name, and what those of its functions, roles, queue and rule begin with."
+  description = "Name of the template, and prefix of the names of its functions, roles, queue and rule."
   type        = string
 }
 
 variable "tenant_id" {
-  description = "The tenant whose devices enrol here, a UUID in lower case; of zeros where there is none."
+  description = "Tenant of the devices, a UUID in lower case; the zero UUID for devices without a tenant."
   type        = string
 
   validation {
     condition     = can(regex("^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", var.tenant_id))
-    error_message = "It must be a UUID in lower case."
+    error_message = "The tenant must be a UUID in lower case."
   }
 }
 
 variable "api_key_secret_arn" {
-  description = "The secret whose text is the tenant's key of the bridge's API."
+  description = "Secret whose text is the API key of the tenant."
   type        = string
 }
 
 variable "api_key_kms_key_arn" {
-  description = "The key that secret is encrypted with; null: the account's own."
+  description = "KMS key of that secret; null for the default key of the account."
   type        = string
 }
 
 variable "api_url" {
-  description = "The bridge's API as the functions call it, https://…"
+  description = "URL of the bridge's API for the functions, https://…"
   type        = string
 }
 
 variable "device_policy_name" {
-  description = "The IoT policy that every device gets."
+  description = "IoT policy attached to every device certificate."
   type        = string
 }
 
 variable "thing_type_name" {
-  description = "The Thing type of devices that enrol themselves."
+  description = "Thing type of devices that enrol themselves."
   type        = string
 }
 
 variable "function_subnet_ids" {
-  description = "Subnets from which the functions reach the API; none: the internet."
+  description = "Subnets of the functions; empty if they call the API over the internet."
   type        = list(string)
 }
 
 variable "function_security_group_ids" {
-  description = "Security groups of the functions in those subnets."
+  description = "Security groups of the functions in these subnets."
   type        = list(string)
 }
 
 variable "log_retention_days" {
-  description = "Days that the functions' logs are kept."
+  description = "Retention of the functions' logs in days."
   type        = number
 }

@@ -6,7 +6,7 @@
 {{- end -}}
 {{- end -}}
 
-{{- /* What pods are selected by, and so never changes: given (list $ COMPONENT). */ -}}
+{{- /* The labels that select pods, so they must never change. Argument: (list $ COMPONENT). */ -}}
 {{- define "thingbridge.selectorLabels" -}}
 app.kubernetes.io/name: {{ (first .).Chart.Name }}
 app.kubernetes.io/instance: {{ (first .).Release.Name }}
@@ -40,7 +40,7 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{- /* What every process of the bridge is told. */ -}}
+{{- /* The environment variables of every process of the bridge. */ -}}
 {{- define "thingbridge.env" -}}
 - name: TEMPORAL_ADDRESS
   value: {{ .Values.temporal.address | quote }}
@@ -60,7 +60,7 @@ capabilities:
     name: {{ .Values.existingSecret }}
 {{- end -}}
 
-{{- /* Where pods go: given (list $ COMPONENT VALUES). Apart from each other, where nodes allow it. */ -}}
+{{- /* The placement of pods: on different nodes if possible. Argument: (list $ COMPONENT VALUES). */ -}}
 {{- define "thingbridge.placement" -}}
 {{- $values := last . -}}
 topologySpreadConstraints:
