@@ -66,7 +66,7 @@ class Enrolled:
     binding: AwsThingBinding
     already_provisioned: bool
     follow_up_due: bool
-    """Whether the device's workflow must still be signalled."""
+    """True if the device's workflow must still be signalled."""
 
 
 def find_denial(

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, update
 from sqlalchemy.orm import Mapped
 from sqlmodel import Session, col, select
 
-from db.bindings import Actor, newest_binding, update_binding
+from db.bindings import NO_FAILURE, Actor, newest_binding, update_binding
 from db.device_states import lock_state
 from db.models import (
     AwsThingBinding,
@@ -164,8 +164,7 @@ def _erase(session: Session, states: Sequence[DeviceStateRow], hashing: SerialHa
             thing_arn=None,
             certificate_arn=None,
             certificate_secret_arn=None,
-            failure_code=None,
-            failure_reason=None,
+            **NO_FAILURE,
         )
     for statement in (
         update(BindingTransition).where(_is_of(BindingTransition, ids)).values(reason=None),

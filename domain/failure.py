@@ -71,7 +71,7 @@ class FailureCode(StrEnum):
     )
     INVALID_COMMAND = (
         "InvalidCommand",
-        "Correct the command as the reason says, and send it under a new correlation id.",
+        "Correct the command as the reason describes, and send it under a new correlation id.",
     )
     JOB_ID_TAKEN = (
         "JobIdTaken",
