@@ -71,7 +71,7 @@ class DeviceCommandStatus(CamelModel):
 
 @workflow.defn(name=DEVICE_COMMAND)
 class DeviceCommand:
-    """The workflow of a command; its id is the job's id (see the contract, "Shadow and commands").
+    """The workflow of a command; its id is the job's id (see docs/reference.md, "Shadow and commands").
 
     The argument is read as raw JSON: an invalid command ends the run with a reason, where an argument that
     cannot be decoded would block it.

@@ -49,7 +49,7 @@ class Device:
         return device_workflow_id(self.device_id)
 
     def event(self, kind: str, minute: int = 0, **changes: Any) -> dict[str, Any]:
-        """Return a lifecycle event in the format of the contract; its type is `Device{kind}Event`."""
+        """Return a lifecycle event in the format of docs/reference.md; its type is `Device{kind}Event`."""
         event: dict[str, Any] = {
             "eventId": str(uuid4()),
             "type": f"Device{kind}Event",

@@ -42,7 +42,7 @@ Result = TypeVar("Result")
 
 @workflow.defn(name=DEVICE_LIFECYCLE)
 class DeviceLifecycle:
-    """Run one device (see the contract, "Temporal").
+    """Run one device (see docs/reference.md, "Temporal").
 
     A signal handler only validates and queues. `run` handles what is queued: it applies an event to the
     device's state in the database, and then provisions, reports or tears down until AWS matches that state.
