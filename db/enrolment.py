@@ -144,7 +144,8 @@ def enrol(
 def activation_of(binding: AwsThingBinding) -> LifecycleEvent:
     """Return the event on which a device's workflow reports its status and deletes replaced certificates."""
     device = Device(device_id=binding.device_id, tenant_id=binding.tenant_id, thing_name=binding.thing_name)
-    return activation(device, binding.id, binding.certificate_arn or "", binding.created_at)
+    assert binding.certificate_arn is not None  # noqa: S101  # an enrolled device has one
+    return activation(device, binding.id, binding.certificate_arn, binding.created_at)
 
 
 def page_of_expiring(
@@ -194,6 +195,8 @@ def without_follow_up(session: Session, after: UUID | None, at_most: int) -> Seq
             AwsThingBinding.provisioning_status == ProvisioningStatus.ACTIVE,
             col(AwsThingBinding.deleted_at).is_(None),
             col(AwsThingBinding.provisioned_via_jitp),
+            # Enrolment always records one; a row written by another system may lack it.
+            col(AwsThingBinding.certificate_arn).is_not(None),
             or_(col(DeviceStateRow.event_id).is_(None), pending_retirement),
         )
         .order_by(col(AwsThingBinding.id))

@@ -71,8 +71,9 @@ class LifecycleState(BaseModel):
     def at_start(cls, argument: RawValue) -> Self:
         """Return the state that the previous run passed on, or that of a device without history.
 
-        A client's argument is ignored (see docs/reference.md, "Temporal"): a wrong one must not block the device.
-        A run that a cron schedule continues has a client's argument too, so it may be invalid here as well.
+        A client's argument is ignored (see docs/reference.md, "Temporal"): a wrong one must not block the
+        device. A run that a cron schedule continues has a client's argument too, so it may be invalid here
+        as well.
         """
         if workflow.info().continued_run_id is None:
             return cls()
