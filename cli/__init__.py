@@ -4,13 +4,14 @@ The modules imported here load only the standard library, typer and light module
 imports what it works with when it runs, so that `--help` or a wrong option is answered at once.
 """
 
+import signal
 import sys
 from typing import Annotated
 
 import typer
 
 from cli import bindings, commands, development, events, keys, migration, sending, servers
-from cli.application import CommandGroup, print_version
+from cli.application import INTERRUPTED, CommandGroup, print_version
 
 app = typer.Typer(
     name="thingbridge",
@@ -55,12 +56,18 @@ def _options(
 
 def main() -> None:
     """Run the command line in this process, and end the process."""
+    code = 0
     try:
         app()
     except SystemExit as end:
-        # Temporal's SDK may crash an interpreter that shuts down in the usual way.
-        if "temporalio" in sys.modules:
-            from orchestration.client import end_process
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:  # a second one, while the first was handled
+        code = INTERRUPTED
+    # Now that nothing is left to stop, an interrupt would only print a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if "temporalio" in sys.modules:
+        from orchestration.client import end_process
 
-            end_process(end.code if isinstance(end.code, int) else int(end.code is not None))
-        raise
+        # Temporal's SDK may crash an interpreter that shuts down in the usual way.
+        end_process(code)
+    sys.exit(code)

@@ -30,6 +30,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 from temporalio.client import Client
 
+from cli.application import INTERRUPTED
 from cli.desired_state import DesiredStateDemo
 from cli.output import runnable, standard_output
 from cli.stack import print_addresses, running_api, running_stack
@@ -143,6 +144,7 @@ async def _drive(
     on_stay: Callable[[], None] | None,
 ) -> int:
     """Run a worker and the demo; then call `on_stay`, if given, and keep the worker running until Ctrl-C."""
+    interrupted = asyncio.create_task(set_by_signals().wait())
     settings = Settings.load()
     client = await connect(settings.encryption.in_use)
     stop = asyncio.Event()
@@ -151,16 +153,18 @@ async def _drive(
     driving = asyncio.create_task(_Demo(console, addresses, settings, client, engine, events, first).run())
     try:
         # A worker that cannot start ends the demo at once, with its error.
-        await asyncio.wait({working, driving}, return_when=asyncio.FIRST_COMPLETED)
-        if on_stay and not working.done():
+        await asyncio.wait({working, driving, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+        if on_stay and driving.done() and driving.exception() is None:
             on_stay()
-            await set_by_signals().wait()
+            await asyncio.wait({working, interrupted}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         driving.cancel()
+        interrupted.cancel()
         stop.set()
         await working
         engine.dispose()
-    return driving.result()
+        await asyncio.wait({driving, interrupted})
+    return INTERRUPTED if driving.cancelled() else driving.result()
 
 
 class _Demo:

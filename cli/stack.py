@@ -4,7 +4,7 @@ import asyncio
 import os
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +19,7 @@ from db.engine import open_engine
 from db.migrate import upgrade
 from domain.operator_error import OperatorError
 from embedded.policy import create_device_policy
-from embedded.processes import ServerError, choose_ports
+from embedded.processes import ServerError, choose_ports, ignoring_interrupts
 from embedded.stack import Addresses, Stack, isolate
 from observability import telemetry
 from orchestration.client import connect
@@ -94,8 +94,14 @@ def running_stack(
 def running_api(port: int = 8080) -> Iterator[str]:
     """Run the HTTP API on this port, or on a free one if it is in use; yield its URL."""
     (free,) = choose_ports(port)
-    with serving(ApiSettings.load(), free) as url:
-        yield url
+    with ExitStack() as stack:
+        url = stack.enter_context(serving(ApiSettings.load(), free))
+        try:
+            yield url
+        finally:
+            # A second Ctrl-C would leave the thread of the API behind, whose log is about to be closed.
+            with ignoring_interrupts():
+                stack.close()
 
 
 def print_addresses(console: Console, addresses: Addresses, api_url: str, data: Path) -> None:
