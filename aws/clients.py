@@ -13,6 +13,7 @@ from aws.credentials import FleetCredentialProvider, FleetCredentials
 from aws.errors import CredentialsNotReadyError, aws_error
 from aws.guard import before_request
 from domain.enrolment import AwsLocation
+from domain.operator_error import OperatorError
 
 if TYPE_CHECKING:
     from types_boto3_events import EventBridgeClient
@@ -38,7 +39,7 @@ SECRET_READ_SECONDS: Final = 5.0
 _EVENT_READ_SECONDS: Final = 5.0
 
 
-class AwsConfigurationError(ValueError):
+class AwsConfigurationError(OperatorError):
     """AWS's own settings are not sufficient to call it."""
 
 

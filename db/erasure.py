@@ -21,13 +21,14 @@ from db.models import (
     ShadowDeltaRow,
 )
 from domain.erasure import SerialHashing
+from domain.operator_error import OperatorError
 
 
-class NotErasableError(RuntimeError):
+class NotErasableError(OperatorError):
     """Nothing of the device may be erased, or not yet."""
 
 
-class WrongHashKeyError(RuntimeError):
+class WrongHashKeyError(OperatorError):
     """What was denied under another key than the one given would be admitted."""
 
 

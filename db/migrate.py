@@ -9,6 +9,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
+from domain.operator_error import OperatorError
+
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 # Next to nothing of a platform's own database is ours; nor is Alembic's usual table name.
 VERSION_TABLE: Final = "iotaws_alembic_version"
@@ -16,7 +18,7 @@ VERSION_TABLE: Final = "iotaws_alembic_version"
 _MIGRATION_LOCK: Final = 0x7468696E67
 
 
-class SchemaOutdatedError(RuntimeError):
+class SchemaOutdatedError(OperatorError):
     """The database is not at the schema this version needs."""
 
 

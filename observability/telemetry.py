@@ -25,6 +25,7 @@ from temporalio.runtime import (
     TelemetryFilter,
 )
 
+from domain.operator_error import OperatorError
 from observability.context import current_context
 
 logger = logging.getLogger("thingbridge.telemetry")
@@ -55,7 +56,7 @@ _CALLS_TOLD_APART: Final = 50_000
 _core_port: int | None = None
 
 
-class MetricsAddressError(RuntimeError):
+class MetricsAddressError(OperatorError):
     """Metrics cannot be served at the address that is set."""
 
 

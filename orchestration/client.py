@@ -12,13 +12,14 @@ from temporalio.client import Client, Interceptor
 from temporalio.envconfig import ClientConfig
 
 from domain.encryption import EncryptionKeys
+from domain.operator_error import OperatorError
 from orchestration.codec import data_converter
 
 # The one part for human eyes of how the SDK reports a connection that failed.
 _CAUSE: Final = re.compile(r'(?:message|error): "([^"]+)"')
 
 
-class TemporalUnreachableError(RuntimeError):
+class TemporalUnreachableError(OperatorError):
     """No Temporal server answers where the configuration points, or the configuration points nowhere."""
 
 

@@ -29,12 +29,13 @@ from domain.names import (
     SHADOW_DELTA_POLL,
     SHADOW_DELTA_POLL_SCHEDULE,
 )
+from domain.operator_error import OperatorError
 
 _SHORTEST_CATCHUP: Final = timedelta(seconds=10)
 """Temporal takes no shorter one."""
 
 
-class ScheduleError(RuntimeError):
+class ScheduleError(OperatorError):
     """Temporal does not let this client make or change a schedule."""
 
 
