@@ -391,7 +391,7 @@ def _empty(data: Path) -> None:
         (data / _MARKER).touch()
     except OSError as error:
         raise OperatorError(
-            f"cannot keep data in {data.absolute()}: {error.strerror}; choose another folder with --data"
+            f"cannot keep data in {data.absolute()}: {error.strerror}; choose another data folder"
         ) from None
 
 

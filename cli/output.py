@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import shutil
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -37,8 +36,5 @@ def runnable(program: str) -> str:
     installed = Path(sys.executable).with_name(program)
     if not installed.exists():
         return program
-    # `uv run` puts the folder of the installation on the PATH of this process alone.
-    if "UV_RUN_RECURSION_DEPTH" in os.environ:
-        return f"uv run {program}"
-    found = shutil.which(program)
-    return program if found and Path(found) == installed else shlex.quote(str(installed))
+    # `uv run` and an activated environment put the program on the PATH of this shell alone.
+    return f"uv run {program}" if "UV_RUN_RECURSION_DEPTH" in os.environ else shlex.quote(str(installed))

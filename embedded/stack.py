@@ -109,7 +109,7 @@ class Stack:
         except OSError as error:
             self._stop()
             raise ServerError(
-                f"cannot keep data in {self._data_dir}: {error.strerror}; choose another folder"
+                f"cannot keep data in {self._data_dir}: {error.strerror}; choose another data folder"
             ) from None
         except BaseException:
             self._stop()

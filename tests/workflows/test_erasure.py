@@ -25,7 +25,7 @@ from domain.outgoing_event import AwsThingDecommissioned
 from domain.provisioning_status import ProvisioningStatus
 from settings import Settings
 from tests.harness.bridge import HASH_KEY, Bridge, Device, until, worker_on
-from tests.harness.command_line import Said, call_beside
+from tests.harness.command_line import Result, call_beside
 from tests.harness.http_api import HttpApi
 
 HASHING = SerialHashing(HASH_KEY)
@@ -49,12 +49,12 @@ async def test_nothing_in_any_table_names_an_erased_device(bridge: Bridge, http_
     await decommissioned(bridge, device)
     assert {name for name in names if places_of(bridge, name)} == names
     assert {"iotaws_binding_transitions", "iotaws_outbox"} <= places_of(bridge, arns(bridge, device)[1])
-    assert await erase(str(device.device_id)) == Said(0, f"device {device.device_id} erased\n", "")
+    assert await erase(str(device.device_id)) == Result(0, f"device {device.device_id} erased\n", "")
     await bridge.send_and_wait(device, device.event("Provisioned"), device.event("Activated", 5))
     assert {name: places_of(bridge, name) for name in names} == {name: set() for name in names}
     assert await denied(http_api, device.tenant_id, device.serial_number)
     said = await erase(str(device.device_id))
-    assert said == Said(0, f"device {device.device_id} was erased before\n", "")
+    assert said == Result(0, f"device {device.device_id} was erased before\n", "")
 
 
 async def test_an_erased_serial_is_denied_to_its_tenant_alone(
@@ -87,7 +87,7 @@ async def test_a_device_that_lives_or_is_unknown_is_not_erased(bridge: Bridge) -
         living: f"device {living.device_id} is not decommissioned: decommission it first",
         stranger: f"device {stranger.device_id} is not known here",
     }.items():
-        assert await erase(str(device.device_id)) == Said(2, "", f"error: {why}\n")
+        assert await erase(str(device.device_id)) == Result(2, "", f"error: {why}\n")
     assert bridge.require_binding(living).thing_name == living.thing_name
 
 
@@ -146,12 +146,12 @@ async def test_a_tenants_decommissioned_devices_are_erased_together(bridge: Brid
     pages = [erase_some(session, HASHING, TEST, limit=2, tenant_id=tenant) for _ in range(3)]
     assert pages == [2, 1, 0]
     session.rollback()
-    assert await erase("--tenant", str(tenant)) == Said(1, "3 erased, 1 left\n", "")
+    assert await erase("--tenant", str(tenant)) == Result(1, "3 erased, 1 left\n", "")
     assert [bridge.require_binding(device).thing_name for device in gone] == [None, None, None]
     assert bridge.require_binding(living).thing_name
     assert bridge.require_binding(other).thing_name
     await decommissioned(bridge, living)
-    assert await erase("--tenant", str(tenant)) == Said(0, "1 erased, 0 left\n", "")
+    assert await erase("--tenant", str(tenant)) == Result(0, "1 erased, 0 left\n", "")
 
 
 async def test_the_sweep_erases_what_was_decommissioned_long_enough_ago(
@@ -304,7 +304,7 @@ def test_every_table_that_knows_devices_has_its_line_in_the_erasure() -> None:
     assert {name for name in known if f"({name}" not in source} == set()
 
 
-async def erase(*arguments: str) -> Said:
+async def erase(*arguments: str) -> Result:
     return await call_beside("erase", *arguments)
 
 
