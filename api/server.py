@@ -1,10 +1,12 @@
 """Serving an ASGI application: as the only work of a process, or in a thread beside other work."""
 
 import gc
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from threading import Thread
+from types import FrameType
 from typing import Any, Final
 
 import uvicorn
@@ -20,6 +22,21 @@ _OPTIONS: Final[dict[str, Any]] = {
     "access_log": False,
 }
 
+_NOT_STARTED: Final = 3
+"""The exit code of uvicorn for a server that could not start."""
+
+
+class _Server(uvicorn.Server):
+    """A server that stops in order at the first SIGTERM or SIGINT, and ignores further ones.
+
+    At a second SIGINT, uvicorn's own server would skip the end of the shutdown and print a traceback.
+    """
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop."""
+        if not self.should_exit:
+            super().handle_exit(sig, frame)
+
 
 def serve(settings: ApiSettings, host: str, port: int) -> None:
     """Serve the HTTP API until SIGTERM or Ctrl-C."""
@@ -32,7 +49,12 @@ def serve_app(app: ASGIApp, host: str, port: int) -> None:
     # and delay the requests in progress by a tenth of a second.
     gc.collect()
     gc.freeze()
-    uvicorn.run(app, host=host, port=port, **_OPTIONS)
+    server = _Server(uvicorn.Config(app, host=host, port=port, **_OPTIONS))
+    # After the shutdown, uvicorn raises the signal that caused it once more.
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(_NOT_STARTED)
 
 
 def serving(settings: ApiSettings, port: int) -> AbstractContextManager[str]:

@@ -14,6 +14,7 @@ from aws.credentials import FleetCredentials
 from aws.errors import CredentialsNotReadyError, aws_error
 from aws.guard import before_request
 from domain.enrolment import AwsLocation
+from domain.operator_error import OperatorError
 
 if TYPE_CHECKING:
     from types_boto3_events import EventBridgeClient
@@ -39,7 +40,7 @@ SECRET_READ_SECONDS: Final = 5.0
 _EVENT_READ_SECONDS: Final = 5.0
 
 
-class AwsConfigurationError(ValueError):
+class AwsConfigurationError(OperatorError):
     """The AWS settings of the process are incomplete."""
 
 

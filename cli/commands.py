@@ -1,138 +1,73 @@
-"""Commands by hand: read from the command line, sent, waited for, cancelled."""
+"""The commands `command` and `cancel`, for AWS IoT jobs."""
 
-from pathlib import Path
-from typing import Any
-from uuid import UUID, uuid4
+from typing import Annotated
+from uuid import UUID
 
 import typer
-from pydantic_core import from_json
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from temporalio.client import WorkflowFailureError
-
-from cli.output import standard_output
-from domain.command import Command, CommandTarget, TargetKind
-from orchestration.client import connect
-from orchestration.requests import cancel_command, command_sent, describe_command, send_command
-from settings import ClientSettings, CommandSettings
-from workflows.device_command import DeviceCommandStatus
 
 
-class CorrelationIdTakenError(ValueError):
-    """What was sent under a correlation id is another command."""
+def command(
+    operation: Annotated[
+        str, typer.Argument(metavar="OPERATION", help="The operation for the device to do.")
+    ],
+    device: Annotated[
+        UUID | None, typer.Option(metavar="UUID", help="Target: one device, whose binding is Active.")
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Target: the devices that are now in this thing group."),
+    ] = None,
+    query: Annotated[
+        str | None,
+        typer.Option(
+            metavar="QUERY",
+            help="Target: the devices that this fleet-indexing query finds, now or while the job is tracked.",
+        ),
+    ] = None,
+    parameters: Annotated[
+        str, typer.Option(metavar="JSON|@FILE", help="A JSON object for the device, or a file with one.")
+    ] = "{}",
+    correlation_id: Annotated[
+        UUID | None,
+        typer.Option(
+            metavar="UUID",
+            help="Identifies the command, so that it can be sent again; default: a random one.",
+        ),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for the end; exit code 0 only if the device succeeded.")
+    ] = False,
+) -> None:
+    """Send a command to devices, as an AWS IoT job.
 
-    def __init__(self, job_id: str) -> None:
-        super().__init__(f"{job_id} is another command, nothing was sent: take another --correlation-id")
-
-
-def read_command(
-    operation: str,
-    *,
-    device: UUID | None,
-    group: str | None,
-    query: str | None,
-    parameters: str,
-    correlation_id: UUID | None,
-) -> Command:
-    """The command that was typed.
-
-    Raises:
-        typer.BadParameter: it is none, or none that could be carried out; nothing has been sent.
+    The target is a device, a thing group, or the devices that a query finds.
+    Prints the job's id, which is also its workflow's. With a correlation id that
+    was used before, nothing is sent: the same command prints the same job,
+    another command is an error.
     """
-    named = {
-        TargetKind.DEVICE: str(device) if device else None,
-        TargetKind.GROUP: group,
-        TargetKind.QUERY: query,
-    }
-    targets = [CommandTarget(kind=kind, value=value) for kind, value in named.items() if value is not None]
-    if len(targets) != 1:
-        raise typer.BadParameter("name one target: --device, --group or --query")
-    command = Command(
-        correlation_id=correlation_id or uuid4(),
-        target=targets[0],
-        operation=operation,
-        parameters=_read_parameters(parameters),
+    import asyncio
+
+    from cli import command_jobs
+    from settings import CommandSettings
+
+    read = command_jobs.read_command(
+        operation,
+        device=device,
+        group=group,
+        query=query,
+        parameters=parameters,
+        correlation_id=correlation_id,
     )
-    if fault := command.fault():
-        raise typer.BadParameter(str(fault))
-    return command
+    raise typer.Exit(asyncio.run(command_jobs.send(CommandSettings.load(), read, wait=wait)))
 
 
-async def send(settings: CommandSettings, command: Command, *, wait: bool) -> int:
-    """Send a command, and return the exit code: 0 if it is sent or, where it is waited for, succeeded.
+def cancel(
+    job_id: Annotated[str, typer.Argument(metavar="JOB_ID", help="The job id of the command.")],
+) -> None:
+    """Cancel a command that has not ended, and its job in AWS."""
+    import asyncio
 
-    Raises:
-        CorrelationIdTakenError: another one was sent under its correlation id before.
-    """
-    client, console = await connect(settings.encryption.in_use), standard_output()
-    job_id = await send_command(client, command, settings.worker.task_queue, settings.jobs.job_id_prefix)
-    sent = await command_sent(client, job_id)
-    # Whoever sent it by other ways than this may have named the device's tenant.
-    if sent is None or sent.model_copy(update={"tenant_id": command.tenant_id}) != command:
-        raise CorrelationIdTakenError(job_id)
-    console.print(f"job {job_id}")
-    console.print(
-        f"see `temporal workflow describe --namespace {client.namespace} --workflow-id {job_id}`, "
-        f"or the Temporal UI; `thingbridge cancel {job_id}` cancels it",
-        soft_wrap=True,
-    )
-    if not wait:
-        return 0
-    handle = client.get_workflow_handle(job_id, result_type=DeviceCommandStatus)
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("waiting for the end, which Ctrl-C does not change"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as progress:
-        progress.add_task("", total=None)
-        try:
-            ended = await handle.result()
-        except WorkflowFailureError as error:
-            console.print(f"its workflow was ended by hand: {error.cause}", markup=False, soft_wrap=True)
-            return 1
-    _print_end(console, ended)
-    return 0 if ended.outcome else 1
+    from cli import command_jobs
+    from settings import ClientSettings
 
-
-async def cancel(settings: ClientSettings, job_id: str) -> None:
-    """Cancel a command by its job's id.
-
-    Raises:
-        UnknownCommandError: there is none of that id.
-    """
-    client = await connect(settings.encryption.in_use)
-    at_work = await cancel_command(client, await describe_command(client, job_id))
-    standard_output().print(
-        f"{job_id} is being cancelled, in AWS too" if at_work else f"{job_id} has ended before",
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-def _read_parameters(given: str) -> dict[str, Any]:
-    hint = "--parameters"
-    if given.startswith("@"):
-        try:
-            given = Path(given[1:]).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
-            raise typer.BadParameter(f"cannot read {given[1:]}: {why}", param_hint=hint) from None
-    try:
-        parameters = from_json(given, allow_inf_nan=False)
-    except ValueError as error:
-        raise typer.BadParameter(f"is not JSON: {error}", param_hint=hint) from None
-    if not isinstance(parameters, dict):
-        raise typer.BadParameter("must be a JSON object", param_hint=hint)
-    return parameters
-
-
-def _print_end(console: Console, ended: DeviceCommandStatus) -> None:
-    lines = [" ".join(filter(None, [ended.status, ended.outcome and f"({ended.outcome})"]))]
-    if ended.reason:
-        lines.append(ended.reason)
-    lines += [f"  {name}: {value}" for name, value in ended.status_details.items()]
-    lines += [f"  {status}: {count}" for status, count in (ended.counts or {}).items()]
-    for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+    asyncio.run(command_jobs.cancel(ClientSettings.load(), job_id))

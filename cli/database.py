@@ -1,23 +1,26 @@
-"""The bridge's database, as a single command uses it."""
+"""The bridge's database, for the duration of one command."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from sqlalchemy import Engine
-from sqlmodel import Session
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlmodel import Session
 
-from db.engine import open_engine
-from db.migrate import require_current
-from settings import DatabaseSettings
+    from settings import DatabaseSettings
 
 
 @contextmanager
-def open_database(settings: DatabaseSettings) -> Iterator[Engine]:
-    """The database for as long as the command takes.
+def open_database(settings: "DatabaseSettings") -> Iterator["Engine"]:
+    """Open the database, and close it at the end.
 
     Raises:
-        SchemaOutdatedError: it is not at this version's schema.
+        SchemaOutdatedError: the database does not have this version's schema.
     """
+    from db.engine import open_engine
+    from db.migrate import require_current
+
     engine = open_engine(settings.database_url.get_secret_value())
     try:
         require_current(engine)
@@ -27,14 +30,20 @@ def open_database(settings: DatabaseSettings) -> Iterator[Engine]:
 
 
 @contextmanager
-def transaction() -> Iterator[Session]:
-    """One transaction in the database that the settings name; its rows may be read afterwards.
+def transaction() -> Iterator["Session"]:
+    """Open one transaction in the database of the settings; its rows may be read afterwards.
 
     Raises:
-        InvalidSettingsError, SchemaOutdatedError: what must be done before.
+        InvalidSettingsError, SchemaOutdatedError: what must be fixed first.
     """
+    from settings import DatabaseSettings
+
+    settings = DatabaseSettings.load()
+
+    from sqlmodel import Session
+
     with (
-        open_database(DatabaseSettings.load()) as engine,
+        open_database(settings) as engine,
         Session(engine, expire_on_commit=False) as session,
         session.begin(),
     ):

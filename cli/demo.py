@@ -1,4 +1,4 @@
-"""A sample fleet's whole life, driven through the real workflows, and checked at the end."""
+"""The demo: a sample fleet, from provisioning to decommission, through the real workflows."""
 
 import asyncio
 import fcntl
@@ -30,15 +30,17 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 from temporalio.client import Client
 
+from cli.application import INTERRUPTED
 from cli.desired_state import DesiredStateDemo
-from cli.output import standard_output
-from cli.stack import http_up, print_addresses, stack_up
+from cli.output import runnable, standard_output
+from cli.stack import print_addresses, running_api, running_stack
 from db.engine import open_engine
 from db.models import AwsThingBinding
 from domain.device_state import DesiredStatus, DeviceState
 from domain.failure import FailureCode
 from domain.lifecycle_event import InvalidEventError, LifecycleEvent, LifecycleEventType
 from domain.names import device_workflow_id
+from domain.operator_error import OperatorError
 from domain.provisioning_status import ProvisioningStatus
 from embedded.inventory import Inventory, reported_status, take_inventory
 from embedded.policy import create_device_policy
@@ -50,21 +52,21 @@ from orchestration.workers import stop_on_signals
 from settings import Settings
 from worker import run_worker
 
-_PATIENCE_SECONDS: Final = 80.0
+_TIMEOUT_SECONDS: Final = 80.0
 _POLL_SECONDS: Final = 0.25
 _MARKER: Final = ".thingbridge-demo"
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """How a device must end, by its events alone."""
+    """The expected end of a device, derived from its events alone."""
 
     state: DeviceState
     status: ProvisioningStatus | None
 
     @property
     def reported(self) -> DesiredStatus | None:
-        """What its shadow must report."""
+        """Return the status that its shadow must report."""
         return (
             self.state.desired.status
             if self.status is ProvisioningStatus.ACTIVE and self.state.desired
@@ -74,7 +76,7 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a device ended."""
+    """The end of a device."""
 
     expected: Expectation
     binding: AwsThingBinding | None
@@ -84,7 +86,7 @@ class Outcome:
 
     @property
     def fault(self) -> str | None:
-        """What is not as it must be."""
+        """Return the difference from the expectation, or None."""
         status = self.binding.provisioning_status if self.binding else None
         if status != self.expected.status:
             return f"must be {self.expected.status or 'without a binding'}"
@@ -94,26 +96,33 @@ class Outcome:
 
 
 def run_demo(data: Path, fleet: Path | None, *, stay: bool) -> int:
-    """Run the demo in a fresh folder, print its table, and return the exit code.
+    """Run the demo in an empty folder, print its table, and return the exit code.
 
     Raises:
-        typer.BadParameter: the folder is not for a demo to empty, or the fleet's file holds no fleet.
+        typer.BadParameter: the folder contains something else, or the fleet's file is wrong.
+        OperatorError: a server did not start, or the folder cannot be used.
     """
     console = standard_output()
     with as_file(files("cli") / "fleet.jsonl") as sample:
         events = _read(fleet or sample)
     first = next((event for event in events if event.type is LifecycleEventType.PROVISIONED), None)
     if first is None:
-        raise typer.BadParameter(f"{fleet} holds no {LifecycleEventType.PROVISIONED}", param_hint="--fleet")
-    _make_fresh(data)
-    with stack_up(data, console) as addresses, (data / "logs" / "worker.log").open("w") as log:
+        raise typer.BadParameter(
+            f"{fleet} contains no {LifecycleEventType.PROVISIONED}", param_hint="--fleet"
+        )
+    _empty(data)
+    with running_stack(data, console) as addresses, (data / "logs" / "worker.log").open("w") as log:
         telemetry.configure("INFO", "json", log, measured=True)
-        with http_up() as url:
-            if stay:
+        with running_api() as url:
+
+            def print_addresses_to_stay() -> None:
                 print_addresses(console, addresses, url, data)
-            code = asyncio.run(_drive(console, addresses, events, first, stay=stay))
-    again = f"thingbridge dev --data {shlex.quote(str(data))}"
-    console.print(f"[dim]all is stopped; to follow the links: {escape(again)}[/dim]", soft_wrap=True)
+
+            code = asyncio.run(
+                _drive(console, addresses, events, first, on_stay=print_addresses_to_stay if stay else None)
+            )
+    again = f"{runnable('thingbridge')} dev --data {shlex.quote(str(data))}"
+    console.print(f"[dim]everything is stopped; to follow the links: {escape(again)}[/dim]", soft_wrap=True)
     return code
 
 
@@ -133,8 +142,10 @@ async def _drive(
     events: Sequence[LifecycleEvent],
     first: LifecycleEvent,
     *,
-    stay: bool,
+    on_stay: Callable[[], None] | None,
 ) -> int:
+    """Run a worker and the demo; then call `on_stay`, if given, and keep the worker running until Ctrl-C."""
+    interrupted = asyncio.create_task(stop_on_signals().wait())
     settings = Settings.load()
     client = await connect(settings.encryption.in_use)
     stop = asyncio.Event()
@@ -142,16 +153,19 @@ async def _drive(
     engine = open_engine(addresses.database_url)
     driving = asyncio.create_task(_Demo(console, addresses, settings, client, engine, events, first).run())
     try:
-        # A worker that cannot work ends the demo at once, and its error says why.
-        await asyncio.wait({working, driving}, return_when=asyncio.FIRST_COMPLETED)
-        if stay and not working.done():
-            await stop_on_signals().wait()
+        # A worker that cannot start ends the demo at once, with its error.
+        await asyncio.wait({working, driving, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+        if on_stay and driving.done() and driving.exception() is None:
+            on_stay()
+            await asyncio.wait({working, interrupted}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         driving.cancel()
+        interrupted.cancel()
         stop.set()
         await working
         engine.dispose()
-    return driving.result()
+        await asyncio.wait({driving, interrupted})
+    return INTERRUPTED if driving.cancelled() else driving.result()
 
 
 class _Demo:
@@ -193,29 +207,29 @@ class _Demo:
             failed = bindings.get(first.device_id)
             reason = f"{failed.failure_code}: {failed.failure_reason}" if failed else ""
             failed_first = failed is not None and failed.failure_code == FailureCode.POLICY_NOT_FOUND
-            what = "failed as it must" if failed_first else "[red]must fail for want of a policy[/red]"
-            progress.console.print(f"{what}: {escape(reason)}", soft_wrap=True)
+            verdict = "failed as expected" if failed_first else "[red]must fail without a policy[/red]"
+            progress.console.print(f"{verdict}: {escape(reason)}", soft_wrap=True)
 
             policy = self._settings.provisioning.device_policy_name
             await asyncio.to_thread(create_device_policy, self._addresses.aws_endpoint_url, policy)
-            progress.update(bar, description="policy made, retried, fleet sent")
+            progress.update(bar, description="policy created, device retried, fleet sent")
             await send_retry(self._client, first.device_id, self._settings.worker.task_queue)
             await self._send(self._events)
 
-            stepping = asyncio.create_task(self._keep_in_step(progress.console))
+            reconciling = asyncio.create_task(self._change_desired_state(progress.console))
 
-            def all_there(bindings: dict[UUID, AwsThingBinding]) -> bool:
-                there = sum(
+            def all_ended(bindings: dict[UUID, AwsThingBinding]) -> bool:
+                ended = sum(
                     self._status(bindings, device_id) == expected.status
                     for device_id, expected in self._expected.items()
                 )
-                progress.update(bar, completed=there)
-                return there == len(self._expected)
+                progress.update(bar, completed=ended)
+                return ended == len(self._expected)
 
-            bindings = await self._until(all_there)
+            bindings = await self._until(all_ended)
             await self._until_idle()
-            progress.update(bar, description="a job done by a device, its end told")
-            in_step = await stepping
+            progress.update(bar, description="a device ends its job")
+            reconciled = await reconciling
         outcomes = [
             await self._outcome(expected, bindings.get(device_id))
             for device_id, expected in self._expected.items()
@@ -226,15 +240,13 @@ class _Demo:
         agreed = self._compare(inventory, bindings.values())
         wrong = [outcome for outcome in outcomes if outcome.fault]
         if wrong:
-            self._console.print(
-                f"[red]{len(wrong)} of {len(outcomes)} devices did not end as they must[/red]"
-            )
+            self._console.print(f"[red]{len(wrong)} of {len(outcomes)} devices did not end as expected[/red]")
         else:
-            self._console.print(f"[green]all {len(outcomes)} devices ended as they must[/green]")
-        return 0 if failed_first and in_step and agreed and not wrong else 1
+            self._console.print(f"[green]all {len(outcomes)} devices ended as expected[/green]")
+        return 0 if failed_first and reconciled and agreed and not wrong else 1
 
-    async def _keep_in_step(self, console: Console) -> bool:
-        """Show, beside the fleet's provisioning, how what is desired of a device gets there."""
+    async def _change_desired_state(self, console: Console) -> bool:
+        """Change the desired state of the first active device, while the others are provisioned."""
         active = [
             device_id
             for device_id, expected in self._expected.items()
@@ -258,8 +270,8 @@ class _Demo:
     async def _until(
         self, reached: Callable[[dict[UUID, AwsThingBinding]], bool]
     ) -> dict[UUID, AwsThingBinding]:
-        """Look at the bindings until they are where they must be, or for as long as is reasonable."""
-        ends = time.monotonic() + _PATIENCE_SECONDS
+        """Read the bindings until the condition holds or the timeout ends, and return them."""
+        ends = time.monotonic() + _TIMEOUT_SECONDS
         while True:
             bindings = await asyncio.to_thread(self._bindings)
             if reached(bindings) or time.monotonic() > ends:
@@ -268,7 +280,7 @@ class _Demo:
 
     async def _until_idle(self) -> None:
         """Wait for the last runs to end: a device's shadow is reported after it became Active."""
-        ends = time.monotonic() + _PATIENCE_SECONDS
+        ends = time.monotonic() + _TIMEOUT_SECONDS
         for device_id in self._expected:
             handle = self._client.get_workflow_handle(device_workflow_id(device_id))
             with suppress(TimeoutError):
@@ -302,7 +314,7 @@ class _Demo:
         )
 
     async def _attempts(self, device_id: UUID) -> list[int]:
-        """How many attempts each activity of the device's runs took."""
+        """Return the number of attempts of each activity in the device's runs."""
         attempts: list[int] = []
         async for run in self._client.list_workflows(f"WorkflowId = '{device_workflow_id(device_id)}'"):
             handle = self._client.get_workflow_handle(run.id, run_id=run.run_id)
@@ -312,7 +324,7 @@ class _Demo:
         return attempts
 
     def _compare(self, aws: Inventory, bindings: Iterable[AwsThingBinding]) -> bool:
-        """Say whether AWS holds just what the database says it does."""
+        """Print and return whether AWS contains exactly the resources of the Active bindings."""
         active = [each for each in bindings if each.provisioning_status is ProvisioningStatus.ACTIVE]
         usable = {
             arn
@@ -320,32 +332,34 @@ class _Demo:
             if certificate.status == "ACTIVE" and certificate.policies
         }
         pairs = {(name, arn) for name, arns in aws.attachments.items() for arn in arns}
-        claims: Sequence[tuple[str, set[Any], set[Any]]] = (
+        comparisons: Sequence[tuple[str, set[Any], set[Any]]] = (
             ("Things", set(aws.things), {each.thing_name for each in active}),
             ("certificates", set(aws.certificates), {each.certificate_arn for each in active}),
             ("active with a policy", usable, {each.certificate_arn for each in active}),
             ("attached", pairs, {(each.thing_name, each.certificate_arn) for each in active}),
             ("secrets", set(aws.secrets.values()), {each.certificate_secret_arn for each in active}),
         )
-        agreed = all(held == said for _, held, said in claims)
-        held = ", ".join(f"{len(held)} {name}" for name, held, _ in claims)
-        said = f"the database says {len(active)} Active bindings"
+        agreed = all(in_aws == recorded for _, in_aws, recorded in comparisons)
+        counts = ", ".join(f"{len(in_aws)} {name}" for name, in_aws, _ in comparisons)
         colour, verdict = ("green", "they agree") if agreed else ("red", "they differ")
-        self._console.print(f"AWS holds {held}; {said}: [{colour}]{verdict}[/{colour}]")
-        for name, held_there, said_here in claims:
-            for stray in held_there ^ said_here:
-                where = "only in AWS" if stray in held_there else "only in the database"
-                self._console.print(f"  {name}, {where}: {stray}", soft_wrap=True)
+        self._console.print(
+            f"AWS contains {counts}; the database contains {len(active)} Active bindings: "
+            f"[{colour}]{verdict}[/{colour}]"
+        )
+        for name, in_aws, recorded in comparisons:
+            for stray in in_aws ^ recorded:
+                place = "only in AWS" if stray in in_aws else "only in the database"
+                self._console.print(f"  {name}, {place}: {stray}", soft_wrap=True)
         return agreed
 
 
 def expectations(events: Sequence[LifecycleEvent]) -> dict[UUID, Expectation]:
-    """How every device must end, whatever order its events come in."""
+    """Return the expected end of every device, in whatever order its events are sent."""
     states: dict[UUID, DeviceState] = {}
     provisioned = {event.device_id for event in events if event.type is LifecycleEventType.PROVISIONED}
     for event in events:
-        known = states.get(event.device_id) or DeviceState.before_first_event(event)
-        states[event.device_id] = known.apply(event)
+        state = states.get(event.device_id) or DeviceState.before_first_event(event)
+        states[event.device_id] = state.apply(event)
 
     def status(state: DeviceState) -> ProvisioningStatus | None:
         if state.decommissioned and state.serial_number:
@@ -355,37 +369,52 @@ def expectations(events: Sequence[LifecycleEvent]) -> dict[UUID, Expectation]:
     return {device_id: Expectation(state, status(state)) for device_id, state in states.items()}
 
 
-def _make_fresh(data: Path) -> None:
-    """Empty a demo's folder, and no other."""
-    if data.exists() and any(data.iterdir()):
-        if not (data / _MARKER).exists():
-            raise typer.BadParameter(f"{data} holds something that is no demo's", param_hint="--data")
-        if _in_use(data / "lock"):
-            raise typer.BadParameter(f"a demo or a dev stack is running on {data}", param_hint="--data")
-        shutil.rmtree(data)
-    data.mkdir(parents=True, exist_ok=True)
-    (data / _MARKER).touch()
+def _empty(data: Path) -> None:
+    """Empty the folder of a demo, and of nothing else.
+
+    Raises:
+        typer.BadParameter: the folder contains something else, or is in use.
+        OperatorError: the folder cannot be used.
+    """
+    try:
+        if data.exists() and any(data.iterdir()):
+            if not (data / _MARKER).exists():
+                raise typer.BadParameter(
+                    f"{data} contains something else than a demo; choose an empty folder", param_hint="--data"
+                )
+            if _in_use(data / "lock"):
+                raise typer.BadParameter(
+                    f"a demo or a dev stack is running in {data}; stop it, or choose another folder",
+                    param_hint="--data",
+                )
+            shutil.rmtree(data)
+        data.mkdir(parents=True, exist_ok=True)
+        (data / _MARKER).touch()
+    except OSError as error:
+        raise OperatorError(
+            f"cannot keep data in {data.absolute()}: {error.strerror}; choose another data folder"
+        ) from None
 
 
 def _in_use(lock: Path) -> bool:
-    """Whether the embedded servers hold their lock."""
+    """Return whether the embedded servers hold their lock."""
     if not lock.exists():
         return False
-    with lock.open() as held:
+    with lock.open() as file:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False
 
 
 def fleet_table(outcomes: Sequence[Outcome], workflows_url: str, *, complete: bool) -> Table:
-    """How each device ended.
+    """Return the table of all devices.
 
     Args:
-        outcomes: of every device, in any order.
-        workflows_url: where the Temporal UI lists the namespace's workflows.
-        complete: every value in full; else shortened, so that a line fits a terminal of 80 columns.
+        outcomes: the outcome of every device, in any order.
+        workflows_url: the page of the Temporal UI that lists the namespace's workflows.
+        complete: print every value in full; else shortened, so that a line fits a terminal of 80 columns.
     """
     table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     for title, short in _COLUMNS:
@@ -427,5 +456,5 @@ def _by_thing(outcome: Outcome) -> str:
 
 
 def _shortened(thing_name: str) -> str:
-    """A Thing's name with the middle of its tenant left out."""
+    """Return a Thing's name without the middle of its tenant."""
     return f"{thing_name[:4]}…{thing_name[30:]}" if thing_name else ""

@@ -1,4 +1,4 @@
-"""The demo's second part: what is desired of a device becomes its job, and the job's end an event."""
+"""The demo of desired state: a change becomes a job of the device, and the end of the job an event."""
 
 import asyncio
 import json
@@ -20,20 +20,20 @@ from embedded.simulated_device import SimulatedDevice, desire
 from events.cloud_events import cloud_event
 
 _DESIRED: Final = {"telemetry": {"intervalSeconds": 60, "channels": ["temperature", "pressure"]}}
-_PATIENCE_SECONDS: Final = 60.0
+_TIMEOUT_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.25
 
 Found = TypeVar("Found")
 
 
 class DesiredStateDemo:
-    """One device, simulated, and what is desired of it.
+    """A change of the desired state of one simulated device.
 
     Args:
-        console: where each step is told.
-        aws_endpoint_url: the emulator.
-        client: has the poll run now, instead of at its next time.
-        engine: the bridge's database, where the events are.
+        console: prints each step.
+        aws_endpoint_url: the URL of the emulator.
+        client: triggers the shadow poll, instead of waiting for its next time.
+        engine: the bridge's database, which contains the events.
     """
 
     def __init__(self, console: Console, aws_endpoint_url: str, client: Client, engine: Engine) -> None:
@@ -43,24 +43,26 @@ class DesiredStateDemo:
         self._engine = engine
 
     async def run(self, binding: AwsThingBinding) -> bool:
-        """Change what is desired of the device, and tell what follows; whether all of it did."""
-        thing_name = binding.thing_name or ""
+        """Change the desired state, print each step that follows, and return whether all of them did."""
+        if binding.thing_name is None:
+            return self._fail("the binding has no Thing")
+        thing_name = binding.thing_name
         await asyncio.to_thread(desire, self._aws_endpoint_url, thing_name, _DESIRED)
-        self._say(f"desired of {thing_name}: {json.dumps(_DESIRED)}")
+        self._print(f"desired state of {thing_name}: {json.dumps(_DESIRED)}")
         await self._client.get_schedule_handle(SHADOW_DELTA_POLL_SCHEDULE).trigger()
         device = SimulatedDevice(self._aws_endpoint_url, thing_name)
         document = await _until(lambda: asyncio.to_thread(device.take_one, "SUCCEEDED", {"applied": "all"}))
         if document is None:
-            return self._missed("no job for it has reached the device")
-        self._say(f"the device took the job {document['operation']} and ended it as SUCCEEDED")
+            return self._fail(f"the device received no job within {_TIMEOUT_SECONDS:g} s")
+        self._print(f"the device ended the job {document['operation']} as SUCCEEDED")
         sent = await _until(lambda: asyncio.to_thread(self._completion, binding))
         if sent is None:
-            return self._missed("no event has told of the job's end")
-        self._say(f"event sent: {sent}")
+            return self._fail(f"no event for the end of the job was sent within {_TIMEOUT_SECONDS:g} s")
+        self._print(f"event sent: {sent}")
         return True
 
     def _completion(self, binding: AwsThingBinding) -> str | None:
-        """The event of the command's end, once it has been sent."""
+        """Return the event for the end of the command, once it has been sent."""
         with Session(self._engine) as session:
             row = session.exec(
                 select(OutboxRow).where(
@@ -71,17 +73,17 @@ class DesiredStateDemo:
             ).first()
         return JSONFormat().write(cloud_event(row)).decode() if row else None
 
-    def _say(self, what: str) -> None:
-        self._console.print(escape(what), soft_wrap=True)
+    def _print(self, step: str) -> None:
+        self._console.print(escape(step), soft_wrap=True)
 
-    def _missed(self, what: str) -> bool:
-        self._console.print(f"[red]{what} within {_PATIENCE_SECONDS:g} s[/red]")
+    def _fail(self, reason: str) -> bool:
+        self._console.print(f"[red]{escape(reason)}[/red]")
         return False
 
 
 async def _until(look: Callable[[], Awaitable[Found | None]]) -> Found | None:
-    """What there is to find, as soon as it is there; None where that takes too long."""
-    ends = time.monotonic() + _PATIENCE_SECONDS
+    """Return what `look` finds as soon as it finds something, or None after the timeout."""
+    ends = time.monotonic() + _TIMEOUT_SECONDS
     while True:
         found = await look()
         if found is not None or time.monotonic() > ends:

@@ -1,53 +1,60 @@
-"""`thingbridge keys`: who may call the HTTP doors."""
+"""The commands `keys …`: API keys."""
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
 
 from cli.database import transaction
 from cli.output import standard_output
-from db.api_keys import create_key, list_keys, revoke_key
-from db.models import ApiKeyRow
 from domain.names import NO_TENANT
+from domain.operator_error import OperatorError
+
+if TYPE_CHECKING:
+    from db.models import ApiKeyRow
 
 
-class UnknownKeyError(LookupError):
-    """There is no such key."""
+class UnknownKeyError(OperatorError):
+    """There is no key with this id."""
 
 
 app = typer.Typer(
-    help="The keys of the HTTP doors: make, list, revoke them. Each command needs DATABASE_URL.",
+    help="API keys: create, list, revoke. Each command needs DATABASE_URL.",
     no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 
 @app.command()
 def create(
     tenant: Annotated[
-        UUID | None, typer.Option(metavar="UUID", help="The tenant whose devices it is for, and no others.")
+        UUID | None, typer.Option(metavar="UUID", help="A key for the devices of this tenant only.")
     ] = None,
-    operator: Annotated[bool, typer.Option("--operator", help="It is for the devices of all.")] = False,
-    label: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What `keys list` is to call it by.")
-    ] = None,
+    operator: Annotated[
+        bool, typer.Option("--operator", help="An operator's key, for the devices of every tenant.")
+    ] = False,
+    label: Annotated[str | None, typer.Option(metavar="TEXT", help="A name for `keys list`.")] = None,
 ) -> None:
-    """Make a key of a tenant or of an operator, and print it: this once, for only its hash is kept."""
+    """Create a key for a tenant or an operator, and print it once: only its hash is stored."""
     if (tenant is None) != operator:
         raise typer.BadParameter("either --tenant UUID or --operator is needed")
     if tenant == NO_TENANT:
-        raise typer.BadParameter("the zero UUID is no tenant: devices of none are an operator's")
+        raise typer.BadParameter("the zero UUID is not a tenant: devices without one need an --operator key")
     with transaction() as session:
+        from db.api_keys import create_key
+
         key = create_key(session, tenant, label)
     standard_output().print(key, soft_wrap=True, markup=False)
 
 
 @app.command(name="list")
 def list_() -> None:
-    """List every key there ever was, the oldest first, by its id and not its text."""
+    """List every key, revoked ones too, the oldest first; a key is shown by its id, never by its text."""
     with transaction() as session:
-        lines = list(_listed(list_keys(session)))
+        from db.api_keys import list_keys
+
+        lines = list(_lines(list_keys(session)))
     for line in lines or ["there is no key yet: see `thingbridge keys create --help`"]:
         standard_output().print(line, soft_wrap=True, markup=False)
 
@@ -58,17 +65,19 @@ def revoke(
         str, typer.Argument(metavar="ID", help="The key's id, the eight characters after `tb_`.")
     ],
 ) -> None:
-    """Refuse a key from now on; running servers do within IOT_AWS_API__KEY_CACHE_SECONDS."""
+    """Revoke a key; running servers refuse it within IOT_AWS_API__KEY_CACHE_SECONDS."""
     with transaction() as session:
+        from db.api_keys import revoke_key
+
         if revoke_key(session, key_id) is None:
             raise UnknownKeyError(f"there is no key {key_id}: see `thingbridge keys list`")
     standard_output().print(f"{key_id} is revoked", markup=False)
 
 
-def _listed(keys: Sequence[ApiKeyRow]) -> Iterator[str]:
+def _lines(keys: Sequence["ApiKeyRow"]) -> Iterator[str]:
     if keys:
-        yield f"{'id':8}  {'tenant':36}  {'made':10}  {'revoked':10}  label"
+        yield f"{'id':8}  {'tenant':36}  {'created':10}  {'revoked':10}  label"
     for key in keys:
-        whose = str(key.tenant_id or "operator")
+        tenant = str(key.tenant_id or "operator")
         revoked = f"{key.revoked_at:%Y-%m-%d}" if key.revoked_at else ""
-        yield f"{key.id}  {whose:36}  {key.created_at:%Y-%m-%d}  {revoked:10}  {key.label or ''}".rstrip()
+        yield f"{key.id}  {tenant:36}  {key.created_at:%Y-%m-%d}  {revoked:10}  {key.label or ''}".rstrip()

@@ -1,21 +1,40 @@
-"""How and where results are printed: fitted to a terminal, complete everywhere else."""
+"""The form of printed results: fitted to a terminal, and complete everywhere else."""
 
+import os
+import shlex
+import sys
 from datetime import datetime
-from typing import Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
 
-# Wider than any line: rich takes a pipe or a CI's log for 80 columns, and would cut the ids.
+# Wider than any line: rich assumes 80 columns for a pipe or the log of a CI, and would cut the ids.
 _UNBOUNDED: Final = 10_000
 
 
-def standard_output() -> Console:
-    """Standard output: on a terminal fitted to it; elsewhere nothing is cut, and no line broken."""
-    # Else the `:secret:` of an ARN is shown as an emoji.
+def standard_output() -> "Console":
+    """Return the console of standard output: fitted to a terminal; elsewhere no line is cut or wrapped."""
+    from rich.console import Console
+
+    # Without emoji, since rich would replace the `:secret:` of an ARN with one.
     console = Console(highlight=False, emoji=False)
     return console if console.is_terminal else Console(highlight=False, emoji=False, width=_UNBOUNDED)
 
 
 def shown_time(moment: datetime) -> str:
-    """A moment in UTC, to the second."""
+    """Return a moment in UTC, to the second."""
     return f"{moment:%Y-%m-%d %H:%M:%S}Z"
+
+
+def runnable(program: str) -> str:
+    """Return the words with which a new shell runs a program of this installation.
+
+    A program that is not part of it, as Temporal's in production, is expected on the PATH.
+    """
+    installed = Path(sys.executable).with_name(program)
+    if not installed.exists():
+        return program
+    # `uv run` and an activated environment put the program on the PATH of this shell alone.
+    return f"uv run {program}" if "UV_RUN_RECURSION_DEPTH" in os.environ else shlex.quote(str(installed))

@@ -21,13 +21,14 @@ from db.models import (
     ShadowDeltaRow,
 )
 from domain.erasure import SerialHashing
+from domain.operator_error import OperatorError
 
 
-class NotErasableError(RuntimeError):
+class NotErasableError(OperatorError):
     """The device may not be erased, or not yet."""
 
 
-class WrongHashKeyError(RuntimeError):
+class WrongHashKeyError(OperatorError):
     """The hash key is not the one of earlier erasures: denied serial numbers would be admitted."""
 
 

@@ -9,6 +9,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
+from domain.operator_error import OperatorError
+
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 # Not Alembic's default table name, which the platform may use in the same database.
 VERSION_TABLE: Final = "iotaws_alembic_version"
@@ -16,7 +18,7 @@ VERSION_TABLE: Final = "iotaws_alembic_version"
 _MIGRATION_LOCK: Final = 0x7468696E67
 
 
-class SchemaOutdatedError(RuntimeError):
+class SchemaOutdatedError(OperatorError):
     """The schema of the database is older than this version needs."""
 
 

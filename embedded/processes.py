@@ -9,15 +9,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from http import HTTPStatus
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 HOST = "127.0.0.1"
 """The address on which the servers of the dev stack listen, except PostgreSQL."""
@@ -126,6 +127,25 @@ def is_ok(port: int, path: str) -> bool:
         connection.close()
 
 
+@contextmanager
+def ignoring_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C: while servers are stopping, an exception would leave the rest of them running."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may change that
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def is_free(port: int) -> bool:
+    """Return whether a server could listen on this port of 127.0.0.1."""
+    with ExitStack() as held:
+        return _can_hold(held, port)
+
+
 def choose_ports(*preferred: int) -> list[int]:
     """Return each preferred port of 127.0.0.1 that is free, and another free port for each one in use."""
     with ExitStack() as held:  # all stay bound until all are chosen, so that no two are equal
@@ -135,16 +155,21 @@ def choose_ports(*preferred: int) -> list[int]:
 def _hold_port(held: ExitStack, preferred: int) -> int:
     random_ports = (secrets.choice(_FREE_PORTS) for _ in range(100))
     for port in chain([preferred] if preferred else [], random_ports):
-        listener = held.enter_context(socket.socket())
-        # Without this option a port cannot be bound for a minute after its last connections closed.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((HOST, port))
-            listener.listen()  # with that option, another process could bind a port that is only bound
-        except OSError:
-            continue
-        return port
+        if _can_hold(held, port):
+            return port
     raise ServerError(f"found no free port on {HOST} from {_FREE_PORTS.start} to {_FREE_PORTS.stop - 1}")
+
+
+def _can_hold(held: ExitStack, port: int) -> bool:
+    listener = held.enter_context(socket.socket())
+    # Without it a port is refused for a minute after the last run's connections closed.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+        listener.listen()  # with that option, another process could bind a port that is only bound
+    except OSError:
+        return False
+    return True
 
 
 def child_environment() -> dict[str, str]:

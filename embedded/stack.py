@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 
 from embedded import REGION
 from embedded.postgres import Postgres
-from embedded.processes import HOST, ServerError, ServerProcess, child_environment, choose_ports, is_ok
+from embedded.processes import (
+    HOST,
+    ServerError,
+    ServerProcess,
+    child_environment,
+    choose_ports,
+    ignoring_interrupts,
+    is_ok,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
@@ -98,6 +106,11 @@ class Stack:
     def __enter__(self) -> Addresses:
         try:
             return self._start()
+        except OSError as error:
+            self._stop()
+            raise ServerError(
+                f"cannot keep data in {self._data_dir}: {error.strerror}; choose another data folder"
+            ) from None
         except BaseException:
             self._stop()
             raise
@@ -147,10 +160,11 @@ class Stack:
         )
 
     def _stop(self) -> None:
-        for process in self._processes:
-            process.request_stop()
-        for process in self._processes:
-            process.wait_stopped()
+        with ignoring_interrupts():
+            for process in self._processes:
+                process.request_stop()
+            for process in self._processes:
+                process.wait_stopped()
         self._processes.clear()
         if self._lock is not None:
             os.close(self._lock)

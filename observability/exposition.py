@@ -9,6 +9,8 @@ from typing import Final
 from opentelemetry import metrics
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
+from domain.operator_error import OperatorError
+
 logger = logging.getLogger("thingbridge.telemetry")
 
 METRICS_CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
@@ -23,7 +25,7 @@ _AWS_LABEL_COMBINATIONS: Final = 50_000
 _sdk_port: int | None = None
 
 
-class MetricsAddressError(RuntimeError):
+class MetricsAddressError(OperatorError):
     """Metrics cannot be served at an address."""
 
 

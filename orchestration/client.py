@@ -12,13 +12,14 @@ from temporalio.client import Client, Interceptor
 from temporalio.envconfig import ClientConfig
 
 from domain.encryption import EncryptionKeys
+from domain.operator_error import OperatorError
 from orchestration.codec import data_converter
 
 # The readable part of the SDK's report of a failed connection.
 _CAUSE: Final = re.compile(r'(?:message|error): "([^"]+)"')
 
 
-class TemporalUnreachableError(RuntimeError):
+class TemporalUnreachableError(OperatorError):
     """No Temporal server answers at the configured address, or the configuration is not valid."""
 
 

@@ -16,6 +16,7 @@ from temporalio.converter import (
 )
 
 from domain.encryption import EncryptionKeys
+from domain.operator_error import OperatorError
 
 ENCODING: Final = b"binary/encrypted"
 KEY_ID: Final = "encryption-key-id"
@@ -23,7 +24,7 @@ _NONCE_BYTES: Final = 12
 _LONGEST_SHOWN: Final = 64
 
 
-class UnreadablePayloadError(RuntimeError):
+class UnreadablePayloadError(OperatorError):
     """A payload is encrypted, and cannot be decrypted here.
 
     It does not fail the workflow: the workflow task is retried until the key is configured.

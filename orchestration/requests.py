@@ -30,6 +30,7 @@ from domain.names import (
     tenant_key,
     thing_name,
 )
+from domain.operator_error import OperatorError
 from domain.outbox import OUTBOX_SHARDS, OutboxShard
 from orchestration.search_attributes import TENANT_ID, THING_NAME
 
@@ -37,7 +38,7 @@ from orchestration.search_attributes import TENANT_ID, THING_NAME
 _SUMMARY_BYTES: Final = 200
 
 
-class UnknownCommandError(LookupError):
+class UnknownCommandError(OperatorError):
     """There is no workflow of a command with this id."""
 
     def __init__(self, job_id: str) -> None:

@@ -29,12 +29,13 @@ from domain.names import (
     SHADOW_DELTA_POLL,
     SHADOW_DELTA_POLL_SCHEDULE,
 )
+from domain.operator_error import OperatorError
 
 _SHORTEST_CATCHUP: Final = timedelta(seconds=10)
 """Temporal allows no shorter catch-up window."""
 
 
-class ScheduleError(RuntimeError):
+class ScheduleError(OperatorError):
     """Temporal does not allow this client to create or change a schedule."""
 
 

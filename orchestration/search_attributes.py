@@ -14,6 +14,7 @@ from domain.names import (
     TENANT_ID_ATTRIBUTE,
     THING_NAME_ATTRIBUTE,
 )
+from domain.operator_error import OperatorError
 
 TENANT_ID: Final = SearchAttributeKey.for_keyword(TENANT_ID_ATTRIBUTE)
 THING_NAME: Final = SearchAttributeKey.for_keyword(THING_NAME_ATTRIBUTE)
@@ -22,7 +23,7 @@ PROVISIONING_STATUS: Final = SearchAttributeKey.for_keyword(PROVISIONING_STATUS_
 _KEYWORD = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
 
 
-class SearchAttributesError(RuntimeError):
+class SearchAttributesError(OperatorError):
     """The namespace lacks search attributes; the message holds the command that adds them."""
 
 

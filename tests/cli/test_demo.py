@@ -7,10 +7,11 @@ import json
 import os
 import re
 import shlex
-import signal
+import subprocess
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
@@ -32,22 +33,19 @@ from tests.harness.command_line import (
     call,
     call_beside,
     environment_of,
+    interrupt,
     processes_of,
+    read_until,
     run,
     running,
+    without_configuration,
 )
 
 FLEET = ROOT / "cli" / "fleet.jsonl"
 
 
-def nothing_set() -> dict[str, str | None]:
-    """As on a machine where nothing is set up."""
-    ours = ("DATABASE_URL", "IOT_AWS_", "TEMPORAL_", "AWS_")
-    return {name: None for name in os.environ if name.startswith(ours)}
-
-
 def devices_of(fleet: Path) -> dict[UUID, str]:
-    """The Thing name of each device of a fleet."""
+    """Return the Thing name of each device of a fleet."""
     events = [json.loads(line) for line in fleet.read_text().splitlines()]
     return {
         UUID(event["deviceId"]): thing_name(
@@ -60,8 +58,8 @@ def devices_of(fleet: Path) -> dict[UUID, str]:
 # --- demo
 
 
-def test_the_sample_fleet_has_all_that_is_to_be_shown() -> None:
-    """At least 25 devices of 3 tenants, with repeats, late events, a suspension and decommissionings."""
+def test_sample_fleet_contains_every_kind_of_event_order() -> None:
+    """It has at least 25 devices of 3 tenants, repeated and late events, suspensions and decommissions."""
     events = [json.loads(line) for line in FLEET.read_text().splitlines()]
     times = [event["occurredAt"] for event in events]
     assert len({event["deviceId"] for event in events}) >= 25
@@ -71,17 +69,17 @@ def test_the_sample_fleet_has_all_that_is_to_be_shown() -> None:
     assert {event["type"] for event in events} >= {"DeviceSuspendedEvent", "DeviceDecommissionedEvent"}
 
 
-async def test_the_demo_shows_a_fleets_whole_life(tmp_path: Path) -> None:
-    """From an empty environment to exit code 0: a failure mended, every device in full, AWS as it must be."""
+async def test_demo_ends_with_every_device_as_expected(tmp_path: Path) -> None:
+    """Without configuration, it shows a failure and its retry, every device, and the agreement with AWS."""
     folder = tmp_path / "demo"
-    said = await run("demo", "--data", folder, **nothing_set())
-    assert (said.exit_code, said.stderr) == (0, "")
+    result = await run("demo", "--data", folder, **without_configuration())
+    assert (result.exit_code, result.stderr) == (0, "")
     assert processes_of(folder) == []
-    assert "failed as it must: PolicyNotFound: there is no IoT policy" in said.stdout
+    assert "failed as expected: PolicyNotFound: there is no IoT policy" in result.stdout
     devices = devices_of(FLEET)
     rows = {
         UUID(cells[1]): cells
-        for cells in (line.split() for line in said.stdout.splitlines())
+        for cells in (line.split() for line in result.stdout.splitlines())
         if len(cells) > 2 and cells[-1].startswith("http")
     }
     assert rows.keys() == devices.keys()
@@ -94,37 +92,50 @@ async def test_the_demo_shows_a_fleets_whole_life(tmp_path: Path) -> None:
     assert {"Active", "Active/Suspended", "Decommissioned"} <= set(statuses)
     active = sum(status.startswith("Active") for status in statuses)
     kinds = ("Things", "certificates", "active with a policy", "attached", "secrets")
-    held = ", ".join(f"{active} {kind}" for kind in kinds)
-    assert f"AWS holds {held}; the database says {active} Active bindings: they agree\n" in said.stdout
-    assert f"all {len(devices)} devices ended as they must\n" in said.stdout
-    assert "the device took the job shadow.applyDesiredState and ended it as SUCCEEDED\n" in said.stdout
-    (sent,) = (line for line in said.stdout.splitlines() if line.startswith("event sent: "))
+    counts = ", ".join(f"{active} {kind}" for kind in kinds)
+    assert (
+        f"AWS contains {counts}; the database contains {active} Active bindings: they agree\n"
+        in result.stdout
+    )
+    assert f"all {len(devices)} devices ended as expected\n" in result.stdout
+    assert "the device ended the job shadow.applyDesiredState as SUCCEEDED\n" in result.stdout
+    (sent,) = (line for line in result.stdout.splitlines() if line.startswith("event sent: "))
     event = json.loads(sent.removeprefix("event sent: "))
     assert event["type"] == "DeviceCommandCompletedEvent"
     assert event["data"]["statusDetails"] == {"applied": "all"}
     assert UUID(event["subject"]) in devices
 
 
-async def test_a_demo_that_stays_is_there_to_be_looked_at(tmp_path: Path) -> None:
-    """It says where everything is, HTTP with a key included, as a dev stack does, until Ctrl-C."""
+async def test_demo_that_stays_prints_the_addresses_last(tmp_path: Path) -> None:
+    """After the result it prints the addresses, as a dev stack does, and runs until Ctrl-C."""
     folder, device = tmp_path / "demo", Device("STAY-1")
     fleet = tmp_path / "fleet.jsonl"
     fleet.write_text(json.dumps(device.event("Provisioned")))
-    async with up(folder, "demo", "--stay", "--fleet", fleet) as (process, environment):
-        assert process.stdout is not None
-        while b"devices ended as they must" not in (line := await process.stdout.readline()):
-            assert line, "ended before its time"
-        assert await bindings_over_http(environment) == [str(device.device_id)]
-        assert await interrupted(process, folder) == 0
+    async with started(folder, "demo", "--stay", "--fleet", fleet) as stack:
+        assert "all 1 devices ended as expected\n" in stack.printed.partition("HTTP API")[0]
+        assert await bindings_over_http(stack.environment) == [str(device.device_id)]
+        assert (await interrupt(stack.process)).exit_code == 0
+        assert processes_of(folder) == []
 
 
-def test_a_folder_that_is_no_demos_is_left_alone(tmp_path: Path) -> None:
-    """The demo empties only a folder that a demo made, and none that a running one is on."""
+async def test_second_interrupt_of_a_demo_changes_nothing(tmp_path: Path) -> None:
+    """Two interrupts in the middle end it without a traceback, and no server is left running."""
+    folder = tmp_path / "demo"
+    async with running("demo", "--data", folder, **without_configuration()) as process:
+        await read_until(process.stdout, "failed as expected")
+        result = await interrupt(process, 2)
+    assert (result.exit_code, result.stderr) == (130, "")
+    assert "Traceback" not in result.stdout
+    assert processes_of(folder) == []
+
+
+def test_demo_empties_only_the_folder_of_a_demo(tmp_path: Path) -> None:
+    """A folder with something else in it is refused, and so is the folder of a running demo."""
     file = tmp_path / "precious"
     file.touch()
-    said = call("demo", "--data", str(tmp_path))
-    assert said.exit_code == 2
-    assert "--data" in said.stderr
+    result = call("demo", "--data", str(tmp_path))
+    assert result.exit_code == 2
+    assert "--data" in result.stderr
     (tmp_path / ".thingbridge-demo").touch()
     with (tmp_path / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -133,22 +144,22 @@ def test_a_folder_that_is_no_demos_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fleet", "why"),
-    [("", "holds no DeviceProvisionedEvent"), ("\n{}\n", "fleet.jsonl:2: eventId: is missing")],
+    ("fleet", "reason"),
+    [("", "contains no DeviceProvisionedEvent"), ("\n{}\n", "fleet.jsonl:2: eventId: is missing")],
 )
-def test_a_fleet_that_is_none_is_refused_before_anything_starts(tmp_path: Path, fleet: str, why: str) -> None:
-    """The line at fault is named, and no folder is made."""
+def test_wrong_fleet_is_refused_before_anything_starts(tmp_path: Path, fleet: str, reason: str) -> None:
+    """The error names the wrong line, and no folder is created."""
     file = tmp_path / "fleet.jsonl"
     file.write_text(fleet)
-    said = call("demo", "--fleet", str(file), "--data", str(tmp_path / "demo"), COLUMNS="200")
-    assert said.exit_code == 2
-    assert why in said.stderr
+    result = call("demo", "--fleet", str(file), "--data", str(tmp_path / "demo"), COLUMNS="200")
+    assert result.exit_code == 2
+    assert reason in result.stderr
     assert not (tmp_path / "demo").exists()
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_the_table_fits_a_terminal(columns: int) -> None:
-    """A device is one line, with a link to its runs; only the tenant in the Thing's name is shortened."""
+def test_table_fits_a_terminal(columns: int) -> None:
+    """A device is one line, with a link to its runs; ids and the tenant in the Thing's name are shortened."""
     device = Device("PUMP_001")
     desired = StatusChange(status=DesiredStatus.SUSPENDED, occurred_at=NOON, event_id=device.device_id)
     state = DeviceState(
@@ -184,71 +195,99 @@ def test_the_table_fits_a_terminal(columns: int) -> None:
 # --- dev
 
 
-def developing(folder: Path) -> AbstractAsyncContextManager[tuple[Process, dict[str, str]]]:
-    """A dev stack on free ports, and the environment it gives another shell."""
-    return up(folder, "dev", *(f"--{name}-port=0" for name in ("temporal", "ui", "aws", "api")))
+@dataclass(frozen=True)
+class Started:
+    """A stack that has printed its addresses."""
+
+    process: Process
+    printed: str
+    environment: dict[str, str]
+    """The variables of its file `environment`; with `HTTP`, the API's URL, and `KEY`, its key."""
+
+
+def started_dev(folder: Path) -> AbstractAsyncContextManager[Started]:
+    """Run a dev stack on free ports."""
+    return started(folder, "dev", *(f"--{name}-port=0" for name in ("temporal", "ui", "aws", "api")))
 
 
 @asynccontextmanager
-async def up(folder: Path, *command: str | Path) -> AsyncIterator[tuple[Process, dict[str, str]]]:
-    """Everything on this machine, and the environment it gives another shell."""
-    async with running(*command, "--data", folder, **nothing_set()) as process:
-        assert process.stdout is not None
-        said = b""
-        while b"In another shell: " not in said:
-            line = await process.stdout.readline()
-            assert line, f"ended after {said!r}"
-            said += line
-        written = (folder / "environment").read_text().splitlines()
-        environment = {
-            name: "".join(shlex.split(value)) for name, _, value in (line.partition("=") for line in written)
+async def started(folder: Path, *command: str | Path) -> AsyncIterator[Started]:
+    """Run a command until it has printed its addresses."""
+    # Started without uv, so that the commands that it prints need none.
+    environment = without_configuration() | {"UV_RUN_RECURSION_DEPTH": None}
+    async with running(*command, "--data", folder, **environment) as process:
+        printed = await read_until(process.stdout, "Ctrl-C stops everything.")
+        lines = (folder / "environment").read_text().splitlines()
+        written = {
+            name: "".join(shlex.split(value)) for name, _, value in (line.partition("=") for line in lines)
         }
         for variable in ("TEMPORAL_ADDRESS", "DATABASE_URL", "AWS_ENDPOINT_URL"):
-            assert environment[variable] in said.decode()
-        (at,) = re.findall(r"HTTP +(http://127.0.0.1:\d+)/docs, with the key (tb_\S+)", said.decode())
-        yield process, environment | dict(zip(("HTTP", "KEY"), at, strict=True))
+            assert written[variable] in printed
+        (api,) = re.findall(r"HTTP API +(http://127.0.0.1:\d+)/docs, with the key (tb_\S+)", printed)
+        yield Started(process, printed, written | dict(zip(("HTTP", "KEY"), api, strict=True)))
 
 
-async def interrupted(process: Process, folder: Path) -> int | None:
-    """The exit code after a Ctrl-C, which a terminal sends to the whole group."""
-    os.killpg(process.pid, signal.SIGINT)
-    await asyncio.wait_for(process.communicate(), 60)
-    assert processes_of(folder) == []
-    return process.returncode
+def printed_commands(stack: Started) -> list[str]:
+    """Return the commands that a stack prints for another shell."""
+    return re.findall(r"^  (.+)$", stack.printed.partition("In another shell:\n")[2], re.MULTILINE)
 
 
 async def bindings_over_http(environment: dict[str, str]) -> list[str]:
-    """The devices of which the HTTP doors of a dev stack know, by the key that it printed."""
+    """Return the devices that the API of a stack lists, with the key that it printed."""
     headers = {"Authorization": f"Bearer {environment['KEY']}"}
     async with httpx2.AsyncClient(base_url=environment["HTTP"], headers=headers, trust_env=False) as http:
-        answer = await http.get("/api/iot/bindings")
-    assert answer.status_code == 200
-    return [binding["deviceId"] for binding in answer.json()["items"]]
+        response = await http.get("/api/iot/bindings")
+    assert response.status_code == 200
+    return [binding["deviceId"] for binding in response.json()["items"]]
 
 
-async def test_a_dev_stack_serves_other_shells_and_keeps_its_data(tmp_path: Path) -> None:
-    """Another shell reaches it by its file, Ctrl-C ends all of it, the next start finds what there was."""
+async def test_dev_stack_serves_other_shells_and_keeps_its_data(tmp_path: Path) -> None:
+    """The printed commands run in another shell; Ctrl-C stops everything; the next start has the data."""
     folder, device = tmp_path / "dev stack", Device("DEV-1")
     events = tmp_path / "events.jsonl"
     events.write_text(json.dumps(device.event("Provisioned")))
-    async with developing(folder) as (process, environment):
+    async with started_dev(folder) as stack:
+        commands = printed_commands(stack)
         shell = await asyncio.create_subprocess_shell(
-            f"set -a; . {shlex.quote(str(folder / 'environment'))}; set +a; {THINGBRIDGE} send {events}",
-            env=environment_of(**nothing_set()),
+            " && ".join([commands[0].replace(";", " &&"), *commands[1:], f"{THINGBRIDGE} send {events}"]),
+            cwd="/",
+            env=environment_of(**without_configuration(), PATH=os.defpath),
+            stdout=subprocess.PIPE,
         )
-        assert await shell.wait() == 0
+        output, _ = await shell.communicate()
+        assert shell.returncode == 0, output
+        assert len(commands) == 4
+        assert b"there is no binding yet" in output
 
         async def active() -> bool:
-            said = await call_beside("bindings", "--device", str(device.device_id), **environment)
-            return " Active " in said.stdout
+            result = await call_beside("bindings", "--device", str(device.device_id), **stack.environment)
+            return " Active " in result.stdout
 
         await until(active, "the device is Active")
-        assert await bindings_over_http(environment) == [str(device.device_id)]
-        second = await run("dev", "--data", folder, **nothing_set())
+        assert await bindings_over_http(stack.environment) == [str(device.device_id)]
+        second = await run("dev", "--data", folder, **without_configuration())
         assert (second.exit_code, "already runs on" in second.stderr) == (2, True)
-        assert await interrupted(process, folder) == 0
-    async with developing(folder) as (process, environment):
+        assert (await interrupt(stack.process)).exit_code == 0
+        assert processes_of(folder) == []
+    async with started_dev(folder) as stack:
         assert await active()
-        assert await bindings_over_http(environment) == [str(device.device_id)]
-        assert take_inventory(environment["AWS_ENDPOINT_URL"]).things.keys() == {device.thing_name}
-        assert await interrupted(process, folder) == 0
+        assert await bindings_over_http(stack.environment) == [str(device.device_id)]
+        assert take_inventory(stack.environment["AWS_ENDPOINT_URL"]).things.keys() == {device.thing_name}
+        result = await interrupt(stack.process, 2)
+        assert result.exit_code in {0, 130}
+        assert "Traceback" not in result.stdout + result.stderr
+        assert processes_of(folder) == []
+
+
+@pytest.mark.parametrize("command", ["dev", "demo"])
+@pytest.mark.parametrize("folder", ["/proc/thingbridge", "FILE", "FILE/below"])
+def test_unusable_data_folder_is_one_sentence(tmp_path: Path, command: str, folder: str) -> None:
+    """A folder that cannot be written, or a file in its place, is refused with its path."""
+    file = tmp_path / "file"
+    file.touch()
+    path = folder.replace("FILE", str(file))
+    result = call(command, "--data", path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: cannot keep data in {path}: ")
+    assert result.stderr.endswith("; choose another data folder\n")
+    assert file.read_bytes() == b""

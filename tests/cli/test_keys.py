@@ -1,4 +1,4 @@
-"""`thingbridge keys`: made and shown once, listed without their text, revoked."""
+"""`thingbridge keys`: creating, listing and revoking API keys."""
 
 from uuid import uuid4
 
@@ -10,12 +10,12 @@ from tests.harness.command_line import call_beside
 from tests.harness.http_api import HttpApi
 
 
-async def test_a_key_opens_the_doors_until_it_is_revoked(http_api: HttpApi, engine: Engine) -> None:
-    """It is printed once, and neither the list nor the database has more of it than its id and hash."""
+async def test_key_is_accepted_and_its_secret_is_stored_nowhere(http_api: HttpApi, engine: Engine) -> None:
+    """The API accepts a key; the list and the database contain its id and hash only; it can be revoked."""
     tenant = str(uuid4())
-    made = await call_beside("keys", "create", "--tenant", tenant, "--label", "gate 3")
-    assert made.exit_code == 0
-    key = made.stdout.strip()
+    created = await call_beside("keys", "create", "--tenant", tenant, "--label", "gate 3")
+    assert created.exit_code == 0
+    key = created.stdout.strip()
     key_id, secret = key[3:11], key[12:]
     async with http_api.client(key) as http:
         assert (await http.get("/api/iot/bindings")).status_code == 200
@@ -35,7 +35,7 @@ async def test_a_key_opens_the_doors_until_it_is_revoked(http_api: HttpApi, engi
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("create",), "--operator"),
         (("create", "--operator", "--tenant", str(uuid4())), "--operator"),
@@ -44,17 +44,17 @@ async def test_a_key_opens_the_doors_until_it_is_revoked(http_api: HttpApi, engi
         (("revoke", "ffffffff"), "there is no key ffffffff: see `thingbridge keys list`"),
     ],
 )
-async def test_what_is_no_ones_key_is_refused(
-    http_api: HttpApi, arguments: tuple[str, ...], said: str
+async def test_wrong_arguments_for_a_key_are_refused(
+    http_api: HttpApi, arguments: tuple[str, ...], message: str
 ) -> None:
-    """A key is a tenant's or an operator's, and one to be revoked must be there."""
-    answer = await call_beside("keys", *arguments)
-    assert answer.exit_code == 2
-    assert said in answer.stderr
+    """A key is for one tenant or for an operator, and only an existing key can be revoked."""
+    result = await call_beside("keys", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
 
 
-def test_no_two_keys_are_alike() -> None:
-    """Neither id nor secret, and each is read as it is written."""
-    made = [ApiKey.make() for _ in range(100)]
-    assert len({key.id for key, _ in made}) == len({key.digest for key, _ in made}) == 100
-    assert all(ApiKey.read(text) == key for key, text in made)
+def test_keys_are_unique() -> None:
+    """Ids and secrets differ, and each key is parsed from its text."""
+    created = [ApiKey.make() for _ in range(100)]
+    assert len({key.id for key, _ in created}) == len({key.digest for key, _ in created}) == 100
+    assert all(ApiKey.read(text) == key for key, text in created)

@@ -1,13 +1,16 @@
-"""`thingbridge` as its users run it: in this process where that is enough, as a process where it matters."""
+"""`thingbridge` for tests: in this process where that is enough, as a process of its own where it matters."""
 
 import asyncio
 import atexit
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from asyncio import StreamReader
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -24,35 +27,35 @@ from cli import app
 
 THINGBRIDGE = Path(sys.executable).with_name("thingbridge")
 
-# Where python is told to write no bytecode, each start would compile everything anew.
+# Else, where no bytecode is written beside the source, every start would compile everything.
 _BYTECODE = tempfile.mkdtemp(prefix="thingbridge-bytecode-")
 atexit.register(shutil.rmtree, _BYTECODE, ignore_errors=True)
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a command printed, and how it ended."""
+class Result:
+    """The exit code and the output of a command."""
 
     exit_code: int | None
     stdout: str
     stderr: str
 
 
-def call(*arguments: str, **environment: str | None) -> Said:
+def call(*arguments: str, **environment: str | None) -> Result:
     """Run a command in this process; a variable that is None is not set for it."""
     with logging_as_it_was():
         result = CliRunner().invoke(app, arguments, env=environment, catch_exceptions=False)
-    return Said(result.exit_code, result.stdout, result.stderr)
+    return Result(result.exit_code, result.stdout, result.stderr)
 
 
-async def call_beside(*arguments: str, **environment: str | None) -> Said:
-    """The same, while the bridge of the tests goes on working."""
+async def call_beside(*arguments: str, **environment: str | None) -> Result:
+    """Run a command in a thread, while the tests' bridge goes on working."""
     return await asyncio.to_thread(call, *arguments, **environment)
 
 
 @contextmanager
 def logging_as_it_was() -> Iterator[None]:
-    """A command turns all logging to its own standard error, which is gone when it has ended."""
+    """Restore the logging at the end: a command directs it to a standard error that is then closed."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
@@ -63,25 +66,31 @@ def logging_as_it_was() -> Iterator[None]:
 
 
 def environment_of(**changes: str | None) -> dict[str, str]:
-    """This process's environment with changes, for another."""
+    """Return this process's environment with changes; a variable that is None is removed."""
     merged: dict[str, str | None] = {**os.environ, **changes, "PYTHONPYCACHEPREFIX": _BYTECODE}
     merged["PYTHONDONTWRITEBYTECODE"] = None
     return {name: value for name, value in merged.items() if value is not None}
 
 
-async def run(*arguments: str | Path, **changes: str | None) -> Said:
-    """Run the executable."""
+def without_configuration() -> dict[str, str | None]:
+    """Return the changes that make this environment one where nothing is configured."""
+    ours = ("DATABASE_URL", "IOT_AWS_", "TEMPORAL_", "AWS_")
+    return {name: None for name in os.environ if name.startswith(ours)}
+
+
+async def run(*arguments: str | Path, **changes: str | None) -> Result:
+    """Run the executable to its end."""
     async with running(*arguments, **changes) as process:
         stdout, stderr = await process.communicate()
-    return Said(process.returncode, stdout.decode(), stderr.decode())
+    return Result(process.returncode, stdout.decode(), stderr.decode())
 
 
-_MOST_SAID = 2**28
+_OUTPUT_LIMIT = 2**28
 
 
 @asynccontextmanager
-async def running(*arguments: str | Path, **changes: str | None) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The executable at work, in a process group of its own as a terminal gives it; killed if it stays."""
+async def running(*arguments: str | Path, **changes: str | None) -> AsyncIterator[Process]:
+    """Run the executable in a process group of its own, as a terminal does; kill it if it is left running."""
     process = await asyncio.create_subprocess_exec(
         THINGBRIDGE,
         *arguments,
@@ -90,9 +99,9 @@ async def running(*arguments: str | Path, **changes: str | None) -> AsyncIterato
         stderr=subprocess.PIPE,
         env=environment_of(**changes),
         process_group=0,
-        # A worker's log sink tells of all that waits in the outbox. A pipe that is full, since nobody reads
-        # it here, would stop the worker, and its end would never be seen.
-        limit=_MOST_SAID,
+        # A worker's log sink prints every event of the outbox. A full pipe, which nothing reads here, would
+        # stop the worker for ever.
+        limit=_OUTPUT_LIMIT,
     )
     try:
         yield process
@@ -102,14 +111,39 @@ async def running(*arguments: str | Path, **changes: str | None) -> AsyncIterato
         await process.communicate()
 
 
+async def read_until(output: StreamReader | None, expected: str) -> str:
+    """Read the output of a process up to and including the line that contains a text, and return it."""
+    assert output is not None
+    lines: list[str] = []
+    while not lines or expected not in lines[-1]:
+        lines.append((await output.readline()).decode())
+        assert lines[-1], f"the process ended without {expected!r} after:\n{''.join(lines)}"
+    return "".join(lines)
+
+
+async def interrupt(process: Process, times: int = 1) -> Result:
+    """Press Ctrl-C in the terminal of a process, and return the rest of its output.
+
+    Args:
+        process: of `running`.
+        times: how often, a twentieth of a second apart.
+    """
+    for _ in range(times):
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGINT)
+        await asyncio.sleep(0.05)
+    stdout, stderr = await asyncio.wait_for(process.communicate(), 60)
+    return Result(process.returncode, stdout.decode(), stderr.decode())
+
+
 def processes_of(folder: Path) -> list[str]:
-    """The command lines of whatever still runs on a folder."""
+    """Return the command lines of the processes that use a folder."""
     listed = subprocess.run(["ps", "-Awwo", "args"], capture_output=True, text=True, check=True)
     return [line for line in listed.stdout.splitlines() if str(folder) in line]
 
 
 def empty_database(engine: Engine, database_url: str) -> str:
-    """The URL of a database with nothing in it, beside the tests' own."""
+    """Create an empty database beside the tests' own, and return its URL."""
     name = f"empty_{uuid4().hex}"
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
@@ -117,7 +151,7 @@ def empty_database(engine: Engine, database_url: str) -> str:
 
 
 async def empty_namespace(client: Client) -> str:
-    """The name of a Temporal namespace with nothing registered in it."""
+    """Register an empty Temporal namespace, and return its name."""
     name = f"empty-{uuid4().hex}"
     day = Duration(seconds=86_400)
     await client.workflow_service.register_namespace(

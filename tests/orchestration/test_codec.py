@@ -149,9 +149,13 @@ SECRET = base64.b64encode(KEYS[OLD]).decode()
 @pytest.mark.parametrize(
     ("variables", "at_fault", "reason"),
     [
-        ({KEY_ID_SETTING: "k"}, KEY_ID_SETTING, "is one of IOT_AWS_ENCRYPTION__KEYS, which is not set"),
+        (
+            {KEY_ID_SETTING: "k"},
+            KEY_ID_SETTING,
+            "one of the ids in IOT_AWS_ENCRYPTION__KEYS, which is not set",
+        ),
         ({KEYS_SETTING: WRITTEN, KEY_ID_SETTING: "k"}, KEY_ID_SETTING, f"must be one of the ids .*: {OLD}, "),
-        ({KEYS_SETTING: SECRET}, KEYS_SETTING, "is no JSON"),
+        ({KEYS_SETTING: SECRET}, KEYS_SETTING, "is not JSON"),
         ({KEYS_SETTING: json.dumps([SECRET])}, KEYS_SETTING, "must be a JSON object"),
         ({KEYS_SETTING: "{}"}, KEYS_SETTING, "at least one key"),
         ({KEYS_SETTING: json.dumps({SECRET: "k"})}, KEYS_SETTING, "an id must be 1 to 32"),

@@ -1,4 +1,4 @@
-"""Settings as an operator gives them: what is read from where, and that nothing wrong is taken."""
+"""Reading the settings: their sources, their defaults, and the errors for what is wrong."""
 
 import os
 from pathlib import Path
@@ -16,6 +16,7 @@ from settings import (
     Settings,
     describe,
 )
+from settings.sections import SECTIONS
 
 REQUIRED = {
     "DATABASE_URL": "postgresql://bridge:hush@db.example/platform",
@@ -23,7 +24,7 @@ REQUIRED = {
 }
 ARN = "arn:aws:secretsmanager:eu-west-1:111122223333:secret:fleet-AbCdEf"
 
-# The contract's table.
+# As docs and other systems rely on them.
 DEFAULTS: dict[str, dict[str, object]] = {
     "credentials": {
         "fleet_credential_secret_arn": None,
@@ -87,64 +88,64 @@ BOUNDS = {
 
 
 def load(*given: dict[str, str]) -> Settings:
-    """The settings of an environment that holds what is required, and this."""
+    """Load the settings from an environment with the required variables and the given ones."""
     with patch.dict(
         os.environ, REQUIRED | {name: value for each in given for name, value in each.items()}, clear=True
     ):
         return Settings.load()
 
 
-def refusal(*given: dict[str, str]) -> str:
-    """Why an environment is refused."""
+def error_of(*given: dict[str, str]) -> str:
+    """Return the error message for a wrong environment."""
     with pytest.raises(InvalidSettingsError) as refused:
         load(*given)
     return str(refused.value)
 
 
 def value_of(settings: Settings, variable: str) -> object:
-    """What a variable has become."""
-    section, knob = variable.removeprefix("IOT_AWS_").lower().split("__")
-    return getattr(getattr(settings, section), knob)
+    """Return the loaded value of a variable."""
+    section, name = variable.removeprefix("IOT_AWS_").lower().split("__")
+    return getattr(getattr(settings, section), name)
 
 
-def test_the_defaults_are_the_contracts() -> None:
-    """With nothing but what is required, every knob of the contract has the contract's default."""
+def test_settings_have_the_documented_defaults() -> None:
+    """With only the required variables set, every setting has its documented default."""
     settings = load()
     found = {
-        section: {knob: getattr(getattr(settings, section), knob) for knob in knobs}
-        for section, knobs in DEFAULTS.items()
+        section: {name: getattr(getattr(settings, section), name) for name in names}
+        for section, names in DEFAULTS.items()
     }
     assert found == DEFAULTS
 
 
 @pytest.mark.parametrize(("variable", "bounds"), BOUNDS.items())
-def test_a_number_just_outside_its_bounds_is_refused(variable: str, bounds: tuple[int, int]) -> None:
-    """The bounds themselves are taken; one less or one more is refused with the name and both bounds."""
+def test_number_just_outside_its_bounds_is_refused(variable: str, bounds: tuple[int, int]) -> None:
+    """The bounds themselves are accepted; one less or one more is refused with the name and both bounds."""
     least, most = bounds
     for value in bounds:
         assert value_of(load({variable: str(value)}), variable) == value
     for value in (least - 1, most + 1):
-        said = refusal({variable: str(value)})
-        assert said.startswith(f"{variable}: ")
-        assert f"{least} to {most}" in said
+        message = error_of({variable: str(value)})
+        assert message.startswith(f"{variable}: ")
+        assert f"{least} to {most}" in message
 
 
 @given(variable=st.sampled_from(sorted(BOUNDS)), number=st.integers(-20_000, 20_000))
-def test_a_number_is_taken_where_it_lies_within_its_bounds(variable: str, number: int) -> None:
-    """Whatever the number, it is taken as it is or refused by name, as the bounds say."""
+def test_number_is_accepted_exactly_within_its_bounds(variable: str, number: int) -> None:
+    """Any number is accepted unchanged or refused by name, depending on the bounds."""
     least, most = BOUNDS[variable]
     if least <= number <= most:
         assert value_of(load({variable: str(number)}), variable) == number
     else:
-        assert refusal({variable: str(number)}).startswith(f"{variable}: ")
+        assert error_of({variable: str(number)}).startswith(f"{variable}: ")
 
 
 @given(
-    variable=st.sampled_from(sorted(knob.variable for _, knobs in describe() for knob in knobs)),
+    variable=st.sampled_from(sorted(setting.variable for _, section in describe() for setting in section)),
     value=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])),
 )
-def test_no_text_at_all_breaks_the_reading(variable: str, value: str) -> None:
-    """Any text in any variable is either taken or refused in one line that begins with the variable."""
+def test_any_text_is_accepted_or_refused_in_one_line(variable: str, value: str) -> None:
+    """Any text in any variable is either accepted or refused in one line that begins with the variable."""
     try:
         load({variable: value})
     except InvalidSettingsError as refused:
@@ -172,7 +173,7 @@ def test_no_text_at_all_breaks_the_reading(variable: str, value: str) -> None:
         ("IOT_AWS_WORKER__AREAS", '{"jobs": true}', "must be a JSON list"),
         ("IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME", "two words", "the name of the IoT policy"),
         ("IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME", "é", "the name of the IoT policy"),
-        ("IOT_AWS_PROVISIONING__SECRET_NAME_TEMPLATE", "iot/devices/key", "must hold {thingName}"),
+        ("IOT_AWS_PROVISIONING__SECRET_NAME_TEMPLATE", "iot/devices/key", "must contain {thingName}"),
         ("IOT_AWS_PROVISIONING__SECRET_NAME_TEMPLATE", "a b/{thingName}", "only ASCII letters, digits"),
         ("IOT_AWS_PROVISIONING__SECRET_NAME_TEMPLATE", "{tenant}/{thingName}", "only ASCII letters, digits"),
         ("IOT_AWS_PROVISIONING__SECRET_NAME_TEMPLATE", "x" * 385 + "{thingName}", "AWS allows 512"),
@@ -190,25 +191,25 @@ def test_no_text_at_all_breaks_the_reading(variable: str, value: str) -> None:
         ("IOT_AWS_LOG__FORMAT", "xml", "json or text"),
     ],
 )
-def test_a_wrong_value_is_refused_with_what_is_allowed(variable: str, value: str, allowed: str) -> None:
-    """The refusal begins with the variable's name and ends with what it may hold."""
-    said = refusal({variable: value})
-    assert said.startswith(f"{variable}: ")
-    assert allowed in said
+def test_wrong_value_is_refused_with_the_allowed_values(variable: str, value: str, allowed: str) -> None:
+    """The error begins with the variable's name and contains the allowed values."""
+    message = error_of({variable: value})
+    assert message.startswith(f"{variable}: ")
+    assert allowed in message
 
 
-def test_a_secret_of_the_longest_name_is_allowed() -> None:
-    """A template may be as long as AWS's limit of 512 leaves it beside a Thing name of 128."""
+def test_secret_name_template_of_maximum_length_is_accepted() -> None:
+    """A template and a Thing name of 128 characters may together reach AWS's limit of 512."""
     template = "x" * 384 + "{thingName}"
     settings = load({"IOT_AWS_PROVISIONING__SECRET_NAME_TEMPLATE": template})
     assert settings.provisioning.secret_name_template == template
 
 
-def test_all_that_is_wrong_or_missing_is_said_at_once() -> None:
-    """One line for each setting at fault, so that one start tells it all."""
+def test_error_lists_every_wrong_and_missing_setting() -> None:
+    """The error has one line for each setting at fault, so that one start shows all of them."""
     nothing = dict.fromkeys(REQUIRED, "")
-    said = refusal(nothing, {"IOT_AWS_JOBS__JOB_TRACKING_TTL_HOURS": "721", "IOT_AWS_LOG__LEVEL": "LOUD"})
-    assert sorted(line.partition(": ")[0] for line in said.splitlines()) == [
+    message = error_of(nothing, {"IOT_AWS_JOBS__JOB_TRACKING_TTL_HOURS": "721", "IOT_AWS_LOG__LEVEL": "LOUD"})
+    assert sorted(line.partition(": ")[0] for line in message.splitlines()) == [
         "DATABASE_URL",
         "IOT_AWS_JOBS__JOB_TRACKING_TTL_HOURS",
         "IOT_AWS_LOG__LEVEL",
@@ -217,7 +218,7 @@ def test_all_that_is_wrong_or_missing_is_said_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "there_is"),
+    ("variable", "value", "existing"),
     [
         ("IOT_AWS_SHADOW__POLL_SECONDS", "30", "IOT_AWS_SHADOW__POLL_INTERVAL_SECONDS"),
         ("IOT_AWS_SHADOW__POLL_INTERVAL_SECONDS__MORE", "30", "IOT_AWS_SHADOW__POLL_INTERVAL_SECONDS"),
@@ -227,36 +228,38 @@ def test_all_that_is_wrong_or_missing_is_said_at_once() -> None:
         ("IOT_AWS_POLL_INTERVAL_SECONDS", "30", "IOT_AWS_SHADOW__…"),
     ],
 )
-def test_a_variable_that_is_no_setting_is_refused(variable: str, value: str, there_is: str) -> None:
-    """A misspelt variable, a section given as one, or an unknown section is refused with what there is."""
-    said = refusal({variable: value})
-    assert said.startswith(f"{variable}: no such setting; there are ")
-    assert there_is in said
+def test_unknown_variable_is_refused_with_the_existing_ones(variable: str, value: str, existing: str) -> None:
+    """A misspelt variable, a section set as a variable, and an unknown section are refused."""
+    message = error_of({variable: value})
+    assert message.startswith(f"{variable}: no such setting; there are ")
+    assert existing in message
 
 
-def test_other_variables_are_nobodys_business() -> None:
-    """Only what bears the prefix is ours to judge, and its letters' case does not matter."""
+def test_variables_without_the_prefix_are_ignored() -> None:
+    """Only variables with the prefix are read, in any case."""
     settings = load({"AWS_REGION": "eu-west-1", "IOT_OTHER": "x", "iot_aws_shadow__poll_batch_size": "7"})
     assert settings.shadow.poll_batch_size == 7
 
 
-def test_the_fleet_credential_secret_is_named_by_its_arn() -> None:
-    """Worker and API take the same one; a name alone tells no region, so it is refused."""
+def test_fleet_credential_secret_requires_an_arn() -> None:
+    """Worker and API accept an ARN; a name alone is refused, since it contains no region."""
     given = {"IOT_AWS_CREDENTIALS__FLEET_CREDENTIAL_SECRET_ARN": ARN}
     assert load(given).credentials.fleet_credential_secret_arn == ARN
     with patch.dict(os.environ, REQUIRED | given, clear=True):
         assert ApiSettings.load().credentials.fleet_credential_secret_arn == ARN
-    said = refusal(dict.fromkeys(given, "fleet-keys"))
-    assert said.startswith("IOT_AWS_CREDENTIALS__FLEET_CREDENTIAL_SECRET_ARN: ")
+    message = error_of(dict.fromkeys(given, "fleet-keys"))
+    assert message.startswith("IOT_AWS_CREDENTIALS__FLEET_CREDENTIAL_SECRET_ARN: ")
 
 
-def test_nothing_is_erased_by_itself_without_the_key_that_denies_it() -> None:
-    """A number of days needs the key, a short key is none, and the key is in no representation."""
+def test_erasure_retention_requires_a_hash_key() -> None:
+    """A number of days requires the key, a short key is refused, and no representation contains the key."""
     days = {"IOT_AWS_ERASURE__RETENTION_DAYS": "30"}
-    assert refusal(days).startswith("IOT_AWS_ERASURE__HASH_KEY: is required where IOT_AWS_ERASURE__RETENTION")
-    said = refusal(days, {"IOT_AWS_ERASURE__HASH_KEY": "hush"})
-    assert said.startswith("IOT_AWS_ERASURE__HASH_KEY: ")
-    assert "hush" not in said
+    assert error_of(days).startswith(
+        "IOT_AWS_ERASURE__HASH_KEY: is required where IOT_AWS_ERASURE__RETENTION"
+    )
+    message = error_of(days, {"IOT_AWS_ERASURE__HASH_KEY": "hush"})
+    assert message.startswith("IOT_AWS_ERASURE__HASH_KEY: ")
+    assert "hush" not in message
     settings = load(days, {"IOT_AWS_ERASURE__HASH_KEY": 8 * "hush"})
     assert settings.erasure.hashing is not None
     assert "hush" not in f"{settings!r} {settings}"
@@ -271,8 +274,8 @@ def test_nothing_is_erased_by_itself_without_the_key_that_denies_it() -> None:
         ("sns", ["TOPIC_ARN"]),
     ],
 )
-def test_a_sink_needs_its_address(sink: str, needed: list[str]) -> None:
-    """What the chosen sink cannot do without is asked for by name, and of the others nothing."""
+def test_chosen_sink_requires_its_own_settings(sink: str, needed: list[str]) -> None:
+    """The settings of the chosen sink are required by name, those of the other sinks are not."""
     given = {
         "IOT_AWS_EVENTS__WEBHOOK_URL": "https://hooks.example/in?token=hush",
         "IOT_AWS_EVENTS__WEBHOOK_SECRET": f"whsec_{32 * 'A'} whsec_{84 * 'B'}9w==",
@@ -281,8 +284,8 @@ def test_a_sink_needs_its_address(sink: str, needed: list[str]) -> None:
     }
     chosen = {"IOT_AWS_EVENTS__SINK": sink}
     for name in needed:
-        said = refusal(chosen, {other: given[other] for other in given if not other.endswith(name)})
-        assert said.startswith(f"IOT_AWS_EVENTS__{name}: is required where IOT_AWS_EVENTS__SINK is {sink}")
+        message = error_of(chosen, {other: given[other] for other in given if not other.endswith(name)})
+        assert message.startswith(f"IOT_AWS_EVENTS__{name}: is required where IOT_AWS_EVENTS__SINK is {sink}")
     settings = load(chosen, {name: given[name] for name in given if name.endswith(tuple(needed))})
     assert settings.events.sink == sink
     assert not {"hush", 32 * "A"} & set(f"{settings!r} {settings}".split("'"))
@@ -319,11 +322,11 @@ def test_a_webhook_is_https_or_on_this_machine(url: str) -> None:
         "hooks.example/hush",
     ],
 )
-def test_another_webhook_is_refused(url: str) -> None:
-    """With the form to write, and without what was given."""
-    said = refusal({"IOT_AWS_EVENTS__WEBHOOK_URL": url})
-    assert said.startswith("IOT_AWS_EVENTS__WEBHOOK_URL: ")
-    assert "hush" not in said
+def test_insecure_or_malformed_webhook_url_is_refused(url: str) -> None:
+    """The error names the setting and does not repeat the value."""
+    message = error_of({"IOT_AWS_EVENTS__WEBHOOK_URL": url})
+    assert message.startswith("IOT_AWS_EVENTS__WEBHOOK_URL: ")
+    assert "hush" not in message
 
 
 @pytest.mark.parametrize(
@@ -339,15 +342,15 @@ def test_another_webhook_is_refused(url: str) -> None:
         " ",
     ],
 )
-def test_what_is_no_webhook_secret_is_refused(secret: str) -> None:
-    """Each must be `whsec_` and the base64 of 24 to 64 bytes; what was given is not repeated."""
-    said = refusal({"IOT_AWS_EVENTS__WEBHOOK_SECRET": secret})
-    assert said.startswith("IOT_AWS_EVENTS__WEBHOOK_SECRET: each secret must be whsec_")
-    assert "AAA" not in said
+def test_malformed_webhook_secret_is_refused(secret: str) -> None:
+    """Each secret must be `whsec_` and the base64 of 24 to 64 bytes; the error does not repeat the value."""
+    message = error_of({"IOT_AWS_EVENTS__WEBHOOK_SECRET": secret})
+    assert message.startswith("IOT_AWS_EVENTS__WEBHOOK_SECRET: each secret must be whsec_")
+    assert "AAA" not in message
 
 
-def test_the_toml_file_is_read_and_the_environment_wins(tmp_path: Path) -> None:
-    """What the file says stands, in the table's letters too, but where the environment says otherwise."""
+def test_environment_overrides_the_toml_file(tmp_path: Path) -> None:
+    """The file sets what the environment does not, with names in lower or upper case."""
     file = tmp_path / "thingbridge.toml"
     file.write_text(
         f'DATABASE_URL = "{REQUIRED["DATABASE_URL"]}"\n'
@@ -365,27 +368,27 @@ def test_the_toml_file_is_read_and_the_environment_wins(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("[shadow]\npoll_interval_seconds = 4", "IOT_AWS_SHADOW__POLL_INTERVAL_SECONDS (in FILE): "),
         ("[shadow]\npoll_interval_seconds = true", "IOT_AWS_SHADOW__POLL_INTERVAL_SECONDS (in FILE): "),
         ("[shadow]\npoll_interval_seconds.x = 1", "IOT_AWS_SHADOW__POLL_INTERVAL_SECONDS (in FILE): "),
-        ("[shadow]\npoll_seconds = 30", "IOT_AWS_SHADOW__POLL_SECONDS: no such setting; "),
-        ("shadow = 30", "IOT_AWS_SHADOW: no such setting; "),
-        ("[shadows]\npoll_batch_size = 30", "IOT_AWS_SHADOWS__POLL_BATCH_SIZE: no such setting; "),
-        ("[shadow", "IOT_AWS_CONFIG_FILE: FILE is no TOML file: "),
-        ("\xff", "IOT_AWS_CONFIG_FILE: FILE is no TOML file: "),
+        ("[shadow]\npoll_seconds = 30", "IOT_AWS_SHADOW__POLL_SECONDS (in FILE): no such setting; "),
+        ("shadow = 30", "IOT_AWS_SHADOW (in FILE): no such setting; "),
+        ("[shadows]\npoll_batch_size = 30", "IOT_AWS_SHADOWS__POLL_BATCH_SIZE (in FILE): no such setting; "),
+        ("[shadow", "IOT_AWS_CONFIG_FILE: FILE is not TOML: "),
+        ("\xff", "IOT_AWS_CONFIG_FILE: FILE is not TOML: "),
         (None, "IOT_AWS_CONFIG_FILE: cannot read FILE: No such file or directory"),
     ],
 )
-def test_what_is_wrong_in_the_toml_file_is_refused_by_name(
-    tmp_path: Path, content: str | None, said: str
+def test_wrong_toml_file_is_refused_with_setting_and_file(
+    tmp_path: Path, content: str | None, message: str
 ) -> None:
-    """The setting and the file are named; so is a file that is not there or is no TOML."""
+    """The error names the setting and the file, also a file that does not exist or is not TOML."""
     file = tmp_path / "thingbridge.toml"
     if content is not None:
         file.write_bytes(content.encode("latin-1"))
-    assert refusal({"IOT_AWS_CONFIG_FILE": str(file)}).replace(str(file), "FILE").startswith(said)
+    assert error_of({"IOT_AWS_CONFIG_FILE": str(file)}).replace(str(file), "FILE").startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -399,8 +402,8 @@ def test_what_is_wrong_in_the_toml_file_is_refused_by_name(
         "postgresql://bridge:hush%40hush%2F@[2001:db8::1]/platform?sslmode=verify-full",
     ],
 )
-def test_a_database_url_is_what_libpq_takes(url: str) -> None:
-    """TCP, unix sockets, several hosts: taken as written, and the password is in no representation."""
+def test_database_url_that_libpq_can_parse_is_accepted(url: str) -> None:
+    """TCP, unix sockets and several hosts are accepted unchanged; no representation shows the password."""
     settings = load({"DATABASE_URL": url})
     assert settings.database_url.get_secret_value() == url
     assert "hush" not in f"{settings!r} {settings}"
@@ -414,22 +417,36 @@ def test_a_database_url_is_what_libpq_takes(url: str) -> None:
         "postgresql+psycopg://bridge:hush@db.example/platform",
         "postgresql://bridge:hu%zzsh@db.example/platform",
         "postgresql://db.example/platform?pasword=hush",
-        # With these, libpq takes the rest of the password for a host or a port.
+        # libpq reads the rest of these passwords as a host or a port.
         "postgresql://bridge:x@hush@db.example/platform",
         "postgresql://bridge:hush/x@db.example/platform",
     ],
 )
-def test_another_database_url_is_refused_without_its_password(url: str) -> None:
-    """The refusal gives the form to write, and never repeats what was given."""
-    said = refusal({"DATABASE_URL": url})
-    assert said.startswith("DATABASE_URL: ")
-    assert "postgresql://USER:PASSWORD@HOST:PORT/NAME" in said
-    assert "hush" not in said
+def test_malformed_database_url_is_refused_without_its_password(url: str) -> None:
+    """The error shows the form to use and does not repeat the value."""
+    message = error_of({"DATABASE_URL": url})
+    assert message.startswith("DATABASE_URL: ")
+    assert "postgresql://USER:PASSWORD@HOST:PORT/NAME" in message
+    assert "hush" not in message
 
 
-def test_each_command_needs_no_more_than_it_uses() -> None:
-    """A client of the workflows needs no setting at all, a reader of the rows its database alone."""
+def test_each_process_requires_only_the_settings_it_uses() -> None:
+    """A client of the workflows requires no setting, a reader of the database only DATABASE_URL."""
     with patch.dict(os.environ, clear=True):
         assert ClientSettings.load().worker.task_queue == "thingbridge"
         with pytest.raises(InvalidSettingsError, match=r"^DATABASE_URL: is required"):
             DatabaseSettings.load()
+
+
+@pytest.mark.parametrize("settings_class", [ApiSettings, Settings])
+def test_described_sections_are_the_ones_that_are_read(settings_class: type[ClientSettings]) -> None:
+    """Every section of a process is described, in the most complete form that any process reads."""
+    for name, field in settings_class.model_fields.items():
+        if name != "database_url":
+            assert isinstance(field.annotation, type)
+            assert issubclass(SECTIONS[name], field.annotation)
+
+
+def test_every_described_section_is_read_by_a_process() -> None:
+    """No section is described that no process reads."""
+    assert SECTIONS.keys() == (ApiSettings.model_fields | Settings.model_fields).keys() - {"database_url"}

@@ -25,7 +25,7 @@ from domain.outgoing_event import AwsThingDecommissioned
 from domain.provisioning_status import ProvisioningStatus
 from settings import Settings
 from tests.harness.bridge import HASH_KEY, Bridge, Device, until, worker_on
-from tests.harness.command_line import Said, call_beside
+from tests.harness.command_line import Result, call_beside
 from tests.harness.http_api import HttpApi
 
 HASHING = SerialHashing(HASH_KEY)
@@ -49,12 +49,12 @@ async def test_no_table_identifies_an_erased_device(bridge: Bridge, http_api: Ht
     await decommissioned(bridge, device)
     assert {name for name in names if tables_with(bridge, name)} == names
     assert {"iotaws_binding_transitions", "iotaws_outbox"} <= tables_with(bridge, arns(bridge, device)[1])
-    assert await erase(str(device.device_id)) == Said(0, f"device {device.device_id} erased\n", "")
+    assert await erase(str(device.device_id)) == Result(0, f"device {device.device_id} erased\n", "")
     await bridge.send_and_wait(device, device.event("Provisioned"), device.event("Activated", 5))
     assert {name: tables_with(bridge, name) for name in names} == {name: set() for name in names}
     assert await denied(http_api, device.tenant_id, device.serial_number)
     result = await erase(str(device.device_id))
-    assert result == Said(0, f"device {device.device_id} was erased before\n", "")
+    assert result == Result(0, f"device {device.device_id} was erased before\n", "")
 
 
 async def test_erased_serial_number_is_denied_to_its_tenant_only(
@@ -87,7 +87,7 @@ async def test_live_or_unknown_device_is_not_erased(bridge: Bridge) -> None:
         live: f"device {live.device_id} is not decommissioned: decommission it first",
         unknown: f"device {unknown.device_id} is unknown",
     }.items():
-        assert await erase(str(device.device_id)) == Said(2, "", f"error: {reason}\n")
+        assert await erase(str(device.device_id)) == Result(2, "", f"error: {reason}\n")
     assert bridge.require_binding(live).thing_name == live.thing_name
 
 
@@ -148,12 +148,12 @@ async def test_erasure_of_a_tenant_erases_its_decommissioned_devices(
     pages = [erase_some(session, HASHING, TEST, limit=2, tenant_id=tenant) for _ in range(3)]
     assert pages == [2, 1, 0]
     session.rollback()
-    assert await erase("--tenant", str(tenant)) == Said(1, "3 erased, 1 left\n", "")
+    assert await erase("--tenant", str(tenant)) == Result(1, "3 erased, 1 left\n", "")
     assert [bridge.require_binding(device).thing_name for device in gone] == [None, None, None]
     assert bridge.require_binding(live).thing_name
     assert bridge.require_binding(other).thing_name
     await decommissioned(bridge, live)
-    assert await erase("--tenant", str(tenant)) == Said(0, "1 erased, 0 left\n", "")
+    assert await erase("--tenant", str(tenant)) == Result(0, "1 erased, 0 left\n", "")
 
 
 async def test_sweep_erases_devices_after_the_retention(
@@ -304,7 +304,7 @@ def test_erasure_covers_every_table_with_a_device_id() -> None:
     assert {name for name in known if f"({name}" not in source} == set()
 
 
-async def erase(*arguments: str) -> Said:
+async def erase(*arguments: str) -> Result:
     return await call_beside("erase", *arguments)
 
 

@@ -1,4 +1,4 @@
-"""Lifecycle events from files to the devices' workflows."""
+"""Sending lifecycle events from files to the devices' workflows."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -17,9 +17,9 @@ from orchestration.client import connect
 from orchestration.requests import send_event
 from settings import ClientSettings
 
-_AT_ONCE: Final = 32
-# Said of the namespace or the connection, not of the event: no line fares better than this one.
-_SAID_OF_ALL: Final = frozenset(
+_CONCURRENCY: Final = 32
+# Errors of the namespace or the connection, not of one event: every other line would fail too.
+_ERRORS_OF_EVERY_EVENT: Final = frozenset(
     {
         RPCStatusCode.NOT_FOUND,
         RPCStatusCode.PERMISSION_DENIED,
@@ -35,14 +35,14 @@ class _Line:
     number: int
     size: int
     content: bytes
-    """At most as much of it as an event may have."""
+    """The beginning of the line, one byte longer than an event may be."""
 
 
 async def send_files(settings: ClientSettings, files: Sequence[Path]) -> int:
-    """Send every valid event of the files, report every line that is none, and return the exit code.
+    """Send every valid event of the files, report every invalid line, and return the exit code.
 
     Raises:
-        RPCError: Temporal takes no event at all.
+        RPCError: Temporal accepts no event at all.
     """
     client = await connect(settings.encryption.in_use)
     sent = failed = 0
@@ -56,7 +56,7 @@ async def send_files(settings: ClientSettings, files: Sequence[Path]) -> int:
     ) as progress:
         bar = progress.add_task("sending", total=sum(file.stat().st_size for file in files) or 1, sent=0)
 
-        async def take(lines: Iterator[_Line]) -> None:
+        async def send_lines(lines: Iterator[_Line]) -> None:
             nonlocal sent, failed
             for line in lines:
                 if line.content.strip():
@@ -70,13 +70,13 @@ async def send_files(settings: ClientSettings, files: Sequence[Path]) -> int:
                 progress.update(bar, advance=line.size, sent=sent)
 
         lines = _lines(files)
-        await asyncio.gather(*(take(lines) for _ in range(_AT_ONCE)))
+        await asyncio.gather(*(send_lines(lines) for _ in range(_CONCURRENCY)))
     standard_output().print(f"{sent} sent, {failed} refused")
     return 1 if failed else 0
 
 
 async def _send_line(client: Client, line: _Line, task_queue: str) -> str | None:
-    """Send one line; what is wrong with it, if anything."""
+    """Send one line, and return what is wrong with it, or None."""
     if line.size > len(line.content):
         return f"event: has {line.size} bytes, at most {EVENT_SIZE_LIMIT} are allowed"
     try:
@@ -84,14 +84,14 @@ async def _send_line(client: Client, line: _Line, task_queue: str) -> str | None
     except InvalidEventError as error:
         return str(error)
     except RPCError as error:
-        if error.status in _SAID_OF_ALL:
+        if error.status in _ERRORS_OF_EVERY_EVENT:
             raise
         return f"not sent, Temporal refused: {error.message}"
     return None
 
 
 def _lines(files: Sequence[Path]) -> Iterator[_Line]:
-    """Every line of the files, as it is asked for: a file may be larger than memory, and so may a line."""
+    """Yield the lines one at a time: a file may be larger than memory, and so may a line."""
     for file in files:
         with file.open("rb") as opened:
             number = 0

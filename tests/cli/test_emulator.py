@@ -1,0 +1,83 @@
+"""`thingbridge emulator`: the AWS emulator alone."""
+
+import re
+import socket
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import pytest
+
+from embedded.emulator.client import aws_client
+from embedded.processes import choose_ports
+from tests.harness.command_line import (
+    call,
+    interrupt,
+    processes_of,
+    read_until,
+    running,
+    without_configuration,
+)
+
+
+@asynccontextmanager
+async def started(*arguments: str) -> AsyncIterator[tuple[Process, str]]:
+    """Run the emulator on a free port, and yield its process and the endpoint URL that it prints."""
+    (port,) = choose_ports(0)
+    async with running("emulator", "--port", str(port), *arguments, **without_configuration()) as process:
+        printed = await read_until(process.stdout, "AWS_SECRET_ACCESS_KEY")
+        (endpoint_url,) = re.findall(r"^export AWS_ENDPOINT_URL=(\S+)$", printed, re.MULTILINE)
+        assert endpoint_url == f"http://127.0.0.1:{port}"
+        yield process, endpoint_url
+
+
+def thing_names(endpoint_url: str) -> list[str]:
+    return [thing["thingName"] for thing in aws_client("iot", endpoint_url).list_things()["things"]]
+
+
+async def test_emulator_answers_and_keeps_its_account(tmp_path: Path) -> None:
+    """It answers at the printed URL, and with a state file the account is there again at the next start."""
+    state = tmp_path / "new" / "aws.state"
+    async with started("--state", str(state)) as (process, endpoint_url):
+        aws_client("iot", endpoint_url).create_thing(thingName="kept")
+        result = await interrupt(process)
+        assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+    assert processes_of(tmp_path) == []
+    async with started("--state", str(state)) as (process, endpoint_url):
+        assert thing_names(endpoint_url) == ["kept"]
+        assert (await interrupt(process)).exit_code == 0
+
+
+async def test_emulator_without_state_file_starts_empty() -> None:
+    """It keeps nothing, and a second interrupt changes nothing."""
+    for _ in range(2):
+        async with started() as (process, endpoint_url):
+            assert thing_names(endpoint_url) == []
+            aws_client("iot", endpoint_url).create_thing(thingName="forgotten")
+            result = await interrupt(process, 2)
+        assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_port_in_use_is_one_sentence() -> None:
+    """A port that another server listens on is refused, with what to do."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        port = server.getsockname()[1]
+        result = call("emulator", "--port", str(port))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"error: cannot listen on 127.0.0.1, port {port}: it is in use; choose another --port\n"
+    )
+
+
+@pytest.mark.parametrize("state", ["/proc/thingbridge/aws.state", "FOLDER", "FOLDER/file/aws.state"])
+def test_unusable_state_file_is_one_sentence(tmp_path: Path, state: str) -> None:
+    """A file that cannot be written, or a folder in its place, is refused with its path."""
+    (tmp_path / "file").touch()
+    path = state.replace("FOLDER", str(tmp_path))
+    (port,) = choose_ports(0)
+    result = call("emulator", "--port", str(port), "--state", path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert re.fullmatch(
+        rf"error: cannot write {re.escape(path)}: [^;\n]+; give --state \S+ file\n", result.stderr
+    )
