@@ -72,7 +72,7 @@ def test_every_installed_distribution_has_the_pinned_version() -> None:
         if pins().get(name) != version
     }
     assert not wrong, (
-        f"{wrong}: run scripts/pin after a change of a dependency, uv sync after a change of a pin"
+        f"{wrong}: scripts/pin follows a changed dependency, uv sync a changed pin"
     )
 
 
