@@ -1,5 +1,5 @@
 # The production image: the worker by default, and every other command of `thingbridge`.
-# What the dev stack runs on (embedded servers, moto, test tools) is not in it.
+# It contains neither the extra `embedded` (the servers of the dev stack) nor a development group.
 
 FROM python:3.11.14-slim-bookworm AS build
 COPY --from=ghcr.io/astral-sh/uv:0.13.9 /uv /usr/local/bin/uv
@@ -8,12 +8,12 @@ ENV UV_COMPILE_BYTECODE=1 \
     UV_PYTHON_DOWNLOADS=never \
     VIRTUAL_ENV=/opt/thingbridge
 WORKDIR /src
-# Dependencies first, so that a change of code does not fetch them again. Known files only, and wheels only:
-# no dependency runs code of its own at build time.
+# Dependencies first, so that a change of code does not download them again. Only files with a known hash, and
+# only wheels: no dependency runs code at build time.
 COPY deploy/requirements.txt deploy/requirements.txt
 RUN uv venv "$VIRTUAL_ENV" \
     && uv pip sync --require-hashes --only-binary :all: deploy/requirements.txt
-# .dockerignore lets through what the wheel is made of, and nothing else.
+# .dockerignore admits the files of the wheel, and nothing else.
 COPY . .
 RUN uv pip install --no-deps .
 
@@ -25,7 +25,7 @@ ENV PATH="/opt/thingbridge/bin:$PATH" \
     PYTHONUNBUFFERED=1
 USER 10001:10001
 WORKDIR /home/thingbridge
-# The worker takes no new work on SIGTERM and gives its activities time to end: allow it a grace period.
+# On SIGTERM the worker accepts no new task and lets its activities end: give it a grace period.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["thingbridge"]
 CMD ["worker"]

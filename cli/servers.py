@@ -85,10 +85,10 @@ def codec(
 
 
 def _require_free(host: str, port: int) -> None:
-    """Refuse an address that a server cannot listen on: uvicorn would only log that, and not what to do.
+    """Refuse an address that a server cannot listen on. (uvicorn would log the reason, but not what to do.)
 
     Raises:
-        OperatorError: another process listens there, or the host is none of this machine.
+        OperatorError: another process listens there, or the host is not an address of this machine.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

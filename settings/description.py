@@ -12,7 +12,7 @@ class SettingDescription(NamedTuple):
 
     variable: str
     default: str | None
-    """None where the setting is required."""
+    """None if the setting is required."""
     allowed: str
 
 

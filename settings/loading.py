@@ -106,7 +106,7 @@ class ClientSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources: what an earlier one sets, a later one does not change."""
+        """Return the sources; a setting comes from the first source that has it."""
         return env_settings, _ConfigFile(settings_cls)
 
     @classmethod

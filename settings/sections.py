@@ -1,6 +1,6 @@
 """The sections of the settings: every name, default, bound and description is here and nowhere else.
 
-A docstring and the descriptions of its fields are what `thingbridge --help` prints of a section.
+`thingbridge --help` prints the docstring of each section and the descriptions of its fields.
 """
 
 from base64 import b64decode

@@ -1,4 +1,4 @@
-"""What is installed, here and in an image, is what the repository pins."""
+"""The versions that the repository pins: installed here, and in an image."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ OURS = canonicalize_name(PYPROJECT["project"]["name"])
 
 
 def pins() -> dict[str, str]:
-    """The version that pyproject.toml pins for each distribution, on this Python and platform."""
+    """Return the version that pyproject.toml pins for each distribution, on this Python and platform."""
     found: dict[str, str] = {}
     for text in PYPROJECT["tool"]["uv"]["constraint-dependencies"]:
         pin = Requirement(text)
         (clause,) = pin.specifier
-        assert clause.operator == "==", f"{text} is no exact pin"
+        assert clause.operator == "==", f"{text} is not an exact pin"
         if pin.marker is None or pin.marker.evaluate():
             found[canonicalize_name(pin.name)] = clause.version
     return found
 
 
 def deployed() -> dict[str, tuple[Requirement, list[str]]]:
-    """Each requirement of deploy/requirements.txt with its hashes."""
+    """Return each requirement of deploy/requirements.txt with its hashes."""
     found: dict[str, tuple[Requirement, list[str]]] = {}
     for line in DEPLOYED.replace("\\\n", " ").splitlines():
         if line.strip() and not line.lstrip().startswith("#"):
@@ -40,12 +40,12 @@ def deployed() -> dict[str, tuple[Requirement, list[str]]]:
 
 
 def names(requirements: list[str]) -> set[str]:
-    """The distributions named by a list of requirements."""
+    """Return the names of the distributions in a list of requirements."""
     return {canonicalize_name(Requirement(requirement).name) for requirement in requirements}
 
 
 def needed_in_production() -> set[str]:
-    """The project's dependencies, at whatever remove."""
+    """Return the project's direct and indirect dependencies."""
     needed: set[str] = set()
     left = [Requirement(text) for text in PYPROJECT["project"]["dependencies"]]
     while left:
@@ -62,8 +62,8 @@ def needed_in_production() -> set[str]:
     return {name.split("[")[0] for name in needed}
 
 
-def test_every_installed_distribution_is_the_version_pinned() -> None:
-    """A fresh clone installs what its authors tested, not what came out since."""
+def test_every_installed_distribution_has_the_pinned_version() -> None:
+    """A fresh clone installs the versions that its authors tested, not later ones."""
     installed = {canonicalize_name(found.name): found.version for found in metadata.distributions()}
     del installed[OURS]
     wrong = {
@@ -71,11 +71,13 @@ def test_every_installed_distribution_is_the_version_pinned() -> None:
         for name, version in installed.items()
         if pins().get(name) != version
     }
-    assert not wrong, f"{wrong}: run scripts/pin where a dependency changed, uv sync where a pin did"
+    assert not wrong, (
+        f"{wrong}: scripts/pin follows a changed dependency, uv sync a changed pin"
+    )
 
 
-def test_production_installs_the_versions_pinned() -> None:
-    """An image holds the versions that the tests ran on."""
+def test_production_installs_the_pinned_versions() -> None:
+    """An image contains the versions that the tests ran with."""
     wrong = [
         str(requirement)
         for name, (requirement, _) in deployed().items()
@@ -86,34 +88,48 @@ def test_production_installs_the_versions_pinned() -> None:
 
 
 def test_production_installs_every_dependency() -> None:
-    """Nothing that the project needs at run time, at whatever remove, is left out of an image."""
+    """An image contains every direct and indirect dependency of the project."""
     assert needed_in_production() <= deployed().keys()
 
 
 def test_every_deployed_requirement_has_a_hash() -> None:
-    """An image is built from known files only."""
+    """An image is built only from files with a known hash."""
     for requirement, hashes in deployed().values():
         assert hashes, f"{requirement} has no hash"
         assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", found) for found in hashes), str(requirement)
 
 
-def test_deployed_requirements_name_no_place() -> None:
-    """Where packages come from is the machine's business: no address, no index, no path."""
+def test_deployed_requirements_contain_no_location() -> None:
+    """The machine decides from where it installs: the file has no address, no index and no path."""
     for line in DEPLOYED.splitlines():
         assert not re.search(r"://|--(extra-)?index|--find-links|file:|(^|\s)[./~]+/", line), line
 
 
-@pytest.mark.parametrize("group", ["dev", "embedded"])
-def test_production_installs_nothing_of_a_development_group(group: str) -> None:
-    """The emulator, the embedded servers and the test tools stay out of an image, but for what it needs."""
-    unwanted = names(PYPROJECT["dependency-groups"][group]) - needed_in_production()
+@pytest.mark.parametrize(
+    "development",
+    [
+        PYPROJECT["dependency-groups"]["dev"],
+        PYPROJECT["dependency-groups"]["checks"],
+        PYPROJECT["project"]["optional-dependencies"]["embedded"],
+    ],
+    ids=["dev", "checks", "embedded"],
+)
+def test_production_installs_no_development_dependency(development: list[str]) -> None:
+    """An image contains no embedded server and no test tool, unless the project itself depends on it."""
+    unwanted = names(development) - needed_in_production()
     assert unwanted
     assert not unwanted & deployed().keys()
 
 
-def test_no_distribution_brings_a_package_of_our_names() -> None:
-    """Which of two were imported would rest on their order on the path."""
+def test_clone_of_the_repository_has_the_extra_embedded() -> None:
+    """The servers are listed once, as an extra of the package, which a default group installs."""
+    assert PYPROJECT["dependency-groups"]["embedded"] == ["thingbridge[embedded]"]
+    assert "embedded" in PYPROJECT["tool"]["uv"]["default-groups"]
+
+
+def test_no_distribution_contains_a_package_of_our_names() -> None:
+    """The order on the path would decide which of two packages of one name is imported."""
     wheel = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
     ours = {name.removesuffix(".py") for name in wheel["only-include"]}
-    brought = metadata.packages_distributions()
-    assert [name for name in ours if set(brought.get(name, [])) - {OURS}] == []
+    installed = metadata.packages_distributions()
+    assert [name for name in ours if set(installed.get(name, [])) - {OURS}] == []

@@ -1,4 +1,4 @@
-"""Help, version, and what a start of the command line imports."""
+"""The help, the version, and the modules that they import."""
 
 import itertools
 import json
@@ -125,7 +125,7 @@ def test_answer_without_a_call_imports_no_slow_module(arguments: list[str], exit
 
 
 def test_missing_setting_is_reported_without_slow_modules() -> None:
-    """A command that lacks a setting ends before it imports what it would work with."""
+    """A command that lacks a setting ends before it imports the libraries of its work."""
     command = [sys.executable, "-c", PRINT_IMPORTS, "worker"]
     environment = environment_of(DATABASE_URL=None, IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME=None)
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -135,7 +135,7 @@ def test_missing_setting_is_reported_without_slow_modules() -> None:
 
 
 def test_production_install_offers_no_embedded_server() -> None:
-    """Without the packages of the extra `embedded`, only its commands are missing, and say what they need."""
+    """Without the extra `embedded` only its commands are missing, and an error names the extra."""
     listed = without_embedded_servers("--help")
     assert listed.returncode == 0
     words = {line.split()[0] for line in listed.stdout.splitlines() if line.strip()}

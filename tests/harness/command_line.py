@@ -1,4 +1,4 @@
-"""`thingbridge` for tests: in this process where that is enough, as a process of its own where it matters."""
+"""Running `thingbridge` in tests: in this process, or as a process of its own."""
 
 import asyncio
 import atexit

@@ -1,4 +1,4 @@
-"""Reading the settings: their sources, their defaults, and the errors for what is wrong."""
+"""Reading the settings: their sources, their defaults, and the errors for wrong ones."""
 
 import os
 from pathlib import Path
