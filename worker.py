@@ -17,7 +17,7 @@ from temporalio.worker import Worker
 
 from activities.attempt import AttemptInterceptor
 from activities.events import EventActivities
-from aws.clients import AwsClients, AwsConfigurationError, FleetSecret
+from aws.clients import AwsClients, FleetSecret
 from aws.credential_refresh import refresh_in_background
 from aws.credentials import FleetCredentials
 from aws.location import RETRY_SECONDS, discover
@@ -25,41 +25,28 @@ from composition import compose_activities, compose_events, compose_job_watch, o
 from db.aws_credentials import record_check
 from db.aws_location import save_location
 from db.engine import open_engine
-from db.erasure import WrongHashKeyError, require_hash_key
-from db.migrate import SchemaOutdatedError, require_current
+from db.erasure import require_hash_key
+from db.migrate import require_current
 from domain.area import Area
 from domain.enrolment import AwsLocation
 from domain.names import event_queue, job_queue
+from domain.operator_error import OperatorError
 from observability import telemetry
-from observability.exposition import MetricsAddressError
 from observability.gauges import measure_credentials, measure_outbox, stop_measuring
 from observability.metrics import CREDENTIALS_REFRESHES
 from observability.metrics_server import serving_metrics
 from orchestration import workers
-from orchestration.client import TemporalUnreachableError, connect, end_process
+from orchestration.client import connect, end_process
 from orchestration.interceptors import LogContextInterceptor
 from orchestration.requests import start_publishers
 from orchestration.sandbox import WORKFLOW_RUNNER
-from orchestration.schedules import ScheduleError, schedules, upsert_schedules
-from orchestration.search_attributes import SearchAttributesError, require_search_attributes
-from settings import InvalidSettingsError, Settings
+from orchestration.schedules import schedules, upsert_schedules
+from orchestration.search_attributes import require_search_attributes
+from settings import Settings
 from settings import Worker as WorkerSettings
 from workflows.outbox_publisher import OutboxPublisher
 
 logger = logging.getLogger("thingbridge.worker")
-
-REFUSALS: Final = (
-    InvalidSettingsError,
-    SchemaOutdatedError,
-    SearchAttributesError,
-    ScheduleError,
-    WrongHashKeyError,
-    TemporalUnreachableError,
-    AwsConfigurationError,
-    MetricsAddressError,
-    OperationalError,
-)
-"""The errors for which a worker does not start. Each message states what is missing and what to do."""
 
 INTERCEPTORS: Final = (LogContextInterceptor(), AttemptInterceptor())
 """The interceptors of every worker."""
@@ -294,7 +281,7 @@ def main() -> None:
         settings = Settings.load()
         configure_telemetry(settings)
         asyncio.run(serve(settings))
-    except REFUSALS as error:
+    except (OperatorError, OperationalError) as error:
         sys.stderr.write(f"error: {error}\n")
         end_process(2)
     end_process(0)

@@ -35,7 +35,8 @@ class DeviceSnapshot(Message):
     failure_reason: str | None = None
     decommissioned: bool = False
     status_to_report: DesiredStatus | None = None
-    step_retry_seconds: float = 86_400.0
+    step_retry_seconds: float = 0.0
+    """How long one step is retried; 0 only where there is no device, and so no step."""
     retired_certificates: int = 0
     """The number of replaced certificates that are still to be deleted."""
 
