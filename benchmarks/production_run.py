@@ -70,6 +70,7 @@ from benchmarks.production.servers import (
 )
 from db.engine import open_engine
 from db.models import AwsThingBinding, RetiredCertificate
+from domain.names import CLAIM_CERTIFICATE_CHECK_SCHEDULE
 from domain.provisioning_status import ProvisioningStatus
 from embedded import REGION
 from embedded.emulator.client import aws_client
@@ -177,6 +178,7 @@ class _Run:
         try:
             await self._first_devices(watcher, api, provisioning)
             await self._load(watcher, api, provisioning, faults=faults)
+            await self._check_claims()
             await self._wait_until_idle(watcher)
             denied = Finding("`/verify` denies the serial number of each decommissioned device")
             for device in self._all_devices():
@@ -371,6 +373,22 @@ class _Run:
                     with suppress(Exception):
                         await asyncio.to_thread(server.start)
             await asyncio.sleep(1)
+
+    async def _check_claims(self) -> None:
+        """Run the daily claim certificate check now, and wait for its end.
+
+        It signals the devices that enrolled while Temporal was away for longer than /registered waits.
+        """
+        schedule = (await self._connect()).get_schedule_handle(CLAIM_CERTIFICATE_CHECK_SCHEDULE)
+        before = (await schedule.describe()).info.num_actions
+        await schedule.trigger()
+        self._print(f"schedule {CLAIM_CERTIFICATE_CHECK_SCHEDULE} is triggered")
+
+        async def ended() -> bool:
+            info = (await schedule.describe()).info
+            return info.num_actions > before and not info.running_actions
+
+        await poll_until(ended, pause=1)
 
     async def _wait_until_idle(self, watcher: Watcher) -> None:
         """Wait until every event is published and no workflow of a device or command is running."""
