@@ -107,9 +107,9 @@ def test_every_temporal_command_exists(words: list[str]) -> None:
     assert options_in(words) <= set(re.findall(r"--[a-z-]+", help_text + temporal_output("options")))
 
 
-def test_handbook_commands_run_in_a_fresh_clone() -> None:
-    """`uv sync` installs both programs in the clone's environment, so each command needs `uv run`."""
-    commands = [*shell_commands(HANDBOOK), *re.findall(r"`([^`\n]+)`", HANDBOOK)]
+def test_commands_run_in_a_fresh_clone() -> None:
+    """Each command starts with `uv run`, because `uv sync` installs both programs in the clone's environment."""
+    commands = [*shell_commands(DOCUMENTS), *re.findall(r"`([^`\n]+)`", HANDBOOK)]
     assert not [command for command in commands if re.match(r"(thingbridge|temporal) ", command)]
 
 
