@@ -24,7 +24,7 @@ from orchestration.client import connect
 from orchestration.schedules import schedules, upsert_schedules
 from orchestration.search_attributes import register_search_attributes
 from settings import Settings
-from tests.harness.bridge import HASH_KEY, POLICY, Bridge, commands_on
+from tests.harness.bridge import HASH_KEY, POLICY, Bridge, command_workers_on
 from tests.harness.commands import Commands, queues
 from tests.harness.enrolment import EnrolmentHarness
 from tests.harness.http_api import HttpApi, open_http_api
@@ -35,7 +35,7 @@ from worker import compose_worker
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
     """The embedded servers; this process's environment points at them."""
     before = dict(os.environ)
-    unlike_production: dict[str, int | str] = {
+    faster_than_production: dict[str, int | str] = {
         # Continue-as-new is suggested at a twentieth of the default length, so that bursts can be small.
         "limit.historyCount.suggestContinueAsNew": 200,
         # Retries are due within 50 ms; by default the server checks its timers once a second.
@@ -43,7 +43,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
     }
     folder = tmp_path_factory.mktemp("stack")
     with Stack(
-        folder, temporal_port=0, ui_port=0, aws_port=0, temporal_settings=unlike_production
+        folder, temporal_port=0, ui_port=0, aws_port=0, temporal_settings=faster_than_production
     ) as addresses:
         isolate(os.environ, addresses)
         os.environ["IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME"] = POLICY
@@ -94,7 +94,7 @@ async def bridge(
 ) -> AsyncIterator[Bridge]:
     """The bridge with a running worker."""
     create_device_policy(stack.aws_endpoint_url, POLICY)
-    clients = observers()
+    clients = clients_of_tests()
     worker_engine = open_engine(stack.database_url, pool_size=settings.worker.max_concurrent_activities)
     async with compose_worker(settings, client, aws, worker_engine):
         yield Bridge(client, engine, stack.aws_endpoint_url, clients)
@@ -103,7 +103,7 @@ async def bridge(
 
 @pytest_asyncio.fixture(scope="session")
 async def http_api(engine: Engine, client: Client) -> AsyncIterator[HttpApi]:
-    """The HTTP API; a worker runs behind it only where a test also uses `bridge`."""
+    """The HTTP API; a worker handles its events only if a test also uses `bridge`."""
     async with open_http_api(engine) as opened:
         yield opened
 
@@ -111,19 +111,21 @@ async def http_api(engine: Engine, client: Client) -> AsyncIterator[HttpApi]:
 @pytest.fixture(scope="session")
 def enrolment(engine: Engine, aws: AwsClients) -> EnrolmentHarness:
     """Devices that enrol themselves in the AWS location that a worker has stored."""
-    place = aws.find_location(None)
+    location = aws.find_location(None)
     with Session(engine) as session, session.begin():
-        save_location(session, place)
-    return EnrolmentHarness(place, engine)
+        save_location(session, location)
+    return EnrolmentHarness(location, engine)
 
 
 @pytest_asyncio.fixture(scope="session")
 async def _command_workers(
     bridge: Bridge, settings: Settings, aws: AwsClients, engine: Engine
 ) -> AsyncIterator[None]:
-    async with AsyncExitStack() as at_work:
-        for queue, own in queues(settings).items():
-            await at_work.enter_async_context(commands_on(queue, own, bridge, aws, engine))
+    async with AsyncExitStack() as running_workers:
+        for queue, queue_settings in queues(settings).items():
+            await running_workers.enter_async_context(
+                command_workers_on(queue, queue_settings, bridge, aws, engine)
+            )
         yield
 
 
@@ -143,7 +145,7 @@ def faulty_bridge(bridge: Bridge) -> Iterator[Bridge]:
     bridge.emulator.clear_faults()
 
 
-def observers() -> dict[str, Any]:
+def clients_of_tests() -> dict[str, Any]:
     """Return the AWS clients of the tests, which do not trigger the faults meant for the bridge."""
     config = Config(retries={"total_max_attempts": 1}, max_pool_connections=32)
     return {name: boto3.client(name, config=config) for name in ("iot", "iot-data", "secretsmanager")}

@@ -30,7 +30,7 @@ from embedded.stack import Addresses
 from orchestration.client import connect
 from orchestration.search_attributes import register_search_attributes
 from settings import ApiSettings, Settings
-from tests.conftest import observers
+from tests.conftest import clients_of_tests
 from tests.harness.bridge import POLICY, Bridge, Device, until
 from tests.harness.command_line import empty_database, empty_namespace
 from tests.harness.http_api import open_http_api
@@ -87,7 +87,7 @@ async def deployment(
     loaded = Settings.load()
     database = open_engine(loaded.database_url.get_secret_value())
     upgrade(database)
-    yield Deployment(Bridge(own, database, stack.aws_endpoint_url, observers()), loaded)
+    yield Deployment(Bridge(own, database, stack.aws_endpoint_url, clients_of_tests()), loaded)
     database.dispose()
 
 
@@ -131,7 +131,7 @@ async def test_without_provisioning_no_thing_is_created(deployment: Deployment) 
     async with deployment.worker(Area.FLEET_PROVISIONING, Area.SHADOW) as bridge:
         await bridge.send_and_wait(device, device.event("Provisioned"), device.event("Activated", 1))
     assert bridge.binding(device) is None
-    assert bridge.traces(device).thing is None
+    assert bridge.aws_resources(device).thing is None
     with Session(bridge.engine) as session:
         assert session.get(DeviceStateRow, device.device_id) is not None
 
@@ -144,7 +144,7 @@ async def test_provisioned_device_is_decommissioned_without_that_area(deployment
     async with deployment.worker(Area.SHADOW) as bridge:
         await bridge.send_and_wait(device, device.event("Decommissioned", 1))
     assert bridge.require_binding(device).provisioning_status is ProvisioningStatus.DECOMMISSIONED
-    assert bridge.traces(device).thing is None
+    assert bridge.aws_resources(device).thing is None
 
 
 @pytest.mark.parametrize("area", ALL_AREAS)

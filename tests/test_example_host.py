@@ -26,7 +26,7 @@ from embedded.processes import choose_ports
 from embedded.stack import Addresses
 from tests import ROOT
 from tests.harness.bridge import POLICY, Device, until
-from tests.harness.command_line import empty_database, empty_namespace, environment_of
+from tests.harness.command_line import empty_database, empty_namespace, process_environment
 
 HOST = ROOT / "examples" / "host"
 PINS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["constraint-dependencies"]
@@ -50,7 +50,7 @@ async def running(
         process = await asyncio.create_subprocess_exec(
             *command,
             cwd=HOST,
-            env=environment_of(**own, PYTHONPATH=None, VIRTUAL_ENV=None),
+            env=process_environment(**own, PYTHONPATH=None, VIRTUAL_ENV=None),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

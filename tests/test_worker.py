@@ -37,8 +37,8 @@ from tests.harness.bridge import Bridge, Device, until
 from tests.harness.command_line import (
     empty_database,
     empty_namespace,
-    environment_of,
-    logging_as_it_was,
+    process_environment,
+    restored_logging,
     run,
     running,
 )
@@ -119,7 +119,7 @@ async def stderr_until(process: asyncio.subprocess.Process, text: str) -> bytes:
 @pytest.mark.parametrize("command", [["thingbridge", "worker"], ["python", "worker.py"]], ids=" ".join)
 def test_worker_without_required_settings_names_them(command: list[str]) -> None:
     """Started either way, it ends at once and prints the names of the missing variables, and nothing else."""
-    environment = environment_of(DATABASE_URL=None, IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME=None)
+    environment = process_environment(DATABASE_URL=None, IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME=None)
     executable = Path(sys.executable).with_name(command[0])
     result = subprocess.run(
         [executable, *command[1:]], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
@@ -234,7 +234,7 @@ async def test_versioned_worker_runs_after_the_command_it_logs(bridge: Bridge) -
         async def made_current() -> bool:
             path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
             shell = await asyncio.create_subprocess_shell(
-                command, env=environment_of(PATH=path), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                command, env=process_environment(PATH=path), stdout=subprocess.PIPE, stderr=subprocess.PIPE
             )
             await shell.communicate()
             return shell.returncode == 0
@@ -256,7 +256,7 @@ async def test_versioned_worker_runs_after_the_command_it_logs(bridge: Bridge) -
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
     """Return a stream for the log in place of standard error."""
-    with logging_as_it_was():
+    with restored_logging():
         yield io.StringIO()
 
 
@@ -327,11 +327,11 @@ async def test_device_of_a_killed_worker_is_healed_by_another(bridge: Bridge, or
     await bridge.wait_for_end(orphan.device, 45)
     binding = bridge.require_binding(orphan.device)
     assert binding.provisioning_status is ProvisioningStatus.ACTIVE
-    traces = bridge.traces(orphan.device, orphan.certificate_arn)
-    (certificate,) = traces.certificates
+    resources = bridge.aws_resources(orphan.device, orphan.certificate_arn)
+    (certificate,) = resources.certificates
     assert (certificate.arn, certificate.status) == (binding.certificate_arn, "ACTIVE")
     assert certificate.arn != orphan.certificate_arn
-    assert fits(traces.key, bridge.certificate_pem(certificate.arn))
+    assert fits(resources.key, bridge.certificate_pem(certificate.arn))
 
 
 async def test_activity_rate_limit_is_that_of_the_task_queue(

@@ -229,12 +229,12 @@ class Watcher:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def until(self, condition: Callable[[Records], bool]) -> None:
-        """Return when the condition is true of the records."""
+        """Wait until the condition is true for the records."""
         async with self._polled:
             await self._polled.wait_for(lambda: condition(self.records))
 
     async def wait_for_status(self, device: FleetDevice, status: ProvisioningStatus) -> None:
-        """Return when the device's binding has this status."""
+        """Wait until the device's binding has this status."""
         await self.until(lambda records: records.statuses.get(device.device_id or UUID(int=0)) is status)
 
     def _read(self) -> Records:

@@ -97,7 +97,7 @@ class Server:
         self._running().send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """Stop the process in order, if it runs."""
+        """Stop the process gracefully, if it runs."""
         process = self._process
         if process is None or process.poll() is not None:
             return

@@ -13,8 +13,8 @@ async def test_an_existing_secret_gets_the_key_of_the_new_certificate(bridge: Br
     other = bridge.iot.create_keys_and_certificate(setAsActive=False)["keyPair"]["PrivateKey"]
     bridge.secrets.create_secret(Name=name, SecretString=other)
     await bridge.send_and_wait(device, device.event("Provisioned"))
-    (certificate,) = bridge.traces(device).certificates
-    assert fits(bridge.traces(device).key, bridge.certificate_pem(certificate.arn))
+    (certificate,) = bridge.aws_resources(device).certificates
+    assert fits(bridge.aws_resources(device).key, bridge.certificate_pem(certificate.arn))
 
 
 async def test_a_secret_being_deleted_costs_one_certificate(faulty_bridge: Bridge) -> None:
@@ -28,8 +28,8 @@ async def test_a_secret_being_deleted_costs_one_certificate(faulty_bridge: Bridg
     assert faulty_bridge.transitions(device) == ["Pending", "ThingCreated", "CertIssued"]
     faulty_bridge.secrets.restore_secret(SecretId=name)
     await faulty_bridge.wait_for_end(device)
-    (certificate,) = faulty_bridge.traces(device).certificates
-    assert fits(faulty_bridge.traces(device).key, faulty_bridge.certificate_pem(certificate.arn))
+    (certificate,) = faulty_bridge.aws_resources(device).certificates
+    assert fits(faulty_bridge.aws_resources(device).key, faulty_bridge.certificate_pem(certificate.arn))
     assert faulty_bridge.transitions(device)[3:] == ["ThingCreated", "CertIssued", "SecretStored", "Active"]
 
 

@@ -101,8 +101,8 @@ async def test_a_decommissioned_serial_number_is_denied(
     """It is denied from the event on, before the teardown ends; the same number of another tenant is not."""
     device = Device("DENIED-1")
     async with http_api.operator() as http:
-        await enrol(http, enrolment.in_aws(bridge, device))
-        enrolled = enrolment.enrolled(device)
+        await enrol(http, enrolment.create_aws_resources(bridge, device))
+        enrolled = enrolment.with_assigned_id(device)
         await bridge.wait_for_end(enrolled)
         assert await verdict(http, device) == ADMITTED
         erasing = bridge.emulator.add_fault(
@@ -117,7 +117,7 @@ async def test_a_decommissioned_serial_number_is_denied(
         await bridge.wait_for_end(enrolled)
         assert enrolment.require_binding(device).provisioning_status is DECOMMISSIONED
         assert await verdict(http, device) == denied(reason)
-        with enrolment.nothing_written(device):
+        with enrolment.no_rows_written(device):
             refused = await http.post(REGISTERED, json=enrolment.body(device))
         assert (refused.status_code, problem(refused)["detail"]) == (403, reason)
         assert await verdict(http, Device("DENIED-1")) == ADMITTED
@@ -143,7 +143,7 @@ async def test_a_serial_number_that_the_platform_reuses_may_enrol(
     async with http_api.operator() as http:
         assert await verdict(http, device) == ADMITTED
         # The platform's saga creates the certificate of this device.
-        with enrolment.nothing_written(device):
+        with enrolment.no_rows_written(device):
             answer = await http.post(REGISTERED, json=enrolment.body(device))
     assert problem(answer)["status"] == 409
     assert "Pending" in problem(answer)["detail"]
@@ -160,10 +160,10 @@ async def test_a_live_serial_number_is_denied_without_allow_reprovision(
         device_id = await enrol(http, body)
         status, answer = await verdict(http, device)
         assert (status, answer["allowProvisioning"]) == (403, False)
-        with enrolment.nothing_written(device):
+        with enrolment.no_rows_written(device):
             refused = await http.post(REGISTERED, json=enrolment.body(device))
             assert problem(refused)["status"] == 409
-            assert await enrol(http, body, again=True) == device_id
+            assert await enrol(http, body, already_provisioned=True) == device_id
 
 
 # Registration
@@ -176,14 +176,14 @@ async def test_registration_stores_device_and_binding_and_reports_the_status(
     device = Device("JOIN-1")
     assert device.tenant_id is not None
     expires = datetime(2027, 3, 1, tzinfo=UTC)
-    body = enrolment.in_aws(bridge, device) | {
+    body = enrolment.create_aws_resources(bridge, device) | {
         "tenantId": None,
         "label": "Pump, hall 3",
         "claimCertificateExpiresAt": "2027-03-01T01:00:00+01:00",
     }
     async with http_api.tenant(device.tenant_id) as http:
         device_id = await enrol(http, body)
-    enrolled = enrolment.enrolled(device)
+    enrolled = enrolment.with_assigned_id(device)
     assert enrolled.device_id == device_id
     (row,) = enrolment.device_rows(device)
     assert (row.id, row.model, row.firmware_version, row.label, row.status) == (
@@ -203,13 +203,13 @@ async def test_registration_stores_device_and_binding_and_reports_the_status(
     assert (published.type, published.data["provisionedViaJitp"]) == ("AwsThingProvisionedEvent", True)
     await bridge.wait_for_end(enrolled)
     assert reported(bridge, device) == "Active"
-    before = bridge.traces(enrolled)
+    before = bridge.aws_resources(enrolled)
     later = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()
     await bridge.send_and_wait(
         enrolled, enrolled.event("Provisioned"), enrolled.event("Suspended", occurredAt=later)
     )
     assert reported(bridge, device) == "Suspended"
-    assert bridge.traces(enrolled) == before
+    assert bridge.aws_resources(enrolled) == before
     assert bridge.transitions(enrolled) == ["Active"]
     assert bridge.published(enrolled) == ["AwsThingProvisionedEvent"]
 
@@ -220,8 +220,8 @@ async def test_a_repeated_registration_changes_nothing(engine: Engine, enrolment
     body = enrolment.body(device)
     async with operator_without_temporal(engine) as http:
         device_id = await enrol(http, body)
-        with enrolment.nothing_written(device):
-            assert await enrol(http, body | {"firmwareVersion": "2.0"}, again=True) == device_id
+        with enrolment.no_rows_written(device):
+            assert await enrol(http, body | {"firmwareVersion": "2.0"}, already_provisioned=True) == device_id
 
 
 async def test_fifty_concurrent_repeats_are_one_enrolment(
@@ -234,7 +234,7 @@ async def test_fifty_concurrent_repeats_are_one_enrolment(
         answers = await asyncio.gather(*(http.post(REGISTERED, json=body) for _ in range(50)))
     assert Counter(answer.status_code for answer in answers) == {200: 50}
     assert Counter(answer.json()["alreadyProvisioned"] for answer in answers) == {False: 1, True: 49}
-    enrolled = enrolment.enrolled(device)
+    enrolled = enrolment.with_assigned_id(device)
     assert {answer.json()["deviceId"] for answer in answers} == {str(enrolled.device_id)}
     assert [row.id for row in enrolment.device_rows(device)] == [enrolled.device_id]
     assert bridge.transitions(enrolled) == ["Active"]
@@ -248,7 +248,7 @@ async def test_an_enrolled_device_keeps_its_tenant_and_serial_number(
     device = Device("JOIN-2")
     async with http_api.operator() as http:
         await enrol(http, enrolment.body(device))
-    enrolled = enrolment.enrolled(device)
+    enrolled = enrolment.with_assigned_id(device)
     await bridge.send_and_wait(enrolled, enrolled.event("Decommissioned", tenantId=str(uuid4())))
     await bridge.send_and_wait(enrolled, enrolled.event("Provisioned", serialNumber="JOIN-3"))
     assert (await bridge.status(enrolled))["rejected"][0]["field"] == "serialNumber"
@@ -308,7 +308,7 @@ async def test_a_resource_that_is_not_certainly_the_devices_own_is_refused(
         account=enrolment.location.account_id,
     )
     async with http_api.operator() as http:
-        with enrolment.nothing_written(device):
+        with enrolment.no_rows_written(device):
             answer = await http.post(REGISTERED, json=body | {field: value})
     # 422 for text that is not an ARN of the right kind, 403 for the ARN of another resource.
     assert answer.status_code in {403, 422}
@@ -323,13 +323,13 @@ async def test_a_certificate_or_secret_of_another_device_is_refused(
     body = enrolment.body(first)
     async with http_api.operator() as http:
         await enrol(http, body)
-        with enrolment.nothing_written(second):
+        with enrolment.no_rows_written(second):
             answer = await http.post(
                 REGISTERED, json=enrolment.body(second, certificateArn=body["certificateArn"])
             )
             assert problem(answer)["status"] == 409
-        enrolment.alter(first, certificate_secret_arn=enrolment.secret_arn(second))
-        with enrolment.nothing_written(second):
+        enrolment.update_binding_row(first, certificate_secret_arn=enrolment.secret_arn(second))
+        with enrolment.no_rows_written(second):
             answer = await http.post(
                 REGISTERED, json=enrolment.body(second, certificateSecretArn=enrolment.secret_arn(second))
             )
@@ -361,7 +361,7 @@ async def test_registration_is_503_until_a_worker_has_found_its_location(
         async with http_api.operator() as http:
             device = Device("NOWHERE-1")
             assert await verdict(http, device) == ADMITTED
-            with enrolment.nothing_written(device):
+            with enrolment.no_rows_written(device):
                 answer = await http.post(REGISTERED, json=enrolment.body(device))
         assert problem(answer)["status"] == 503
     finally:
@@ -399,24 +399,24 @@ async def test_another_certificate_replaces_the_bound_one(
 ) -> None:
     """The old one is erased, the new one and their shared secret stay, and an event is published for each."""
     device = Device("TWICE-1")
-    first = enrolment.in_aws(bridge, device)
+    first = enrolment.create_aws_resources(bridge, device)
     async with http_api.operator() as http:
         device_id = await enrol(http, first)
-        second = enrolment.in_aws(bridge, device) | {"firmwareVersion": "2.0"}
-        enrolled = enrolment.enrolled(device)
+        second = enrolment.create_aws_resources(bridge, device) | {"firmwareVersion": "2.0"}
+        enrolled = enrolment.with_assigned_id(device)
         await bridge.wait_for_end(enrolled)
-        assert await enrol(http, second, again=True) == device_id
+        assert await enrol(http, second, already_provisioned=True) == device_id
         await bridge.wait_for_end(enrolled)
         await wait_until_erased(enrolment, device_id)
         assert bridge.certificate(first["certificateArn"]) is None
         assert certificates(bridge, enrolled) == {second["certificateArn"]: "ACTIVE"}
-        assert bridge.traces(enrolled).secret_arn == second["certificateSecretArn"]
+        assert bridge.aws_resources(enrolled).secret_arn == second["certificateSecretArn"]
         assert bridge.published(enrolled) == 2 * ["AwsThingProvisionedEvent"]
         assert len({row.event_id for row in bridge.outbox(enrolled)}) == 2
         (row,) = enrolment.device_rows(device)
         assert row.firmware_version == "2.0"
         # A late repeat of the first registration changes nothing.
-        assert await enrol(http, first, again=True) == device_id
+        assert await enrol(http, first, already_provisioned=True) == device_id
         assert enrolment.require_binding(device).certificate_arn == second["certificateArn"]
         other = await http.post(
             REGISTERED, json=enrolment.body(Device("OWNER-3"), certificateArn=first["certificateArn"])
@@ -436,20 +436,20 @@ async def test_a_platform_provisioned_device_may_enrol_with_another_certificate(
     bridge.iot.attach_thing_principal(thingName=device.thing_name, principal=certificate)
     async with http_api.operator() as http:
         same = enrolment.body(device, certificateArn=issued.certificate_arn)
-        assert await enrol(http, same, again=True) == device.device_id
+        assert await enrol(http, same, already_provisioned=True) == device.device_id
         assert bridge.require_binding(device) == issued
         assert (
-            await enrol(http, enrolment.body(device, certificateArn=certificate), again=True)
+            await enrol(http, enrolment.body(device, certificateArn=certificate), already_provisioned=True)
             == device.device_id
         )
     await wait_until_erased(enrolment, device.device_id)
     assert bridge.certificate(issued.certificate_arn) is None
     assert certificates(bridge, device) == {certificate: "ACTIVE"}
-    assert bridge.traces(device).secret_arn is None
+    assert bridge.aws_resources(device).secret_arn is None
     assert bridge.published(device) == 2 * ["AwsThingProvisionedEvent"]
     await bridge.send_and_wait(device, device.event("Decommissioned", 9))
-    traces = bridge.traces(device, certificate)
-    assert (traces.thing, traces.certificates) == (None, [])
+    resources = bridge.aws_resources(device, certificate)
+    assert (resources.thing, resources.certificates) == (None, [])
 
 
 async def test_a_replaced_certificate_is_erased_only_if_it_is_attached_to_this_thing_alone(
@@ -458,16 +458,16 @@ async def test_a_replaced_certificate_is_erased_only_if_it_is_attached_to_this_t
     """One that is not attached is kept and recorded; one that another Thing uses too is only detached."""
     device, other = Device("KEEP-1"), Device("KEEP-2")
     orphan = bridge.iot.create_keys_and_certificate(setAsActive=True)["certificateArn"]
-    shared = enrolment.in_aws(bridge, device)
+    shared = enrolment.create_aws_resources(bridge, device)
     bridge.iot.create_thing(thingName=other.thing_name)
     bridge.iot.attach_thing_principal(thingName=other.thing_name, principal=shared["certificateArn"])
     async with http_api.operator() as http:
         device_id = await enrol(http, shared | {"certificateArn": orphan})
-        await enrol(http, shared, again=True)
-        last = enrolment.in_aws(bridge, device)
-        await enrol(http, last, again=True)
+        await enrol(http, shared, already_provisioned=True)
+        last = enrolment.create_aws_resources(bridge, device)
+        await enrol(http, last, already_provisioned=True)
     await wait_until_erased(enrolment, device_id)
-    kept = {each.certificate_arn: each.kept_reason for each in enrolment.retired(device_id)}
+    kept = {each.certificate_arn: each.kept_reason for each in enrolment.retired_certificates(device_id)}
     assert kept == {
         orphan: "it is not attached to this Thing",
         shared["certificateArn"]: "it serves other Things too, and was detached from this one",
@@ -487,7 +487,7 @@ async def test_an_interrupted_certificate_erasure_is_completed(
 ) -> None:
     """A detached certificate no longer shows its owner, so the confirmation is stored before the detach."""
     device = Device("MIDWAY-1")
-    first = enrolment.in_aws(faulty_bridge, device)
+    first = enrolment.create_aws_resources(faulty_bridge, device)
     faulty_bridge.emulator.add_fault(
         "iot:DeleteCertificate",
         resource=first["certificateArn"].rpartition("/")[2],
@@ -497,10 +497,10 @@ async def test_an_interrupted_certificate_erasure_is_completed(
     )
     async with http_api.operator() as http:
         device_id = await enrol(http, first)
-        await enrol(http, enrolment.in_aws(faulty_bridge, device), again=True)
+        await enrol(http, enrolment.create_aws_resources(faulty_bridge, device), already_provisioned=True)
     await wait_until_erased(enrolment, device_id)
     assert faulty_bridge.certificate(first["certificateArn"]) is None
-    assert [each.kept_reason for each in enrolment.retired(device_id)] == [None]
+    assert [each.kept_reason for each in enrolment.retired_certificates(device_id)] == [None]
 
 
 async def test_a_denied_certificate_erasure_is_recorded_and_retried(
@@ -508,7 +508,7 @@ async def test_a_denied_certificate_erasure_is_recorded_and_retried(
 ) -> None:
     """The device stays Active with the reason in its row, and its next event retries the erasure."""
     device = Device("DENY-ERASURE-1")
-    first = enrolment.in_aws(faulty_bridge, device)
+    first = enrolment.create_aws_resources(faulty_bridge, device)
     faulty_bridge.emulator.add_fault(
         "iot:DeleteCertificate",
         resource=first["certificateArn"].rpartition("/")[2],
@@ -517,8 +517,8 @@ async def test_a_denied_certificate_erasure_is_recorded_and_retried(
     )
     async with http_api.operator() as http:
         device_id = await enrol(http, first)
-        await enrol(http, enrolment.in_aws(faulty_bridge, device), again=True)
-    enrolled = enrolment.enrolled(device)
+        await enrol(http, enrolment.create_aws_resources(faulty_bridge, device), already_provisioned=True)
+    enrolled = enrolment.with_assigned_id(device)
 
     async def recorded() -> bool:
         binding = faulty_bridge.require_binding(enrolled)
@@ -542,16 +542,16 @@ async def test_a_secret_that_is_registered_again_is_not_erased(
     secret = enrolment.secret_arn(device)
     async with operator_without_temporal(engine) as http:
         device_id = await enrol(http, enrolment.body(device, certificateSecretArn=secret))
-        await enrol(http, enrolment.body(device), again=True)
-        assert [each.secret_arn for each in enrolment.retired(device_id)] == [secret]
-        await enrol(http, enrolment.body(device, certificateSecretArn=secret), again=True)
-        assert [each.secret_arn for each in enrolment.retired(device_id)] == [None, None]
-        await enrol(http, enrolment.body(device), again=True)
+        await enrol(http, enrolment.body(device), already_provisioned=True)
+        assert [each.secret_arn for each in enrolment.retired_certificates(device_id)] == [secret]
+        await enrol(http, enrolment.body(device, certificateSecretArn=secret), already_provisioned=True)
+        assert [each.secret_arn for each in enrolment.retired_certificates(device_id)] == [None, None]
+        await enrol(http, enrolment.body(device), already_provisioned=True)
         with engine.begin() as connection:
             connection.exec_driver_sql(
                 "UPDATE iotaws_retired_certificates SET decided_at = now() WHERE secret_arn = %s", (secret,)
             )
-        with enrolment.nothing_written(device):
+        with enrolment.no_rows_written(device):
             answer = await http.post(REGISTERED, json=enrolment.body(device, certificateSecretArn=secret))
     assert problem(answer)["status"] == 409
 
@@ -562,12 +562,12 @@ async def test_re_enrolment_does_not_reactivate_a_suspended_device(
     """The platform's events since the first enrolment still decide."""
     device = Device("SUSPENDED-1")
     async with http_api.operator() as http:
-        await enrol(http, enrolment.in_aws(bridge, device))
-        enrolled = enrolment.enrolled(device)
+        await enrol(http, enrolment.create_aws_resources(bridge, device))
+        enrolled = enrolment.with_assigned_id(device)
         await bridge.wait_for_end(enrolled)
         later = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()
         await bridge.send_and_wait(enrolled, enrolled.event("Suspended", occurredAt=later))
-        await enrol(http, enrolment.in_aws(bridge, device), again=True)
+        await enrol(http, enrolment.create_aws_resources(bridge, device), already_provisioned=True)
     await wait_until_erased(enrolment, enrolled.device_id)
     await bridge.wait_for_end(enrolled)
     assert reported(bridge, device) == "Suspended"
@@ -581,19 +581,19 @@ async def test_enrolment_without_temporal_is_followed_up_by_the_claim_check(
 ) -> None:
     """Both endpoints respond as usual; the claim certificate check signals devices without a follow-up."""
     device, replaced = Device("LATER-1"), Device("LATER-2")
-    first = enrolment.in_aws(bridge, replaced)
+    first = enrolment.create_aws_resources(bridge, replaced)
     async with operator_without_temporal(engine) as http:
         assert await verdict(http, device) == ADMITTED
-        await enrol(http, enrolment.in_aws(bridge, device))
+        await enrol(http, enrolment.create_aws_resources(bridge, device))
         device_id = await enrol(http, first)
-        await enrol(http, enrolment.in_aws(bridge, replaced), again=True)
-    assert bridge.published(enrolment.enrolled(device)) == ["AwsThingProvisionedEvent"]
+        await enrol(http, enrolment.create_aws_resources(bridge, replaced), already_provisioned=True)
+    assert bridge.published(enrolment.with_assigned_id(device)) == ["AwsThingProvisionedEvent"]
     assert reported(bridge, device) is None
     totals = await run_claim_check(bridge)
     assert totals.signalled >= 2
-    await bridge.wait_for_end(enrolment.enrolled(device))
+    await bridge.wait_for_end(enrolment.with_assigned_id(device))
     await wait_until_erased(enrolment, device_id)
-    await bridge.wait_for_end(enrolment.enrolled(replaced))
+    await bridge.wait_for_end(enrolment.with_assigned_id(replaced))
     assert reported(bridge, device) == "Active"
     assert bridge.certificate(first["certificateArn"]) is None
 
@@ -606,10 +606,10 @@ async def test_an_enrolled_device_is_followed_up_once(
     async with operator_without_temporal(engine) as http:
         await enrol(http, enrolment.body(device))
     await run_claim_check(bridge)
-    await bridge.wait_for_end(enrolment.enrolled(device))
-    before = [run.run_id async for run in bridge.runs(enrolment.enrolled(device).workflow_id)]
+    await bridge.wait_for_end(enrolment.with_assigned_id(device))
+    before = [run.run_id async for run in bridge.runs(enrolment.with_assigned_id(device).workflow_id)]
     await run_claim_check(bridge)
-    assert [run.run_id async for run in bridge.runs(enrolment.enrolled(device).workflow_id)] == before
+    assert [run.run_id async for run in bridge.runs(enrolment.with_assigned_id(device).workflow_id)] == before
 
 
 async def test_a_decommission_erases_replaced_certificates(
@@ -620,19 +620,19 @@ async def test_a_decommission_erases_replaced_certificates(
     bodies = []
     async with operator_without_temporal(engine) as http:
         for number in range(3):
-            bodies.append(enrolment.in_aws(bridge, device))
-            device_id = await enrol(http, bodies[-1], again=number > 0)
+            bodies.append(enrolment.create_aws_resources(bridge, device))
+            device_id = await enrol(http, bodies[-1], already_provisioned=number > 0)
     with engine.begin() as connection:
         connection.exec_driver_sql(
             "UPDATE iotaws_retired_certificates SET decided_at = now() WHERE certificate_arn = %s",
             (bodies[1]["certificateArn"],),
         )
     bridge.iot.detach_thing_principal(thingName=device.thing_name, principal=bodies[1]["certificateArn"])
-    enrolled = enrolment.enrolled(device)
+    enrolled = enrolment.with_assigned_id(device)
     await bridge.send_and_wait(enrolled, enrolled.event("Decommissioned"))
-    traces = bridge.traces(enrolled, *(body["certificateArn"] for body in bodies))
-    assert (traces.thing, traces.certificates, traces.secret_arn) == (None, [], None)
-    assert all(each.completed_at for each in enrolment.retired(device_id))
+    resources = bridge.aws_resources(enrolled, *(body["certificateArn"] for body in bodies))
+    assert (resources.thing, resources.certificates, resources.secret_arn) == (None, [], None)
+    assert all(each.completed_at for each in enrolment.retired_certificates(device_id))
 
 
 # Concurrency
@@ -641,14 +641,14 @@ async def test_a_decommission_erases_replaced_certificates(
 async def test_a_concurrent_enrolment_and_decommission_leave_nothing_in_aws(
     bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
 ) -> None:
-    """In either order, the device is finally gone, with every certificate that was bound."""
+    """In either order, the device and every certificate that was bound are deleted in AWS at the end."""
     devices = [Device(f"BOTH-{number}") for number in range(4)]
-    bodies = [enrolment.in_aws(bridge, device) for device in devices]
+    bodies = [enrolment.create_aws_resources(bridge, device) for device in devices]
     async with http_api.operator() as http:
         for body in bodies:
             await enrol(http, body)
-        again = [enrolment.in_aws(bridge, device) for device in devices]
-        enrolled = [enrolment.enrolled(device) for device in devices]
+        again = [enrolment.create_aws_resources(bridge, device) for device in devices]
+        enrolled = [enrolment.with_assigned_id(device) for device in devices]
         answers = await asyncio.gather(
             *(http.post(REGISTERED, json=body) for body in again),
             *(bridge.send(device, device.event("Decommissioned")) for device in enrolled),
@@ -658,8 +658,8 @@ async def test_a_concurrent_enrolment_and_decommission_leave_nothing_in_aws(
         for device, first, second in zip(enrolled, bodies, again, strict=True):
             assert enrolment.require_binding(device).provisioning_status is DECOMMISSIONED
             arns = first["certificateArn"], second["certificateArn"]
-            traces = bridge.traces(device, *arns)
-            assert (traces.thing, traces.certificates, traces.secret_arn) == (None, [], None)
+            resources = bridge.aws_resources(device, *arns)
+            assert (resources.thing, resources.certificates, resources.secret_arn) == (None, [], None)
             assert (await verdict(http, device))[0] == 403
 
 
@@ -676,7 +676,7 @@ async def test_concurrent_certificates_are_each_bound_or_retired(
     binding = enrolment.require_binding(device)
     known = [
         binding.certificate_arn,
-        *(each.certificate_arn for each in enrolment.retired(binding.device_id)),
+        *(each.certificate_arn for each in enrolment.retired_certificates(binding.device_id)),
     ]
     assert sorted(map(str, known)) == sorted(body["certificateArn"] for body in bodies)
 
@@ -717,7 +717,7 @@ async def test_a_timed_out_registration_writes_nothing_and_blocks_no_thread(
         async def served() -> bool:
             return await verdict(http, other) == ADMITTED
 
-        with enrolment.nothing_written(device), Session(engine) as locking:
+        with enrolment.no_rows_written(device), Session(engine) as locking:
             bound = select(AwsThingBinding).where(AwsThingBinding.thing_name == device.thing_name)
             locking.exec(bound.with_for_update()).one()
             answer = await http.post(REGISTERED, json=enrolment.body(device))
@@ -743,7 +743,7 @@ async def test_a_device_with_a_recorded_decommission_is_not_bound_again(
                 row,
                 state.model_copy(update={"desired": desired, "serial_number": "DECOMMISSIONED-1"}),
             )
-        with enrolment.nothing_written(device):
+        with enrolment.no_rows_written(device):
             answer = await http.post(REGISTERED, json=enrolment.body(device))
     assert problem(answer)["status"] == 403
 
@@ -759,7 +759,7 @@ async def wait_until_erased(enrolment: EnrolmentHarness, device_id: UUID) -> Non
     """Wait until every replaced certificate of the device is erased or kept for a reason."""
 
     async def completed() -> bool:
-        return all(each.completed_at for each in enrolment.retired(device_id))
+        return all(each.completed_at for each in enrolment.retired_certificates(device_id))
 
     await until(completed, "the replaced certificates are erased")
 

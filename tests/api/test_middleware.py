@@ -209,7 +209,7 @@ async def test_an_invalid_parameter_is_422_with_its_name(
 
 
 async def test_an_unknown_path_or_method_is_a_problem(http_api: HttpApi) -> None:
-    """404 for an unknown path, 405 with the methods that the path supports."""
+    """An unknown path is 404, and an unknown method is 405 with the methods that the path supports."""
     async with http_api.operator() as http:
         for path in ("/", "/api/iot/none", "/api/iot/bindings/", "/healthz/"):
             assert problem(await http.get(path))["status"] == 404

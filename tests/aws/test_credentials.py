@@ -429,7 +429,7 @@ async def test_the_endpoints_report_missing_keys(
                     "aws_credentials": "no worker has read their secret yet: see a worker's log",
                 },
             )
-            with enrolment.nothing_written(device):
+            with enrolment.no_rows_written(device):
                 responses = [
                     await http.post(VERIFY, json=request),
                     await http.post(REGISTERED, json=enrolment.body(device)),

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from tests.harness.bridge import until
-from tests.harness.command_line import Result, call, call_beside
+from tests.harness.command_line import Result, call, call_in_thread
 from tests.harness.commands import PREFIX, QUEUE, Commands
 
 QUEUES = {"IOT_AWS_WORKER__TASK_QUEUE": QUEUE, "IOT_AWS_JOBS__JOB_ID_PREFIX": PREFIX}
@@ -28,11 +28,11 @@ async def test_wait_prints_the_end_of_the_command(
         *("command", "reboot", "--device", str(device.device_id), "--correlation-id", str(correlation_id)),
         *("--parameters", f"@{given}", "--wait"),
     ]
-    waiting = asyncio.create_task(call_beside(*arguments, **QUEUES))
+    waiting = asyncio.create_task(call_in_thread(*arguments, **QUEUES))
     documents = []
 
     async def job_ended() -> bool:
-        document = commands.carries_out(device, outcome, note="[red] as [bold] can be")
+        document = commands.execute_job(device, outcome, note="[red] as [bold] can be")
         documents.extend([document] if document else [])
         return bool(documents)
 
@@ -45,35 +45,37 @@ async def test_wait_prints_the_end_of_the_command(
     assert f"--workflow-id {job_id}" in result.stdout
     assert outcome in result.stdout
     assert "  note: [red] as [bold] can be" in result.stdout.splitlines()
-    again = await call_beside(*arguments, **QUEUES)
+    again = await call_in_thread(*arguments, **QUEUES)
     assert (again.exit_code, again.stdout) == (result.exit_code, result.stdout)
-    assert commands.carries_out(device) is None
+    assert commands.execute_job(device) is None
 
 
 async def test_cancel_accepts_the_job_id_that_command_prints(commands: Commands) -> None:
     """The first `cancel` cancels the command, the second reports that it has ended."""
     device = commands.device("CLI-CANCEL")
-    result = await call_beside("command", "reboot", "--device", str(device.device_id), **QUEUES)
+    result = await call_in_thread("command", "reboot", "--device", str(device.device_id), **QUEUES)
     assert result.exit_code == 0
     job_id = result.stdout.splitlines()[0].removeprefix("job ")
     handle = commands.bridge.client.get_workflow_handle(job_id)
-    await commands.has_job(handle)
-    assert await call_beside("cancel", job_id) == Result(0, f"{job_id} is being cancelled, in AWS too\n", "")
+    await commands.wait_for_job(handle)
+    assert await call_in_thread("cancel", job_id) == Result(
+        0, f"{job_id} is being cancelled, in AWS too\n", ""
+    )
     assert (await commands.wait_for_end(handle))["status"] == "CANCELED"
-    assert await call_beside("cancel", job_id) == Result(0, f"{job_id} has ended before\n", "")
+    assert await call_in_thread("cancel", job_id) == Result(0, f"{job_id} has ended before\n", "")
 
 
 async def test_used_correlation_id_is_refused_for_another_command(commands: Commands) -> None:
     """The other command would never run, and the printed outcome would not be its own."""
     device, correlation_id = commands.device("CLI-TAKEN"), str(uuid4())
     target = ("--device", str(device.device_id), "--correlation-id", correlation_id)
-    assert (await call_beside("command", "reboot", *target, **QUEUES)).exit_code == 0
+    assert (await call_in_thread("command", "reboot", *target, **QUEUES)).exit_code == 0
     job_id = f"{PREFIX}-{correlation_id}"
     handle = commands.bridge.client.get_workflow_handle(job_id)
-    await commands.has_job(handle)
-    commands.carries_out(device)
+    await commands.wait_for_job(handle)
+    commands.execute_job(device)
     await commands.wait_for_end(handle)
-    result = await call_beside("command", "wipe", *target, "--wait", **QUEUES)
+    result = await call_in_thread("command", "wipe", *target, "--wait", **QUEUES)
     assert (result.exit_code, result.stdout) == (2, "")
     assert f"error: {job_id} is another command" in result.stderr
 
@@ -83,14 +85,14 @@ async def test_cancel_refuses_an_id_that_is_not_a_command(commands: Commands) ->
     device = commands.device("CLI-OTHER")
     await commands.bridge.send_and_wait(device, device.event("Activated"))
     for workflow_id in (f"{PREFIX}-{uuid4()}", device.workflow_id):
-        result = await call_beside("cancel", workflow_id)
+        result = await call_in_thread("cancel", workflow_id)
         assert (result.exit_code, result.stdout) == (2, "")
         assert result.stderr.startswith(f"error: there is no command {workflow_id} in this namespace")
 
 
 async def test_refused_command_prints_the_reason(commands: Commands) -> None:
     """A reason that only AWS or the database can give is printed at the end of the command."""
-    result = await call_beside("command", "reboot", "--group", "no-such-group", "--wait", **QUEUES)
+    result = await call_in_thread("command", "reboot", "--group", "no-such-group", "--wait", **QUEUES)
     assert result.exit_code == 1
     assert "NoSuchTarget" in result.stdout
     assert "there is no thing group no-such-group" in result.stdout

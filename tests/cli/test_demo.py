@@ -31,9 +31,9 @@ from tests.harness.bridge import NOON, Device, until
 from tests.harness.command_line import (
     THINGBRIDGE,
     call,
-    call_beside,
-    environment_of,
+    call_in_thread,
     interrupt,
+    process_environment,
     processes_of,
     read_until,
     run,
@@ -111,7 +111,7 @@ async def test_demo_that_stays_prints_the_addresses_last(tmp_path: Path) -> None
     folder, device = tmp_path / "demo", Device("STAY-1")
     fleet = tmp_path / "fleet.jsonl"
     fleet.write_text(json.dumps(device.event("Provisioned")))
-    async with started(folder, "demo", "--stay", "--fleet", fleet) as stack:
+    async with running_stack(folder, "demo", "--stay", "--fleet", fleet) as stack:
         assert "all 1 devices ended as expected\n" in stack.printed.partition("HTTP API")[0]
         assert await bindings_over_http(stack.environment) == [str(device.device_id)]
         assert (await interrupt(stack.process)).exit_code == 0
@@ -196,7 +196,7 @@ def test_table_fits_a_terminal(columns: int) -> None:
 
 
 @dataclass(frozen=True)
-class Started:
+class RunningStack:
     """A stack that has printed its addresses."""
 
     process: Process
@@ -205,13 +205,13 @@ class Started:
     """The variables of its file `environment`; with `HTTP`, the API's URL, and `KEY`, its key."""
 
 
-def started_dev(folder: Path) -> AbstractAsyncContextManager[Started]:
+def running_dev_stack(folder: Path) -> AbstractAsyncContextManager[RunningStack]:
     """Run a dev stack on free ports."""
-    return started(folder, "dev", *(f"--{name}-port=0" for name in ("temporal", "ui", "aws", "api")))
+    return running_stack(folder, "dev", *(f"--{name}-port=0" for name in ("temporal", "ui", "aws", "api")))
 
 
 @asynccontextmanager
-async def started(folder: Path, *command: str | Path) -> AsyncIterator[Started]:
+async def running_stack(folder: Path, *command: str | Path) -> AsyncIterator[RunningStack]:
     """Run a command until it has printed its addresses."""
     # Started without uv, so that the commands that it prints need none.
     environment = without_configuration() | {"UV_RUN_RECURSION_DEPTH": None}
@@ -224,10 +224,10 @@ async def started(folder: Path, *command: str | Path) -> AsyncIterator[Started]:
         for variable in ("TEMPORAL_ADDRESS", "DATABASE_URL", "AWS_ENDPOINT_URL"):
             assert written[variable] in printed
         (api,) = re.findall(r"HTTP API +(http://127.0.0.1:\d+)/docs, with the key (tb_\S+)", printed)
-        yield Started(process, printed, written | dict(zip(("HTTP", "KEY"), api, strict=True)))
+        yield RunningStack(process, printed, written | dict(zip(("HTTP", "KEY"), api, strict=True)))
 
 
-def printed_commands(stack: Started) -> list[str]:
+def printed_commands(stack: RunningStack) -> list[str]:
     """Return the commands that a stack prints for another shell."""
     return re.findall(r"^  (.+)$", stack.printed.partition("In another shell:\n")[2], re.MULTILINE)
 
@@ -246,12 +246,12 @@ async def test_dev_stack_serves_other_shells_and_keeps_its_data(tmp_path: Path) 
     folder, device = tmp_path / "dev stack", Device("DEV-1")
     events = tmp_path / "events.jsonl"
     events.write_text(json.dumps(device.event("Provisioned")))
-    async with started_dev(folder) as stack:
+    async with running_dev_stack(folder) as stack:
         commands = printed_commands(stack)
         shell = await asyncio.create_subprocess_shell(
             " && ".join([commands[0].replace(";", " &&"), *commands[1:], f"{THINGBRIDGE} send {events}"]),
             cwd="/",
-            env=environment_of(**without_configuration(), PATH=os.defpath),
+            env=process_environment(**without_configuration(), PATH=os.defpath),
             stdout=subprocess.PIPE,
         )
         output, _ = await shell.communicate()
@@ -260,7 +260,7 @@ async def test_dev_stack_serves_other_shells_and_keeps_its_data(tmp_path: Path) 
         assert b"there is no binding yet" in output
 
         async def active() -> bool:
-            result = await call_beside("bindings", "--device", str(device.device_id), **stack.environment)
+            result = await call_in_thread("bindings", "--device", str(device.device_id), **stack.environment)
             return " Active " in result.stdout
 
         await until(active, "the device is Active")
@@ -269,7 +269,7 @@ async def test_dev_stack_serves_other_shells_and_keeps_its_data(tmp_path: Path) 
         assert (second.exit_code, "already runs on" in second.stderr) == (2, True)
         assert (await interrupt(stack.process)).exit_code == 0
         assert processes_of(folder) == []
-    async with started_dev(folder) as stack:
+    async with running_dev_stack(folder) as stack:
         assert await active()
         assert await bindings_over_http(stack.environment) == [str(device.device_id)]
         assert take_inventory(stack.environment["AWS_ENDPOINT_URL"]).things.keys() == {device.thing_name}

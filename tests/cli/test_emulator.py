@@ -22,7 +22,7 @@ from tests.harness.command_line import (
 
 
 @asynccontextmanager
-async def started(*arguments: str) -> AsyncIterator[tuple[Process, str]]:
+async def running_emulator(*arguments: str) -> AsyncIterator[tuple[Process, str]]:
     """Run the emulator on a free port, and yield its process and the endpoint URL that it prints."""
     (port,) = choose_ports(0)
     async with running("emulator", "--port", str(port), *arguments, **without_configuration()) as process:
@@ -39,12 +39,12 @@ def thing_names(endpoint_url: str) -> list[str]:
 async def test_emulator_answers_and_keeps_its_account(tmp_path: Path) -> None:
     """It answers at the printed URL, and with a state file the account is there again at the next start."""
     state = tmp_path / "new" / "aws.state"
-    async with started("--state", str(state)) as (process, endpoint_url):
+    async with running_emulator("--state", str(state)) as (process, endpoint_url):
         aws_client("iot", endpoint_url).create_thing(thingName="kept")
         result = await interrupt(process)
         assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
     assert processes_of(tmp_path) == []
-    async with started("--state", str(state)) as (process, endpoint_url):
+    async with running_emulator("--state", str(state)) as (process, endpoint_url):
         assert thing_names(endpoint_url) == ["kept"]
         assert (await interrupt(process)).exit_code == 0
 
@@ -52,7 +52,7 @@ async def test_emulator_answers_and_keeps_its_account(tmp_path: Path) -> None:
 async def test_emulator_without_state_file_starts_empty() -> None:
     """It keeps nothing, and a second interrupt changes nothing."""
     for _ in range(2):
-        async with started() as (process, endpoint_url):
+        async with running_emulator() as (process, endpoint_url):
             assert thing_names(endpoint_url) == []
             aws_client("iot", endpoint_url).create_thing(thingName="forgotten")
             result = await interrupt(process, 2)

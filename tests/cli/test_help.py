@@ -10,7 +10,7 @@ import pytest
 import typer.main
 
 from cli import app
-from tests.harness.command_line import call, environment_of
+from tests.harness.command_line import call, process_environment
 from tests.settings.test_settings import DEFAULTS
 
 COMMANDS = {
@@ -116,9 +116,9 @@ def test_version_is_the_one_of_the_package() -> None:
     ],
 )
 def test_answer_without_a_call_imports_no_slow_module(arguments: list[str], exit_code: int) -> None:
-    """Help, version and usage errors need none of the libraries that a command works with."""
+    """Help, version and usage errors import none of the slow libraries that commands use."""
     command = [sys.executable, "-c", PRINT_IMPORTS, *arguments]
-    ran = subprocess.run(command, env=environment_of(), capture_output=True, text=True, check=True)
+    ran = subprocess.run(command, env=process_environment(), capture_output=True, text=True, check=True)
     code, modules = json.loads(ran.stdout)
     assert code == exit_code
     assert SLOW_MODULES & {module.split(".")[0] for module in modules} == set()
@@ -127,7 +127,7 @@ def test_answer_without_a_call_imports_no_slow_module(arguments: list[str], exit
 def test_missing_setting_is_reported_without_slow_modules() -> None:
     """A command that lacks a setting ends before it imports the libraries of its work."""
     command = [sys.executable, "-c", PRINT_IMPORTS, "worker"]
-    environment = environment_of(DATABASE_URL=None, IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME=None)
+    environment = process_environment(DATABASE_URL=None, IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME=None)
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     code, modules = json.loads(ran.stdout)
     assert code == 2
@@ -147,9 +147,9 @@ def test_production_install_offers_no_embedded_server() -> None:
 
 
 def without_embedded_servers(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line where the packages of the extra `embedded` are not installed."""
+    """Run the command line in a process that cannot import the packages of the extra `embedded`."""
     command = [sys.executable, "-c", WITHOUT_EMBEDDED_SERVERS, *arguments]
-    return subprocess.run(command, env=environment_of(), capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=process_environment(), capture_output=True, text=True, check=False)
 
 
 def default_in(help_lines: list[str], variable: str) -> str:

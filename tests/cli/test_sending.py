@@ -11,7 +11,7 @@ import pytest
 
 from domain.provisioning_status import ProvisioningStatus
 from tests.harness.bridge import Bridge, Device
-from tests.harness.command_line import call, call_beside, run
+from tests.harness.command_line import call, call_in_thread, run
 
 UNREACHABLE = {"TEMPORAL_ADDRESS": "127.0.0.1:1"}
 
@@ -21,13 +21,13 @@ async def test_sending_a_file_twice_changes_nothing(bridge: Bridge, tmp_path: Pa
     device, other = Device("SENT-1"), Device("SENT-2")
     events = event_file(tmp_path, "a.jsonl", device.event("Activated", 1), device.event("Provisioned"))
     more = event_file(tmp_path, "b.jsonl", other.event("Provisioned"))
-    result = await call_beside("send", events, more)
+    result = await call_in_thread("send", events, more)
     assert (result.exit_code, result.stdout) == (0, "3 sent, 0 refused\n")
     assert "sending" in result.stderr
     await all_ended(bridge, device, other)
     before = [effects(bridge, each) for each in (device, other)]
     assert before[0][0] == ["Pending", "ThingCreated", "CertIssued", "SecretStored", "Active"]
-    assert (await call_beside("send", events, more)).exit_code == 0
+    assert (await call_in_thread("send", events, more)).exit_code == 0
     await all_ended(bridge, device, other)
     assert [effects(bridge, each) for each in (device, other)] == before
 
@@ -49,7 +49,7 @@ async def test_invalid_lines_are_reported_and_valid_ones_sent(bridge: Bridge, tm
     ]
     events = tmp_path / "mixed.jsonl"
     events.write_text("\n".join(lines))  # the last line has no newline
-    result = await call_beside("send", str(events))
+    result = await call_in_thread("send", str(events))
     assert (result.exit_code, result.stdout) == (1, "1 sent, 7 refused\n")
     reports = [line for line in result.stderr.splitlines() if line.startswith(f"{events}:")]
     assert sorted(report.removeprefix(f"{events}:") for report in reports) == [
@@ -67,7 +67,7 @@ async def test_invalid_lines_are_reported_and_valid_ones_sent(bridge: Bridge, tm
 
 
 async def test_file_with_a_huge_line_uses_little_memory(bridge: Bridge, tmp_path: Path) -> None:
-    """Files are read while they are sent: neither their size nor that of a line decides the memory used."""
+    """Files are read while they are sent, so the memory used depends on no file size or line length."""
     device, size = Device("AFTER-A-LONG-LINE"), 2**28
     events = tmp_path / "long.jsonl"
     with events.open("wb") as opened:
@@ -75,7 +75,7 @@ async def test_file_with_a_huge_line_uses_little_memory(bridge: Bridge, tmp_path
         opened.seek(0, 2)
         opened.write(b"\n" + json.dumps(device.event("Provisioned")).encode())
     before = peak_memory()
-    result = await call_beside("send", str(events))
+    result = await call_in_thread("send", str(events))
     assert result.stdout == "1 sent, 1 refused\n"
     assert f"{events}:1: event: has {size + 1} bytes, at most 16384 are allowed" in result.stderr
     assert peak_memory() - before < size / 4
@@ -96,7 +96,7 @@ async def test_unreachable_temporal_is_one_sentence(tmp_path: Path) -> None:
 async def test_unknown_namespace_ends_the_sending_at_once(tmp_path: Path) -> None:
     """A namespace that does not exist is reported after the first line, not after the last."""
     events = event_file(tmp_path, "a.jsonl", *(Device("NOBODY").event("Provisioned") for _ in range(500)))
-    result = await call_beside("send", events, TEMPORAL_NAMESPACE="misspelt")
+    result = await call_in_thread("send", events, TEMPORAL_NAMESPACE="misspelt")
     assert result.exit_code == 2
     assert result.stderr.endswith(
         "error: Temporal refuses or does not answer: Namespace misspelt is not found.\n"
@@ -114,7 +114,7 @@ async def test_unknown_namespace_ends_the_sending_at_once(tmp_path: Path) -> Non
 def test_wrong_temporal_configuration_is_one_sentence(
     tmp_path: Path, configuration: dict[str, str], reason: str
 ) -> None:
-    """The error gives the reason and quotes no line of the configuration: it may be a key."""
+    """The error has the reason, and quotes no line of the configuration, because it may contain a key."""
     wrong = tmp_path / "temporal.toml"
     wrong.write_text("[profile.default]\napi_key = hush\n")
     events = event_file(tmp_path, "a.jsonl", Device("NOWHERE").event("Provisioned"))
@@ -153,4 +153,4 @@ async def all_ended(bridge: Bridge, *devices: Device) -> None:
 
 def effects(bridge: Bridge, device: Device) -> tuple[list[str], list[str], object]:
     """Return everything that events have changed for a device."""
-    return bridge.transitions(device), bridge.published(device), bridge.traces(device)
+    return bridge.transitions(device), bridge.published(device), bridge.aws_resources(device)

@@ -14,7 +14,7 @@ from embedded.stack import Addresses
 from tests.harness.command_line import (
     Result,
     call,
-    call_beside,
+    call_in_thread,
     empty_database,
     empty_namespace,
     interrupt,
@@ -60,7 +60,7 @@ def test_address_of_another_machine_is_one_sentence(command: str) -> None:
 
 @pytest.mark.usefixtures("engine")
 async def test_api_stops_in_order_at_two_interrupts() -> None:
-    """The second interrupt does not cut the shutdown short."""
+    """A second interrupt does not shorten the shutdown."""
     result = await interrupted("api", "--port", str(choose_ports(0)[0]), until="Uvicorn running on")
     assert result.exit_code == 0
     assert "Application shutdown complete" in result.stderr
@@ -69,12 +69,12 @@ async def test_api_stops_in_order_at_two_interrupts() -> None:
 async def test_worker_stops_in_order_at_two_interrupts(
     stack: Addresses, engine: Engine, client: Client
 ) -> None:
-    """The second interrupt does not cut the shutdown short."""
+    """A second interrupt does not shorten the shutdown."""
     own = {
         "DATABASE_URL": empty_database(engine, stack.database_url),
         "TEMPORAL_NAMESPACE": await empty_namespace(client),
     }
-    assert (await call_beside("migrate", **own)).exit_code == 0
+    assert (await call_in_thread("migrate", **own)).exit_code == 0
     result = await interrupted("worker", until="worker started", **own)
     assert result.exit_code == 0
     assert "worker stopped" in result.stderr

@@ -70,7 +70,7 @@ def test_a_missing_required_value_is_refused(name: str) -> None:
 
 
 def test_every_manifest_is_valid() -> None:
-    """By the schemas of Kubernetes, without unknown fields."""
+    """Each manifest is valid by the schemas of Kubernetes, and has no unknown field."""
     for manifest in rendered():
         kubernetes.validate(manifest, kubernetes.latest_version(), strict=True)
 

@@ -118,8 +118,8 @@ def check_provisioned(addresses: Addresses, arn: str) -> None:
 
 
 @dataclass(frozen=True)
-class Past:
-    """The remains of a stack that another process started, used, and ended with a Ctrl-C."""
+class InterruptedStack:
+    """A stack that another process started and used, and that Ctrl-C stopped."""
 
     data_dir: Path
     certificate_arn: str
@@ -130,7 +130,7 @@ class Past:
 
 
 @pytest.fixture(scope="module")
-async def past(tmp_path_factory: pytest.TempPathFactory) -> Past:
+async def interrupted(tmp_path_factory: pytest.TempPathFactory) -> InterruptedStack:
     """Run a stack in another process and interrupt it."""
     data_dir = tmp_path_factory.mktemp("stack")
     with starter(data_dir) as (process, addresses):
@@ -141,12 +141,14 @@ async def past(tmp_path_factory: pytest.TempPathFactory) -> Past:
         assert process.stdout is not None
         output = process.stdout.read()
         exit_code = process.wait(60)
-    return Past(data_dir, arn, handle.first_execution_run_id, output, exit_code, processes_of(data_dir))
+    return InterruptedStack(
+        data_dir, arn, handle.first_execution_run_id, output, exit_code, processes_of(data_dir)
+    )
 
 
 @dataclass(frozen=True)
-class Present:
-    """A running stack. One of its preferred ports was free and the others were in use."""
+class RestartedStack:
+    """The stack after its restart. One of its preferred ports was free and the others were in use."""
 
     addresses: Addresses
     free_port: int
@@ -155,58 +157,58 @@ class Present:
 
 
 @pytest.fixture(scope="module")
-def present(past: Past) -> Iterator[Present]:
-    """Start the stack of `past` again."""
+def restarted(interrupted: InterruptedStack) -> Iterator[RestartedStack]:
+    """Start the interrupted stack again."""
     progress: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as free:
         taken_port, free_port = taken.getsockname()[1], free.getsockname()[1]
         free.close()
         stack = Stack(
-            past.data_dir,
+            interrupted.data_dir,
             temporal_port=taken_port,
             ui_port=free_port,
             aws_port=taken_port,
             on_progress=progress.append,
         )
         with stack as addresses:
-            yield Present(addresses, free_port, taken_port, progress)
+            yield RestartedStack(addresses, free_port, taken_port, progress)
 
 
-def test_an_interrupt_stops_the_servers_after_the_starter(past: Past) -> None:
+def test_an_interrupt_stops_the_servers_after_the_starter(interrupted: InterruptedStack) -> None:
     """After a Ctrl-C the starter can still use its servers, and then stops them."""
-    assert past.output_after_interrupt == "still answers\n"
-    assert past.exit_code == 0
-    assert past.processes_left == []
+    assert interrupted.output_after_interrupt == "still answers\n"
+    assert interrupted.exit_code == 0
+    assert interrupted.processes_left == []
 
 
-async def test_data_survives_a_restart(past: Past, present: Present) -> None:
+async def test_data_survives_a_restart(interrupted: InterruptedStack, restarted: RestartedStack) -> None:
     """A stack that is started again on its directory has the data of all three servers."""
-    check_provisioned(present.addresses, past.certificate_arn)
-    client = await Client.connect(present.addresses.temporal_address)
+    check_provisioned(restarted.addresses, interrupted.certificate_arn)
+    client = await Client.connect(restarted.addresses.temporal_address)
     description = await client.get_workflow_handle("workflow-1").describe()
-    assert description.run_id == past.workflow_run_id
+    assert description.run_id == interrupted.workflow_run_id
 
 
-def test_a_port_in_use_is_replaced(present: Present) -> None:
+def test_a_port_in_use_is_replaced(restarted: RestartedStack) -> None:
     """A free preferred port is used, one in use is not, and all ports are different."""
-    urls = (f"//{present.addresses.temporal_address}", present.addresses.temporal_ui_url)
-    ports = [urlsplit(url).port for url in (*urls, present.addresses.aws_endpoint_url)]
-    assert present.taken_port not in ports
-    assert ports[1] == present.free_port
+    urls = (f"//{restarted.addresses.temporal_address}", restarted.addresses.temporal_ui_url)
+    ports = [urlsplit(url).port for url in (*urls, restarted.addresses.aws_endpoint_url)]
+    assert restarted.taken_port not in ports
+    assert ports[1] == restarted.free_port
     assert len(set(ports)) == 3
 
 
-def test_progress_names_each_server(present: Present) -> None:
+def test_progress_names_each_server(restarted: RestartedStack) -> None:
     """Each progress line has the name of a server and the time until it answered."""
     for server in ("PostgreSQL", "Temporal", "the AWS emulator"):
-        assert any(re.fullmatch(rf"{server} answers after \d+\.\d s", line) for line in present.progress)
+        assert any(re.fullmatch(rf"{server} answers after \d+\.\d s", line) for line in restarted.progress)
 
 
-@pytest.mark.usefixtures("present")
-def test_a_second_stack_on_the_directory_is_refused(past: Past) -> None:
+@pytest.mark.usefixtures("restarted")
+def test_a_second_stack_on_the_directory_is_refused(interrupted: InterruptedStack) -> None:
     """The error names the directory and the process that uses it."""
-    refusal = rf"already runs on {past.data_dir} \(process {os.getpid()}\)"
-    with pytest.raises(ServerError, match=refusal), stack_on(past.data_dir):
+    refusal = rf"already runs on {interrupted.data_dir} \(process {os.getpid()}\)"
+    with pytest.raises(ServerError, match=refusal), stack_on(interrupted.data_dir):
         pass
 
 

@@ -60,7 +60,7 @@ _STARTED = PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
 
 @dataclass
 class Receiver:
-    """A sink that stores the events it receives, and fails where a test wants it to."""
+    """A sink that stores the events it receives, and fails as a test configures it."""
 
     events: list[dict[str, Any]] = field(default_factory=list)
     failures: Counter[tuple[UUID, int]] = field(default_factory=Counter)
@@ -110,7 +110,7 @@ def sequences(events: list[dict[str, Any]]) -> list[int]:
 
 
 def without_duplicates(arrived: list[int]) -> list[int]:
-    """Return what a receiver has that drops duplicates."""
+    """Return the sequences without repetitions, as a receiver that drops duplicates has them."""
     return list(dict.fromkeys(arrived))
 
 
@@ -168,7 +168,7 @@ async def killed(engine: Engine, bridge: Bridge) -> KilledPublisher:
 
 
 def events_in(line: bytes) -> list[dict[str, Any]]:
-    """Return the event in a line of the worker's log, where it is complete and holds one."""
+    """Return the event in a line of the worker's log, or None if the line has no complete event."""
     try:
         record = json.loads(line)
     except ValueError:

@@ -45,7 +45,7 @@ from orchestration.requests import start_publishers
 from settings import Events, Settings
 from tests.events.test_publishing import failed_event, with_task_queue, without_duplicates, write_events
 from tests.harness.bridge import Bridge, Device, until
-from tests.harness.command_line import call_beside, empty_database, logging_as_it_was
+from tests.harness.command_line import call_in_thread, empty_database, restored_logging
 from tests.harness.endpoint import Answer, Endpoint, running_endpoint
 from worker import compose_event_worker
 
@@ -194,7 +194,7 @@ async def test_webhook_is_signed_by_the_standard_webhooks_spec(
 @pytest.mark.parametrize("level", ["DEBUG", "INFO"])
 def test_log_does_not_contain_the_webhook_url(endpoint: Endpoint, webhook: EventSink, level: str) -> None:
     """The URL may contain a token, and HTTP libraries log URLs."""
-    with logging_as_it_was():
+    with restored_logging():
         log = io.StringIO()
         telemetry.configure(level, "json", log)
         webhook.send(example())
@@ -283,7 +283,7 @@ async def test_retry_after_delays_the_next_attempt(
 
 
 def test_slow_response_times_out_as_a_whole(endpoint: Endpoint) -> None:
-    """The timeout covers the whole call, also where the response arrives one byte at a time."""
+    """The timeout covers the whole call, also if the response arrives one byte at a time."""
     stopped = threading.Event()
 
     def answer_slowly(listening: socket.socket) -> None:
@@ -314,7 +314,7 @@ async def test_410_disables_the_sink_until_an_operator_enables_it(
     aws: AwsClients,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Log and pending activities show it; events wait meanwhile; another URL is another sink."""
+    """Events wait while the sink is disabled, which the log and the pending activities show."""
     first, second = device_of(0), device_of(1)
     endpoint.answer = lambda _: Answer(410)
     async with publishing(client, settings, outbox, webhook) as publishers:
@@ -332,7 +332,7 @@ async def test_410_disables_the_sink_until_an_operator_enables_it(
 
         await until(checked_again, "the publisher has checked again")
         assert str(second) not in {request.event.get("subject") for request in endpoint.requests}
-        listed = await call_beside("events", "list", DATABASE_URL=outbox_url)
+        listed = await call_in_thread("events", "list", DATABASE_URL=outbox_url)
         assert "the webhook is disabled since" in listed.stdout
         assert "url-token" not in listed.stdout
         with running_endpoint() as moved:
@@ -344,7 +344,7 @@ async def test_410_disables_the_sink_until_an_operator_enables_it(
                     await wait_for_events(moved, first, [1, 2])
                     await wait_for_events(moved, second, [1, 2])
         write_events(outbox, first, 1, since=2)
-        enabled = await call_beside("events", "enable", DATABASE_URL=outbox_url)
+        enabled = await call_in_thread("events", "enable", DATABASE_URL=outbox_url)
         assert enabled.stdout == "enabled: 1\n"
         await wait_for_events(endpoint, first, [3])
 
@@ -401,22 +401,22 @@ async def test_event_refused_for_too_long_is_parked(
             each.levelno == logging.ERROR and "is parked, the sink refuses it" in each.getMessage()
             for each in caplog.records
         )
-        listed = await call_beside("events", "list", DATABASE_URL=outbox_url)
+        listed = await call_in_thread("events", "list", DATABASE_URL=outbox_url)
         (line,) = (each for each in listed.stdout.splitlines() if each.startswith(str(parked.event_id)))
         assert line.split()[1] == "parked"
         assert line.endswith(f"{parked.type}: 127.0.0.1 answered 422 Unprocessable {line.split()[-1]}")
         endpoint.answer = lambda _: Answer()
-        sent = await call_beside("events", "resend", str(parked.event_id), DATABASE_URL=outbox_url)
+        sent = await call_in_thread("events", "resend", str(parked.event_id), DATABASE_URL=outbox_url)
         assert sent.stdout == "sent again: 1\n"
         await wait_for_events(endpoint, device, [1, 3, 2])
-    again = await call_beside("events", "resend", str(parked.event_id), DATABASE_URL=outbox_url)
+    again = await call_in_thread("events", "resend", str(parked.event_id), DATABASE_URL=outbox_url)
     assert (again.exit_code, "is refused: see `thingbridge events list`" in again.stderr) == (2, True)
 
 
 async def test_event_parked_during_a_resend_is_not_lost(
     client: Client, settings: Settings, outbox: Engine, endpoint: Endpoint, webhook: EventSink
 ) -> None:
-    """Where `events resend` coincides with the last refusal, the event is parked and listed."""
+    """An event whose last refusal coincides with `events resend` is parked and listed."""
     device, park_after = uuid4(), timedelta(seconds=1)
     resent: list[int] = []
 
@@ -467,8 +467,8 @@ async def test_only_refused_events_are_parked(
 
 @pytest.mark.parametrize("arguments", [("resend",), ("resend", str(uuid4()), "--all")])
 async def test_resend_requires_one_event_or_all(outbox_url: str, arguments: tuple[str, ...]) -> None:
-    """Neither and both are refused with an error that names `--all`."""
-    result = await call_beside("events", *arguments, DATABASE_URL=outbox_url)
+    """`events resend` with neither an event nor `--all`, or with both, is refused."""
+    result = await call_in_thread("events", *arguments, DATABASE_URL=outbox_url)
     assert result.exit_code == 2
     assert "--all" in result.stderr
 
@@ -584,7 +584,7 @@ def test_failed_entry_of_a_successful_call_is_an_error(
     code: str,
     error: type[Exception],
 ) -> None:
-    """PutEvents answers 200 where its entry fails; the code of the entry decides which error it is."""
+    """A 200 response of PutEvents with a failed entry is an error, by the code of the entry."""
     failure = {"FailedEntryCount": 1, "Entries": [{"ErrorCode": code, "ErrorMessage": "no"}]}
     endpoint.answer = lambda _: Answer(200, body=json.dumps(failure).encode())
     monkeypatch.setenv("AWS_ENDPOINT_URL_EVENTBRIDGE", f"http://127.0.0.1:{endpoint.port}")

@@ -84,7 +84,7 @@ class Fleet:
         self._update(member, {"reported": state})
 
     def shadow_reads(self) -> int:
-        """Return how often shadows were read from the emulator."""
+        """Return the number of GetThingShadow calls that the emulator has received."""
         return self.bridge.emulator.calls().get("iot-data:GetThingShadow", 0)
 
     async def start_poll(self) -> WorkflowHandle[Any, Any]:
@@ -102,7 +102,7 @@ class Fleet:
         return totals
 
     def delta(self, member: Member) -> ShadowDeltaRow | None:
-        """Return the stored delta of a device; None where there is none."""
+        """Return the stored delta of a device; None if there is none."""
         with Session(self.bridge.engine) as session:
             return session.get(ShadowDeltaRow, member.device_id)
 
@@ -150,7 +150,7 @@ class Fleet:
 
 
 def polling_worker(fleet: Fleet, aws: AwsClients, page_size: int) -> Worker:
-    """Return a worker for the fleet's polls, not yet running; no worker runs the commands that they start."""
+    """Return a worker for the fleet's polls, not yet running. Commands that the polls start stay pending."""
     deltas = ShadowDeltaActivities(
         fleet.bridge.engine,
         Shadows(aws),
@@ -178,7 +178,7 @@ def polling_worker(fleet: Fleet, aws: AwsClients, page_size: int) -> Worker:
 
 
 @contextmanager
-def fleet_of_its_own(bridge: Bridge, database_url: str, queue: str) -> Iterator[Fleet]:
+def fleet_in_new_database(bridge: Bridge, database_url: str, queue: str) -> Iterator[Fleet]:
     """Yield an empty fleet in a new database."""
     url = empty_database(bridge.engine, database_url)
     engine = open_engine(url, pool_size=40)

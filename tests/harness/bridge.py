@@ -62,7 +62,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class AwsTraces:
+class AwsResources:
     """The resources in AWS that belong to one Thing name."""
 
     thing: dict[str, str] | None
@@ -117,8 +117,8 @@ class Bridge:
         return handle
 
     async def status(self, device: Device) -> dict[str, Any]:
-        answer: dict[str, Any] = await self.client.get_workflow_handle(device.workflow_id).query("status")
-        return answer
+        status: dict[str, Any] = await self.client.get_workflow_handle(device.workflow_id).query("status")
+        return status
 
     async def wait_for_status(
         self, device: Device, status: ProvisioningStatus, seconds: float = 60
@@ -229,7 +229,7 @@ class Bridge:
                 .order_by(col(OutboxRow.sequence))
             ).all()
 
-    def traces(self, device: Device, *more_certificates: str) -> AwsTraces:
+    def aws_resources(self, device: Device, *more_certificates: str) -> AwsResources:
         """Return the resources of the device's Thing name in AWS, and the additional certificates."""
         name = device.thing_name
         attributes = self._or_none(lambda: self.iot.describe_thing(thingName=name)["attributes"])
@@ -239,7 +239,7 @@ class Bridge:
         if (binding := self.binding(device)) and binding.certificate_arn:
             arns.add(binding.certificate_arn)
         secret = f"iot/devices/{name}/key"
-        return AwsTraces(
+        return AwsResources(
             thing=attributes,
             certificates=[found for arn in sorted(arns) if (found := self.certificate(arn))],
             secret_arn=self._or_none(lambda: self.secrets.describe_secret(SecretId=secret)["ARN"]),
@@ -290,32 +290,32 @@ def worker_on(queue: str, settings: Settings, bridge: Bridge, aws: AwsClients, e
 
 
 @asynccontextmanager
-async def commands_on(
+async def command_workers_on(
     queue: str, settings: Settings, bridge: Bridge, aws: AwsClients, engine: Engine
 ) -> AsyncIterator[None]:
     """Run the workers that commands need, on a separate task queue and its job queue."""
-    own = _settings_for(queue, settings)
+    queue_settings = _settings_for(queue, settings)
     async with (
-        compose_worker(own, bridge.client, aws, engine),
-        compose_job_worker(own, bridge.client, aws, engine),
+        compose_worker(queue_settings, bridge.client, aws, engine),
+        compose_job_worker(queue_settings, bridge.client, aws, engine),
     ):
         yield
 
 
 def _settings_for(queue: str, settings: Settings) -> Settings:
-    own = settings.worker.model_copy(update={"task_queue": queue})
-    return settings.model_copy(update={"worker": own})
+    worker = settings.worker.model_copy(update={"task_queue": queue})
+    return settings.model_copy(update={"worker": worker})
 
 
-async def until(reached: Callable[[], Awaitable[bool]], what: str, seconds: float = 60) -> None:
-    """Wait until a condition is true.
+async def until(condition: Callable[[], Awaitable[bool]], description: str, seconds: float = 60) -> None:
+    """Poll a condition until it is true, or fail.
 
     Args:
-        reached: the condition; it is checked repeatedly.
-        what: the condition in words, for the failure message.
+        condition: returns whether the awaited state is reached.
+        description: the condition in words, for the failure message.
         seconds: how long to wait.
     """
     ends = time.monotonic() + seconds
-    while not await reached():
-        assert time.monotonic() < ends, f"not reached after {seconds} s: {what}"
+    while not await condition():
+        assert time.monotonic() < ends, f"not reached after {seconds} s: {description}"
         await asyncio.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Running `thingbridge` in tests: in this process, or as a process of its own."""
+"""Run `thingbridge` in tests: in this process, or as a separate process."""
 
 import asyncio
 import atexit
@@ -27,7 +27,7 @@ from cli import app
 
 THINGBRIDGE = Path(sys.executable).with_name("thingbridge")
 
-# Else, where no bytecode is written beside the source, every start would compile everything.
+# Without a cache for bytecode, each start of a process would compile all modules.
 _BYTECODE = tempfile.mkdtemp(prefix="thingbridge-bytecode-")
 atexit.register(shutil.rmtree, _BYTECODE, ignore_errors=True)
 
@@ -42,20 +42,20 @@ class Result:
 
 
 def call(*arguments: str, **environment: str | None) -> Result:
-    """Run a command in this process; a variable that is None is not set for it."""
-    with logging_as_it_was():
+    """Run a command in this process. A variable that is None is removed from its environment."""
+    with restored_logging():
         result = CliRunner().invoke(app, arguments, env=environment, catch_exceptions=False)
     return Result(result.exit_code, result.stdout, result.stderr)
 
 
-async def call_beside(*arguments: str, **environment: str | None) -> Result:
-    """Run a command in a thread, while the tests' bridge goes on working."""
+async def call_in_thread(*arguments: str, **environment: str | None) -> Result:
+    """Run a command in a thread, so that the worker in the event loop continues."""
     return await asyncio.to_thread(call, *arguments, **environment)
 
 
 @contextmanager
-def logging_as_it_was() -> Iterator[None]:
-    """Restore the logging at the end: a command directs it to a standard error that is then closed."""
+def restored_logging() -> Iterator[None]:
+    """Restore the logging configuration at the end: a command logs to a stream that is then closed."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
@@ -65,7 +65,7 @@ def logging_as_it_was() -> Iterator[None]:
         root.setLevel(level)
 
 
-def environment_of(**changes: str | None) -> dict[str, str]:
+def process_environment(**changes: str | None) -> dict[str, str]:
     """Return this process's environment with changes; a variable that is None is removed."""
     merged: dict[str, str | None] = {**os.environ, **changes, "PYTHONPYCACHEPREFIX": _BYTECODE}
     merged["PYTHONDONTWRITEBYTECODE"] = None
@@ -73,9 +73,9 @@ def environment_of(**changes: str | None) -> dict[str, str]:
 
 
 def without_configuration() -> dict[str, str | None]:
-    """Return the changes that make this environment one where nothing is configured."""
-    ours = ("DATABASE_URL", "IOT_AWS_", "TEMPORAL_", "AWS_")
-    return {name: None for name in os.environ if name.startswith(ours)}
+    """Return changes that remove every setting of the bridge, Temporal and AWS from the environment."""
+    prefixes = ("DATABASE_URL", "IOT_AWS_", "TEMPORAL_", "AWS_")
+    return {name: None for name in os.environ if name.startswith(prefixes)}
 
 
 async def run(*arguments: str | Path, **changes: str | None) -> Result:
@@ -90,17 +90,17 @@ _OUTPUT_LIMIT = 2**28
 
 @asynccontextmanager
 async def running(*arguments: str | Path, **changes: str | None) -> AsyncIterator[Process]:
-    """Run the executable in a process group of its own, as a terminal does; kill it if it is left running."""
+    """Run the executable in its own process group, as a terminal does, and kill it if it is left running."""
     process = await asyncio.create_subprocess_exec(
         THINGBRIDGE,
         *arguments,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment_of(**changes),
+        env=process_environment(**changes),
         process_group=0,
-        # A worker's log sink prints every event of the outbox. A full pipe, which nothing reads here, would
-        # stop the worker for ever.
+        # A worker's log sink prints every event of the outbox. A full pipe would
+        # block the worker, because nothing reads it here.
         limit=_OUTPUT_LIMIT,
     )
     try:
@@ -122,7 +122,7 @@ async def read_until(output: StreamReader | None, expected: str) -> str:
 
 
 async def interrupt(process: Process, times: int = 1) -> Result:
-    """Press Ctrl-C in the terminal of a process, and return the rest of its output.
+    """Interrupt a process as Ctrl-C in its terminal does, and return the rest of its output.
 
     Args:
         process: of `running`.
@@ -143,7 +143,7 @@ def processes_of(folder: Path) -> list[str]:
 
 
 def empty_database(engine: Engine, database_url: str) -> str:
-    """Create an empty database beside the tests' own, and return its URL."""
+    """Create an empty database on the server of the tests, and return its URL."""
     name = f"empty_{uuid4().hex}"
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))

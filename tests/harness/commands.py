@@ -22,9 +22,9 @@ from tests.harness.bridge import Bridge, Device, until
 PREFIX: Final = "granit"
 QUEUE: Final = "commands"
 RARELY_POLLED: Final = "rarely-polled-commands"
-"""On this queue a job is described once, and not again during a test."""
-SHORT: Final = "short-commands"
-"""On this queue the deadline is near: a job is described when it is created, and at the deadline."""
+"""The queue of workers that describe a job once, and not again during a test."""
+SHORT_DEADLINE: Final = "short-commands"
+"""The queue of workers with a near deadline: they describe a job after its creation and at the deadline."""
 
 # The poll interval of a job in seconds; the setting allows 15 to 3600.
 _SHORT_INTERVAL: Final = 0.1
@@ -37,13 +37,13 @@ _FAR_DEADLINE: Final = timedelta(hours=72)
 def queues(settings: Settings) -> dict[str, Settings]:
     """Return the settings of the workers of each queue; some values are outside the allowed ranges."""
     return {
-        QUEUE: tracking(settings, _FAR_DEADLINE, _SHORT_INTERVAL),
-        RARELY_POLLED: tracking(settings, _FAR_DEADLINE, _LONG_INTERVAL),
-        SHORT: tracking(settings, _NEAR_DEADLINE, _LONG_INTERVAL),
+        QUEUE: tracking_settings(settings, _FAR_DEADLINE, _SHORT_INTERVAL),
+        RARELY_POLLED: tracking_settings(settings, _FAR_DEADLINE, _LONG_INTERVAL),
+        SHORT_DEADLINE: tracking_settings(settings, _NEAR_DEADLINE, _LONG_INTERVAL),
     }
 
 
-def tracking(settings: Settings, limit: timedelta, interval: float) -> Settings:
+def tracking_settings(settings: Settings, limit: timedelta, interval: float) -> Settings:
     """Return settings with this time limit for commands and this poll interval for jobs."""
     jobs = settings.jobs.model_copy(
         update={
@@ -95,7 +95,7 @@ class Commands:
         )
 
     async def run_to_end(self, command: Command, queue: str = QUEUE) -> dict[str, Any]:
-        """Send a command that ends without an action of the test, and return its final status."""
+        """Send a command, wait until it ends, and return its final status."""
         return await self.wait_for_end(await self.send(command, queue))
 
     async def wait_for_end(self, handle: WorkflowHandle[Any, Any]) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Commands:
         status: dict[str, Any] = await asyncio.wait_for(handle.result(), 60)
         return status
 
-    async def has_job(self, handle: WorkflowHandle[Any, Any]) -> None:
+    async def wait_for_job(self, handle: WorkflowHandle[Any, Any]) -> None:
         """Wait until the command has created its job."""
 
         async def created() -> bool:
@@ -111,12 +111,12 @@ class Commands:
 
         await until(created, f"{handle.id} has a job")
 
-    async def looked_at(self, handle: WorkflowHandle[Any, Any], times: int) -> None:
+    async def wait_until_described(self, handle: WorkflowHandle[Any, Any], times: int) -> None:
         """Wait until the job has been described this number of times."""
         await self.wait_for_activity(handle, "watch_job", attempts=times + 1)
 
     async def wait_for_activity(self, handle: WorkflowHandle[Any, Any], activity: str, attempts: int) -> None:
-        """Wait until an activity runs its attempt of this number, or waits for it."""
+        """Wait until the number of an activity's current or next attempt is `attempts` or higher."""
 
         async def reached() -> bool:
             pending = (await handle.describe()).raw_description.pending_activities
@@ -124,10 +124,10 @@ class Commands:
 
         await until(reached, f"{handle.id} is at attempt {attempts} of {activity}")
 
-    def carries_out(
+    def execute_job(
         self, device: Device, outcome: str = "SUCCEEDED", **status_details: str
     ) -> dict[str, Any] | None:
-        """Act as the device: end its next job with this outcome, and return the job's document."""
+        """Act as the device: end its next job, and return the job's document, or None if there is no job."""
         simulated = SimulatedDevice(self.bridge.aws_endpoint_url, device.thing_name)
         return simulated.take_one(outcome, status_details)
 
@@ -135,14 +135,14 @@ class Commands:
         """Act as the device: start its next job and leave it in progress."""
         self.jobs_data.start_next_pending_job_execution(thingName=device.thing_name)
 
-    def make_job(self, command: Command, document: dict[str, Any], device: Device) -> str:
+    def create_foreign_job(self, command: Command, document: dict[str, Any], device: Device) -> str:
         """Create a job with the command's id, as another system would, and return its id."""
         name = job_id(PREFIX, command.correlation_id)
         arn = self.iot.describe_thing(thingName=device.thing_name)["thingArn"]
         self.iot.create_job(jobId=name, targets=[arn], document=json.dumps(document, indent=1))
         return name
 
-    def recorded_group(self, query: str, last_used: datetime, query_in_aws: str | None = "") -> str:
+    def create_recorded_group(self, query: str, last_used: datetime, query_in_aws: str | None = "") -> str:
         """Create a dynamic group that commands last used at this time, and return its name.
 
         Args:
@@ -174,11 +174,11 @@ class Commands:
         return {group["groupName"] for group in self.iot.list_thing_groups()["thingGroups"]}
 
     def job(self, handle: WorkflowHandle[Any, Any]) -> dict[str, Any] | None:
-        """Return the command's job in AWS; None where there is none."""
+        """Return the command's job in AWS; None if there is none."""
         return self.job_named(handle.id)
 
     def job_named(self, name: str) -> dict[str, Any] | None:
-        """Return the job of this id in AWS; None where there is none."""
+        """Return the job of this id in AWS; None if there is none."""
         try:
             job: dict[str, Any] = self.iot.describe_job(jobId=name)["job"]
         except self.iot.exceptions.ResourceNotFoundException:
@@ -191,22 +191,22 @@ class Commands:
         return str(described["execution"]["status"])
 
     def event(self, job_id: str) -> tuple[str, dict[str, Any]]:
-        """Return type and data of the one event of a command."""
+        """Return the type and the data of a command's only event."""
         with Session(self.bridge.engine) as session:
             (row,) = [row for row in session.exec(select(OutboxRow)).all() if row.data.get("jobId") == job_id]
         assert row.device_id == (UUID(row.data["deviceId"]) if row.data["deviceId"] else None)
         return row.type, row.data
 
 
-def to(target: Device | str | CommandTarget, operation: str = "reboot", **more: Any) -> Command:
-    """Return a new command for a device, or for a thing group of this name."""
+def command_for(target: Device | str | CommandTarget, operation: str = "reboot", **fields: Any) -> Command:
+    """Return a new command for a device, a thing group (by its name) or any other target."""
     if isinstance(target, Device):
         target = CommandTarget(kind=TargetKind.DEVICE, value=str(target.device_id))
     elif isinstance(target, str):
         target = CommandTarget(kind=TargetKind.GROUP, value=target)
-    return Command(correlation_id=uuid4(), target=target, operation=operation, **more)
+    return Command(correlation_id=uuid4(), target=target, operation=operation, **fields)
 
 
-def to_all(query: str) -> Command:
+def command_for_query(query: str) -> Command:
     """Return a new command for the devices that match a query."""
-    return to(CommandTarget(kind=TargetKind.QUERY, value=query))
+    return command_for(CommandTarget(kind=TargetKind.QUERY, value=query))

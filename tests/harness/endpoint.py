@@ -40,7 +40,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class Endpoint:
-    """Answers each event with the response of `answer`; by default with 204."""
+    """A webhook receiver that responds to each event with the result of `answer`, by default 204."""
 
     def __init__(self) -> None:
         # This socket is bound and never listens: it reserves the port while no server runs.

@@ -58,8 +58,8 @@ class EnrolmentHarness:
         }
         return registration | changes
 
-    def in_aws(self, bridge: Bridge, device: Device) -> dict[str, Any]:
-        """Create what fleet provisioning creates, and return the body that registers the device.
+    def create_aws_resources(self, bridge: Bridge, device: Device) -> dict[str, Any]:
+        """Create the resources of fleet provisioning, and return the body that registers the device.
 
         A device has one secret, also if it enrols several times.
         """
@@ -84,7 +84,7 @@ class EnrolmentHarness:
         assert binding is not None
         return binding
 
-    def enrolled(self, device: Device) -> Device:
+    def with_assigned_id(self, device: Device) -> Device:
         """Return the device with the id that the bridge has given it."""
         return Device(device.serial_number, device.tenant_id, self.require_binding(device).device_id)
 
@@ -96,7 +96,7 @@ class EnrolmentHarness:
                 )
             ).all()
 
-    def retired(self, device_id: UUID) -> Sequence[RetiredCertificate]:
+    def retired_certificates(self, device_id: UUID) -> Sequence[RetiredCertificate]:
         with Session(self.engine) as session:
             return session.exec(
                 select(RetiredCertificate)
@@ -104,7 +104,7 @@ class EnrolmentHarness:
                 .order_by(col(RetiredCertificate.id))
             ).all()
 
-    def alter(self, device: Device, **columns: Any) -> None:
+    def update_binding_row(self, device: Device, **columns: Any) -> None:
         """Change columns of the binding directly in the database."""
         with Session(self.engine) as session, session.begin():
             binding = session.exec(DECIDING_BINDING, params=deciding_names(device.thing_name, None)).one()
@@ -112,8 +112,8 @@ class EnrolmentHarness:
                 setattr(binding, name, value)
 
     @contextmanager
-    def nothing_written(self, device: Device) -> Iterator[None]:
-        """Check that no row of the device's tenant is written in the block, in any table."""
+    def no_rows_written(self, device: Device) -> Iterator[None]:
+        """Check that the block changes no row of the device's tenant in any table."""
         before = self.rows_of(device.tenant_id)
         yield
         assert self.rows_of(device.tenant_id) == before
@@ -128,9 +128,9 @@ class EnrolmentHarness:
             return sorted(connection.exec_driver_sql(query, {"tenant": tenant_id}).scalars())
 
 
-async def enrol(http: httpx2.AsyncClient, body: dict[str, Any], *, again: bool = False) -> UUID:
+async def enrol(http: httpx2.AsyncClient, body: dict[str, Any], *, already_provisioned: bool = False) -> UUID:
     """Register a device, and return the id that the bridge has given it."""
-    answer = await http.post(REGISTERED, json=body)
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["alreadyProvisioned"] is again
-    return UUID(answer.json()["deviceId"])
+    response = await http.post(REGISTERED, json=body)
+    assert response.status_code == 200, response.text
+    assert response.json()["alreadyProvisioned"] is already_provisioned
+    return UUID(response.json()["deviceId"])

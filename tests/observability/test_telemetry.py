@@ -29,7 +29,7 @@ from tests.harness.bridge import Bridge
 from tests.harness.command_line import run
 from tests.harness.enrolment import EnrolmentHarness
 from tests.harness.http_api import HttpApi
-from tests.harness.observed_life import Observed, observe, samples
+from tests.harness.telemetry_run import CollectedTelemetry, collect_telemetry, samples
 from tests.workflows.test_replay import RECORDED, recorded, replayer
 
 METRICS_FILE = ROOT / "docs" / "metrics.md"
@@ -38,10 +38,10 @@ STEPS = ("ensure_thing", "issue_certificate", "attach_certificate", "activate_ce
 
 
 @pytest_asyncio.fixture(scope="module")
-async def observed(bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness) -> Observed:
+async def telemetry(bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness) -> CollectedTelemetry:
     """The lifecycles, run once for all tests of this file."""
     try:
-        return await observe(bridge, http_api, enrolment)
+        return await collect_telemetry(bridge, http_api, enrolment)
     finally:
         bridge.emulator.clear_faults()
 
@@ -49,9 +49,9 @@ async def observed(bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarnes
 # --- Metrics
 
 
-def test_each_occurrence_is_counted_once(observed: Observed) -> None:
+def test_each_occurrence_is_counted_once(telemetry: CollectedTelemetry) -> None:
     """Each counter has the device's tenant and the operation as labels."""
-    tenant, other = observed.device.tenant_id, observed.failed.tenant_id
+    tenant, other = telemetry.device.tenant_id, telemetry.failed.tenant_id
     expected = {
         ("provisioning_things_created", tenant, "ensure_thing"): 1,
         ("provisioning_things_created", other, "ensure_thing"): 1,
@@ -74,46 +74,46 @@ def test_each_occurrence_is_counted_once(observed: Observed) -> None:
         ("aws_throttles", other, "CreateThing"): 1,
     }
     found = {
-        (name, whose, operation): observed.count(f"thingbridge_{name}_total", whose, operation=operation)
+        (name, whose, operation): telemetry.count(f"thingbridge_{name}_total", whose, operation=operation)
         for name, whose, operation in expected
     }
     assert found == expected
     # The change of desired state became a command too, which the decommission may have ended at any point.
-    assert observed.count("thingbridge_jobs_dispatched_total", tenant, operation="create_job") >= 2
-    assert observed.count("thingbridge_jobs_failed_total", tenant, operation="publish_command_end") >= 1
-    assert observed.count("thingbridge_provisioning_failed_total", other, reason="AccessDenied") == 1
+    assert telemetry.count("thingbridge_jobs_dispatched_total", tenant, operation="create_job") >= 2
+    assert telemetry.count("thingbridge_jobs_failed_total", tenant, operation="publish_command_end") >= 1
+    assert telemetry.count("thingbridge_provisioning_failed_total", other, reason="AccessDenied") == 1
 
 
-def test_calls_to_aws_are_counted_by_result(observed: Observed) -> None:
+def test_calls_to_aws_are_counted_by_result(telemetry: CollectedTelemetry) -> None:
     """Each call has the tenant it was made for, its result and its duration."""
-    calls, other = "thingbridge_aws_calls_total", observed.failed.tenant_id
-    assert observed.count(calls, other, service="iot", operation="CreateThing", result="throttled") == 1
-    assert observed.count(calls, other, service="iot", operation="CreateThing", result="ok") == 1
-    assert observed.count(calls, other, service="iot", operation="AttachPolicy", result="denied") == 1
-    assert observed.count(calls, other, service="secretsmanager", operation="CreateSecret", result="ok") == 1
+    calls, other = "thingbridge_aws_calls_total", telemetry.failed.tenant_id
+    assert telemetry.count(calls, other, service="iot", operation="CreateThing", result="throttled") == 1
+    assert telemetry.count(calls, other, service="iot", operation="CreateThing", result="ok") == 1
+    assert telemetry.count(calls, other, service="iot", operation="AttachPolicy", result="denied") == 1
+    assert telemetry.count(calls, other, service="secretsmanager", operation="CreateSecret", result="ok") == 1
     took = "thingbridge_aws_call_duration_seconds_count"
-    assert observed.count(took, other, service="iot", operation="CreateThing") == 2
+    assert telemetry.count(took, other, service="iot", operation="CreateThing") == 2
 
 
-def test_steps_and_events_are_measured(observed: Observed) -> None:
+def test_steps_and_events_are_measured(telemetry: CollectedTelemetry) -> None:
     """Durations of the saga's steps, the number of sent events and the age of each shard are exported."""
     for step in STEPS:
         took = "thingbridge_provisioning_step_duration_seconds_count"
-        assert observed.count(took, observed.device.tenant_id, operation=step) == 1, step
-    sent = observed.count(
+        assert telemetry.count(took, telemetry.device.tenant_id, operation=step) == 1, step
+    sent = telemetry.count(
         "thingbridge_events_sent_total",
-        observed.device.tenant_id,
+        telemetry.device.tenant_id,
         sink="log",
         type="AwsThingDecommissionedEvent",
     )
     assert sent == 1
     oldest = "thingbridge_events_outbox_oldest_seconds"
-    assert {s.labels["shard"] for s in samples(observed.worker_metrics) if s.name == oldest} == set("0123")
+    assert {s.labels["shard"] for s in samples(telemetry.worker_metrics) if s.name == oldest} == set("0123")
 
 
-def test_metrics_of_temporals_sdk_are_on_the_same_page(observed: Observed) -> None:
+def test_metrics_of_temporals_sdk_are_on_the_same_page(telemetry: CollectedTelemetry) -> None:
     """They have the names that Temporal documents, so that its public dashboards work."""
-    of_worker = names_on(observed.worker_metrics)
+    of_worker = names_on(telemetry.worker_metrics)
     assert of_worker >= {
         "temporal_request",
         "temporal_request_latency_bucket",
@@ -123,7 +123,7 @@ def test_metrics_of_temporals_sdk_are_on_the_same_page(observed: Observed) -> No
         "temporal_worker_task_slots_used",
         "temporal_workflow_task_schedule_to_start_latency_bucket",
     }
-    assert "temporal_request" in names_on(observed.api_metrics)
+    assert "temporal_request" in names_on(telemetry.api_metrics)
 
 
 def names_on(page: str) -> set[str]:
@@ -131,7 +131,7 @@ def names_on(page: str) -> set[str]:
     return set(re.findall(r"^(\w+)\{", page, re.MULTILINE))
 
 
-def test_table_of_metrics_matches_the_code(observed: Observed) -> None:
+def test_table_of_metrics_matches_the_code(telemetry: CollectedTelemetry) -> None:
     """`docs/metrics.md` lists every metric, and exported metrics have exactly the documented labels."""
     listed = {
         name: set(re.findall(r"`(\w+)`", labels))
@@ -142,7 +142,7 @@ def test_table_of_metrics_matches_the_code(observed: Observed) -> None:
     assert set(listed) == declared
     exported = {
         re.sub(r"_(bucket|count|sum)$", "", sample.name): set(sample.labels) - {"le"}
-        for sample in samples(observed.worker_metrics + observed.api_metrics)
+        for sample in samples(telemetry.worker_metrics + telemetry.api_metrics)
         if sample.name.startswith("thingbridge_")
     }
     assert len(exported) > 20
@@ -168,7 +168,7 @@ def test_gauge_reads_its_value_at_each_scrape() -> None:
 
 
 async def test_denied_call_keeps_its_labels_among_a_thousand_tenants() -> None:
-    """Each tenant has dozens of APIs and results, and an alert selects one of these."""
+    """A denied call has its own series also with a thousand tenants, so that an alert can select it."""
     script = """
 from observability import telemetry
 telemetry.configure("INFO", "text", measured=True)
@@ -228,13 +228,13 @@ async def test_worker_exits_if_its_metrics_port_is_in_use() -> None:
 # --- Traces
 
 
-def test_one_trace_covers_request_workflow_activities_and_aws(observed: Observed) -> None:
+def test_one_trace_covers_request_workflow_activities_and_aws(telemetry: CollectedTelemetry) -> None:
     """The HTTP request, the signal, the workflow, its activities and their calls to AWS have one trace id."""
     first = min(
-        (span for span in observed.spans if span.name == "POST /api/iot/device-events"),
+        (span for span in telemetry.spans if span.name == "POST /api/iot/device-events"),
         key=lambda span: span.start_time_unix_nano,
     )
-    names = {span.name for span in observed.spans if span.trace_id == first.trace_id}
+    names = {span.name for span in telemetry.spans if span.trace_id == first.trace_id}
     assert names >= {
         "SignalWithStartWorkflow:DeviceLifecycle",
         "RunWorkflow:DeviceLifecycle",
@@ -246,32 +246,32 @@ def test_one_trace_covers_request_workflow_activities_and_aws(observed: Observed
     }
 
 
-def test_span_of_an_aws_call_is_a_child_of_its_activity(observed: Observed) -> None:
-    """A slow step therefore shows which call it waited for."""
-    by_id = {span.span_id: span for span in observed.spans}
-    (call,) = spans_of_workflow(observed, "iot.CreateThing", observed.device.workflow_id)
+def test_span_of_an_aws_call_is_a_child_of_its_activity(telemetry: CollectedTelemetry) -> None:
+    """The span of an AWS call is a child of its activity's span."""
+    by_id = {span.span_id: span for span in telemetry.spans}
+    (call,) = spans_of_workflow(telemetry, "iot.CreateThing", telemetry.device.workflow_id)
     assert by_id[call.parent_span_id].name == "RunActivity:ensure_thing"
 
 
-def test_signal_without_trace_headers_begins_a_trace(observed: Observed) -> None:
+def test_signal_without_trace_headers_begins_a_trace(telemetry: CollectedTelemetry) -> None:
     """Events of a client without tracing are processed, and the run of its device is one trace."""
-    runs = spans_of_workflow(observed, "RunWorkflow:DeviceLifecycle", observed.failed.workflow_id)
+    runs = spans_of_workflow(telemetry, "RunWorkflow:DeviceLifecycle", telemetry.failed.workflow_id)
     (trace_id,) = {span.trace_id for span in runs}
-    names = {span.name for span in observed.spans if span.trace_id == trace_id}
+    names = {span.name for span in telemetry.spans if span.trace_id == trace_id}
     assert names >= {"RunActivity:mark_failed", "RunActivity:resume_binding", "iot.CreateThing"}
-    throttled = [span for span in observed.spans if span.trace_id == trace_id and span.status.code]
+    throttled = [span for span in telemetry.spans if span.trace_id == trace_id and span.status.code]
     assert {"iot.CreateThing", "iot.AttachPolicy"} <= {span.name for span in throttled}
 
 
-def spans_of_workflow(observed: Observed, name: str, workflow_id: str) -> Iterator[Span]:
+def spans_of_workflow(telemetry: CollectedTelemetry, name: str, workflow_id: str) -> Iterator[Span]:
     """Return the spans of a name in the traces of a workflow."""
     traces = {
         span.trace_id
-        for span in observed.spans
+        for span in telemetry.spans
         for attribute in span.attributes
         if attribute.key == "temporalWorkflowID" and attribute.value.string_value == workflow_id
     }
-    return (span for span in observed.spans if span.name == name and span.trace_id in traces)
+    return (span for span in telemetry.spans if span.name == name and span.trace_id in traces)
 
 
 @pytest.mark.parametrize("name", [name for name in RECORDED if name.endswith("-1")][:5])
@@ -289,16 +289,16 @@ async def test_histories_replay_with_tracing_enabled(name: str) -> None:
 # --- Logs
 
 
-def test_log_lines_of_a_device_have_its_ids(observed: Observed) -> None:
+def test_log_lines_of_a_device_have_its_ids(telemetry: CollectedTelemetry) -> None:
     """Lines that an activity or Temporal logs for a device have its tenant, device, Thing and run."""
-    for device in (observed.device, observed.failed):
+    for device in (telemetry.device, telemetry.failed):
         run = {"workflow_id": device.workflow_id}
         ids = {
             "tenant_id": str(device.tenant_id),
             "device_id": str(device.device_id),
             "thing_name": device.thing_name,
         }
-        lines = [line for line in observed.log if run.items() <= line.get("temporal_activity", {}).items()]
+        lines = [line for line in telemetry.log if run.items() <= line.get("temporal_activity", {}).items()]
         # The SDK logs this line before the activity's input is decoded.
         started = [line for line in lines if line["message"].startswith("Starting activity")]
         assert len(lines) > len(started) > len(STEPS)
@@ -308,30 +308,30 @@ def test_log_lines_of_a_device_have_its_ids(observed: Observed) -> None:
             assert line["run_id"] == line["temporal_activity"]["workflow_run_id"]
 
 
-def test_log_line_of_a_failure_has_the_ids(observed: Observed) -> None:
-    """An operator finds the device and its run by them."""
+def test_log_line_of_a_failure_has_the_ids(telemetry: CollectedTelemetry) -> None:
+    """A log line of a failure has the ids of the device and its run."""
     (line,) = [
-        line for line in observed.log if line["level"] == "ERROR" and "AccessDenied" in line["message"]
+        line for line in telemetry.log if line["level"] == "ERROR" and "AccessDenied" in line["message"]
     ]
-    assert line["device_id"] == str(observed.failed.device_id)
-    assert line["tenant_id"] == str(observed.failed.tenant_id)
-    assert line["thing_name"] == observed.failed.thing_name
-    assert line["workflow_id"] == observed.failed.workflow_id
+    assert line["device_id"] == str(telemetry.failed.device_id)
+    assert line["tenant_id"] == str(telemetry.failed.tenant_id)
+    assert line["thing_name"] == telemetry.failed.thing_name
+    assert line["workflow_id"] == telemetry.failed.workflow_id
 
 
-def test_requests_are_logged_with_tenant_and_trace(observed: Observed) -> None:
+def test_requests_are_logged_with_tenant_and_trace(telemetry: CollectedTelemetry) -> None:
     """The trace of a request can be found from its log line."""
-    requests = [line for line in observed.log if line.get("path") == "/api/iot/device-events"]
+    requests = [line for line in telemetry.log if line.get("path") == "/api/iot/device-events"]
     assert len(requests) == 3
-    assert {line["tenant_id"] for line in requests} == {str(observed.device.tenant_id)}
-    traces = {span.trace_id.hex() for span in observed.spans}
+    assert {line["tenant_id"] for line in requests} == {str(telemetry.device.tenant_id)}
+    traces = {span.trace_id.hex() for span in telemetry.spans}
     assert {line["trace_id"] for line in requests} <= traces
 
 
-def test_no_secret_is_logged_measured_or_traced(observed: Observed) -> None:
+def test_no_secret_is_logged_measured_or_traced(telemetry: CollectedTelemetry) -> None:
     """No part of a private key, no caller's key and no credentials for AWS are exported at level DEBUG."""
-    assert len(observed.secrets) > 40
-    for place, text in observed.texts.items():
+    assert len(telemetry.secrets) > 40
+    for place, text in telemetry.texts.items():
         assert len(text) > 10_000, place
         assert "PRIVATE KEY" not in text, place
-        assert not [secret for secret in observed.secrets if secret in text], place
+        assert not [secret for secret in telemetry.secrets if secret in text], place

@@ -65,7 +65,7 @@ async def encrypted(by: str, payload: Payload = PLAIN) -> Payload:
 
 @given(data=st.binary(max_size=200), encoding=st.binary(max_size=20))
 async def test_decrypted_payload_equals_the_original(data: bytes, encoding: bytes) -> None:
-    """Any payload and its metadata; encrypting it twice gives different bytes."""
+    """Any payload is restored with its metadata, and encrypting it twice gives different bytes."""
     codec = EncryptionCodec(keys(OLD))
     payload = Payload(metadata={"encoding": encoding, "messageType": b"x"}, data=data)
     once, again = await codec.encode([payload, payload])
@@ -86,7 +86,7 @@ async def test_payload_without_our_key_id_is_unchanged(payload: Payload) -> None
 
 
 async def test_keys_without_a_key_id_only_decrypt() -> None:
-    """Every process can so have the keys before the first one encrypts."""
+    """Keys without a key id decrypt payloads, but encrypt none."""
     reading = EncryptionCodec(keys(None, OLD))
     assert await reading.encode([PLAIN]) == [PLAIN]
     assert await reading.decode([await encrypted(OLD)]) == [PLAIN]
@@ -184,14 +184,14 @@ async def running_with_keys(
     bridge: Bridge, settings: Settings, aws: AwsClients, encryption: EncryptionKeys
 ) -> AsyncIterator[Bridge]:
     """Run a worker with these keys on the task queue of the settings, and return a bridge with the keys."""
-    own = Bridge(
+    encrypting_bridge = Bridge(
         await connect(encryption),
         bridge.engine,
         bridge.aws_endpoint_url,
         {"iot": bridge.iot, "iot-data": bridge.iot_data, "secretsmanager": bridge.secrets},
     )
-    async with worker_on(queue_of(settings), settings, own, aws, bridge.engine):
-        yield own
+    async with worker_on(queue_of(settings), settings, encrypting_bridge, aws, bridge.engine):
+        yield encrypting_bridge
 
 
 def queue_of(settings: Settings) -> str:
@@ -199,13 +199,13 @@ def queue_of(settings: Settings) -> str:
 
 
 @pytest.fixture
-def own_queue(settings: Settings) -> Settings:
+def queue_settings(settings: Settings) -> Settings:
     """Return settings with a task queue that no other test uses."""
-    own = settings.worker.model_copy(update={"task_queue": f"encrypted-{uuid4()}"})
-    return settings.model_copy(update={"worker": own})
+    worker = settings.worker.model_copy(update={"task_queue": f"encrypted-{uuid4()}"})
+    return settings.model_copy(update={"worker": worker})
 
 
-async def kept(handle: WorkflowHandle[Any, Any]) -> str:
+async def stored_in_temporal(handle: WorkflowHandle[Any, Any]) -> str:
     """Return all that Temporal can read of a run, without its search attributes."""
     events = [MessageToDict(event) async for event in handle.fetch_history_events()]
     described = MessageToDict((await handle.describe()).raw_description)
@@ -228,20 +228,20 @@ def without_search_attributes(shown: Any) -> Any:
 
 
 async def test_saga_with_encryption_stores_nothing_readable_in_temporal(
-    bridge: Bridge, own_queue: Settings, aws: AwsClients
+    bridge: Bridge, queue_settings: Settings, aws: AwsClients
 ) -> None:
     """No serial number, Thing name or ARN is in the history; names of the longest length fit."""
     device = Device("UNREAD-" + 87 * "x")
-    async with running_with_keys(bridge, own_queue, aws, keys(OLD)) as own:
-        await own.signal(device, device.event("Provisioned"), queue=queue_of(own_queue))
-        await own.signal(device, device.event("Suspended", 1), queue=queue_of(own_queue))
-        await own.wait_for_end(device)
-        status = await own.status(device)
+    async with running_with_keys(bridge, queue_settings, aws, keys(OLD)) as encrypting_bridge:
+        await encrypting_bridge.signal(device, device.event("Provisioned"), queue=queue_of(queue_settings))
+        await encrypting_bridge.signal(device, device.event("Suspended", 1), queue=queue_of(queue_settings))
+        await encrypting_bridge.wait_for_end(device)
+        status = await encrypting_bridge.status(device)
         plain = bridge.client.get_workflow_handle(device.workflow_id)
         answer = await plain.query("status", result_type=RawValue)
     assert bridge.require_binding(device).provisioning_status is ProvisioningStatus.ACTIVE
     assert (status["thingName"], status["rejectedCount"]) == (device.thing_name, 0)
-    readable = await kept(plain)
+    readable = await stored_in_temporal(plain)
     for secret in (device.serial_number, device.thing_name, "arn:aws", "Suspended"):
         assert secret not in readable, secret
         assert secret not in str(answer.payload), secret
@@ -249,60 +249,62 @@ async def test_saga_with_encryption_stores_nothing_readable_in_temporal(
 
 
 async def test_failure_is_readable_by_the_bridge_only(
-    faulty_bridge: Bridge, own_queue: Settings, aws: AwsClients
+    faulty_bridge: Bridge, queue_settings: Settings, aws: AwsClients
 ) -> None:
     """The binding and `status` show the error; Temporal has neither its message nor a stack trace."""
     device = Device("UNREAD-FAILURE")
     faulty_bridge.emulator.add_fault(
         "iot:CreateThing", resource=device.thing_name, code="AccessDeniedException"
     )
-    async with running_with_keys(faulty_bridge, own_queue, aws, keys(OLD)) as own:
-        await own.signal(device, device.event("Provisioned"), queue=queue_of(own_queue))
-        failed = await own.wait_for_status(device, ProvisioningStatus.FAILED)
-        error = (await own.status(device))["lastError"]
-        readable = await kept(faulty_bridge.client.get_workflow_handle(device.workflow_id))
+    async with running_with_keys(faulty_bridge, queue_settings, aws, keys(OLD)) as encrypting_bridge:
+        await encrypting_bridge.signal(device, device.event("Provisioned"), queue=queue_of(queue_settings))
+        failed = await encrypting_bridge.wait_for_status(device, ProvisioningStatus.FAILED)
+        error = (await encrypting_bridge.status(device))["lastError"]
+        readable = await stored_in_temporal(faulty_bridge.client.get_workflow_handle(device.workflow_id))
         assert (failed.failure_code, failed.failure_reason) == (error["code"], error["reason"])
         assert error["code"] == "AccessDenied"
         assert "Encoded failure" in readable
         for secret in (device.thing_name, error["reason"][:30], "activities/", "Traceback"):
             assert secret not in readable, secret
-        await own.signal(device, device.event("Decommissioned", 1), queue=queue_of(own_queue))
-        await own.wait_for_end(device)
+        await encrypting_bridge.signal(
+            device, device.event("Decommissioned", 1), queue=queue_of(queue_settings)
+        )
+        await encrypting_bridge.wait_for_end(device)
 
 
 async def test_keys_are_rotated_while_a_saga_is_running(
-    faulty_bridge: Bridge, own_queue: Settings, aws: AwsClients
+    faulty_bridge: Bridge, queue_settings: Settings, aws: AwsClients
 ) -> None:
     """The saga goes on with the new key, decrypts with the old one, and accepts a plain client's signals."""
     device = Device("ROTATED")
     faulty_bridge.emulator.add_fault(
         "iot:CreateThing", resource=device.thing_name, code="AccessDeniedException"
     )
-    async with running_with_keys(faulty_bridge, own_queue, aws, keys(OLD)) as own:
-        await own.signal(device, device.event("Provisioned"), queue=queue_of(own_queue))
-        await own.wait_for_status(device, ProvisioningStatus.FAILED)
+    async with running_with_keys(faulty_bridge, queue_settings, aws, keys(OLD)) as encrypting_bridge:
+        await encrypting_bridge.signal(device, device.event("Provisioned"), queue=queue_of(queue_settings))
+        await encrypting_bridge.wait_for_status(device, ProvisioningStatus.FAILED)
     faulty_bridge.emulator.clear_faults()
-    async with running_with_keys(faulty_bridge, own_queue, aws, keys(NEW, OLD)) as own:
-        await faulty_bridge.signal(device, device.event("Suspended", 1), queue=queue_of(own_queue))
-        await faulty_bridge.signal(device, signal="retry", queue=queue_of(own_queue))
-        await own.wait_for_end(device)
-        assert (await own.status(device))["rejectedCount"] == 0
+    async with running_with_keys(faulty_bridge, queue_settings, aws, keys(NEW, OLD)) as encrypting_bridge:
+        await faulty_bridge.signal(device, device.event("Suspended", 1), queue=queue_of(queue_settings))
+        await faulty_bridge.signal(device, signal="retry", queue=queue_of(queue_settings))
+        await encrypting_bridge.wait_for_end(device)
+        assert (await encrypting_bridge.status(device))["rejectedCount"] == 0
     assert faulty_bridge.require_binding(device).last_shadow_reported_at is not None
-    readable = await kept(faulty_bridge.client.get_workflow_handle(device.workflow_id))
+    readable = await stored_in_temporal(faulty_bridge.client.get_workflow_handle(device.workflow_id))
     assert all(base64.b64encode(key_id.encode()).decode() in readable for key_id in (OLD, NEW))
 
 
 async def test_event_under_an_unknown_key_waits_for_the_key(
-    bridge: Bridge, own_queue: Settings, aws: AwsClients
+    bridge: Bridge, queue_settings: Settings, aws: AwsClients
 ) -> None:
     """A worker that cannot decrypt it neither rejects nor loses it; a worker with the key handles it."""
     device = Device("WAITING")
     sender = await connect(keys(NEW))
-    async with running_with_keys(bridge, own_queue, aws, keys(OLD)):
+    async with running_with_keys(bridge, queue_settings, aws, keys(OLD)):
         handle = await sender.start_workflow(
             "DeviceLifecycle",
             id=device.workflow_id,
-            task_queue=queue_of(own_queue),
+            task_queue=queue_of(queue_settings),
             start_signal="device_event",
             start_signal_args=[device.event("Provisioned")],
             # The server retries the task after this time; the default is ten seconds.
@@ -318,13 +320,13 @@ async def test_event_under_an_unknown_key_waits_for_the_key(
             )
 
         await until(failed, "a workflow task has failed")
-    async with running_with_keys(bridge, own_queue, aws, keys(OLD, NEW)) as own:
-        await own.wait_for_end(device)
-        assert (await own.status(device))["rejectedCount"] == 0
+    async with running_with_keys(bridge, queue_settings, aws, keys(OLD, NEW)) as encrypting_bridge:
+        await encrypting_bridge.wait_for_end(device)
+        assert (await encrypting_bridge.status(device))["rejectedCount"] == 0
     assert bridge.require_binding(device).provisioning_status is ProvisioningStatus.ACTIVE
 
 
-async def test_command_is_read_back_by_its_id(bridge: Bridge, own_queue: Settings) -> None:
+async def test_command_is_read_back_by_its_id(bridge: Bridge, queue_settings: Settings) -> None:
     """A client with the keys reads the command back, also with a summary of the greatest length."""
     client = await connect(keys(OLD))
     query = "thingName:" + 500 * '"'
@@ -333,7 +335,7 @@ async def test_command_is_read_back_by_its_id(bridge: Bridge, own_queue: Setting
         target=CommandTarget(kind=TargetKind.QUERY, value=query),
         operation="reboot",
     )
-    sent = await send_command(client, command, queue_of(own_queue), "granit")
+    sent = await send_command(client, command, queue_of(queue_settings), "granit")
     assert await command_sent(client, sent) == command
     assert await command_sent(bridge.client, sent) is None
     await client.get_workflow_handle(sent).terminate()
@@ -376,7 +378,7 @@ async def test_codec_server_decodes_and_encodes_for_an_operator(engine: Engine) 
 
 @pytest.mark.parametrize("path", ["/decode", "/encode"])
 async def test_codec_server_refuses_other_callers(engine: Engine, path: str) -> None:
-    """Without an API key 401, with a tenant's key 403; `/healthz` needs none."""
+    """A call without a key is 401 and one with a tenant's key is 403, but `/healthz` needs no key."""
     body = body_of([await encrypted(OLD)])
     async with codec_server(engine, keys(OLD)) as server:
         async with server.client() as http:
@@ -429,7 +431,7 @@ async def test_browser_signs_in_with_a_cookie(engine: Engine) -> None:
 
 
 async def test_cookie_is_secure_where_the_ui_has_tls(engine: Engine) -> None:
-    """Also where a proxy ends TLS and the call arrives here without it; without TLS it would not be sent."""
+    """The cookie is secure if the UI has TLS, also if a proxy ends TLS before the codec server."""
     for ui, secure in ((UI, False), ("https://temporal.example.com", True)):
         async with codec_server(engine, keys(OLD), ui) as server, server.client() as http:
             signed_in = await http.post("/signin", data={"key": server.key(None)})
@@ -437,7 +439,7 @@ async def test_cookie_is_secure_where_the_ui_has_tls(engine: Engine) -> None:
 
 
 def test_codec_server_needs_keys_and_an_exact_origin(stack: Addresses) -> None:
-    """It refuses to start without keys, and with a wildcard or a path in the origin."""
+    """The codec server does not start without keys, or with a wildcard or a path in the origin."""
     refused = call("codec")
     assert (refused.exit_code, KEYS_SETTING in refused.stderr) == (2, True)
     for origin in ("*", "localhost", f"{UI}/", "http://*.example"):
@@ -446,13 +448,13 @@ def test_codec_server_needs_keys_and_an_exact_origin(stack: Addresses) -> None:
 
 
 async def test_temporal_cli_shows_the_history_through_the_codec_server(
-    bridge: Bridge, http_api: HttpApi, own_queue: Settings, aws: AwsClients
+    bridge: Bridge, http_api: HttpApi, queue_settings: Settings, aws: AwsClients
 ) -> None:
     """`temporal workflow show` shows the serial number only with the codec server."""
     device = Device("SHOWN")
-    async with running_with_keys(bridge, own_queue, aws, keys(OLD)) as own:
-        await own.signal(device, device.event("Provisioned"), queue=queue_of(own_queue))
-        await own.wait_for_end(device)
+    async with running_with_keys(bridge, queue_settings, aws, keys(OLD)) as encrypting_bridge:
+        await encrypting_bridge.signal(device, device.event("Provisioned"), queue=queue_of(queue_settings))
+        await encrypting_bridge.wait_for_end(device)
     (port,) = choose_ports(0)
     with serving_app(create_codec_app(codec_settings(keys(OLD)), UI), port) as address:
         assert device.serial_number not in await shown(device)

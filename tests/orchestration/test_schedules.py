@@ -22,8 +22,8 @@ QUEUE = "scheduled"
 
 
 @pytest_asyncio.fixture
-async def own(client: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
-    """Return a client of a namespace without a schedule."""
+async def new_namespace(client: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
+    """Return a client of a new namespace, which has no schedule."""
     monkeypatch.setenv("TEMPORAL_NAMESPACE", await empty_namespace(client))
     return await connect(None)
 
@@ -37,7 +37,7 @@ def interval(described: ScheduleDescription) -> timedelta:
     return only.every
 
 
-async def started(settings: Settings, client: Client, seconds: int) -> None:
+async def run_worker_until_scheduled(settings: Settings, client: Client, seconds: int) -> None:
     """Start a worker, wait until the poll's schedule has its interval, and stop it."""
     shadow = settings.shadow.model_copy(update={"poll_interval_seconds": seconds})
     stop = asyncio.Event()
@@ -53,10 +53,12 @@ async def started(settings: Settings, client: Client, seconds: int) -> None:
     await running
 
 
-async def test_missing_schedule_is_created(own: Client) -> None:
+async def test_missing_schedule_is_created(new_namespace: Client) -> None:
     """The poll is due every interval, never runs twice at once, and missed runs are not made up for."""
-    await upsert_schedules(own, schedules(QUEUE, poll_interval_seconds=30, claim_check_interval_hours=24))
-    described = await poll_schedule(own)
+    await upsert_schedules(
+        new_namespace, schedules(QUEUE, poll_interval_seconds=30, claim_check_interval_hours=24)
+    )
+    described = await poll_schedule(new_namespace)
     assert interval(described) == timedelta(seconds=30)
     policy, state = described.schedule.policy, described.schedule.state
     assert policy.overlap is ScheduleOverlapPolicy.SKIP
@@ -67,43 +69,53 @@ async def test_missing_schedule_is_created(own: Client) -> None:
     assert (action.workflow_type.name, action.task_queue.name) == ("ShadowDeltaPoll", QUEUE)
 
 
-async def test_catch_up_window_is_at_least_ten_seconds(own: Client) -> None:
+async def test_catch_up_window_is_at_least_ten_seconds(new_namespace: Client) -> None:
     """Temporal allows none below 10 s, and the shortest interval is 5 s."""
-    await upsert_schedules(own, schedules(QUEUE, poll_interval_seconds=5, claim_check_interval_hours=24))
-    described = await poll_schedule(own)
+    await upsert_schedules(
+        new_namespace, schedules(QUEUE, poll_interval_seconds=5, claim_check_interval_hours=24)
+    )
+    described = await poll_schedule(new_namespace)
     assert interval(described) == timedelta(seconds=5)
     assert described.schedule.policy.catchup_window == timedelta(seconds=10)
 
 
 @pytest.mark.usefixtures("engine")
-async def test_paused_schedule_stays_paused_when_the_worker_restarts(own: Client, settings: Settings) -> None:
-    """Pause and note are kept, also where the restarted worker sets another interval."""
-    await register_search_attributes(own)
-    await started(settings, own, 600)
-    handle = own.get_schedule_handle(SHADOW_DELTA_POLL_SCHEDULE)
+async def test_paused_schedule_stays_paused_when_the_worker_restarts(
+    new_namespace: Client, settings: Settings
+) -> None:
+    """Pause and note are kept, also if the restarted worker sets another interval."""
+    await register_search_attributes(new_namespace)
+    await run_worker_until_scheduled(settings, new_namespace, 600)
+    handle = new_namespace.get_schedule_handle(SHADOW_DELTA_POLL_SCHEDULE)
     await handle.pause(note="the quota is being raised")
     for seconds in (600, 500):
-        await started(settings, own, seconds)
+        await run_worker_until_scheduled(settings, new_namespace, seconds)
         state = (await handle.describe()).schedule.state
         assert (state.paused, state.note) == (True, "the quota is being raised")
 
 
-async def test_unchanged_schedule_is_not_updated(own: Client) -> None:
+async def test_unchanged_schedule_is_not_updated(new_namespace: Client) -> None:
     """Only another interval or task queue updates it."""
-    await upsert_schedules(own, schedules(QUEUE, poll_interval_seconds=30, claim_check_interval_hours=24))
-    await upsert_schedules(own, schedules(QUEUE, poll_interval_seconds=30, claim_check_interval_hours=24))
-    assert (await poll_schedule(own)).info.last_updated_at is None
-    await upsert_schedules(own, schedules("another", poll_interval_seconds=30, claim_check_interval_hours=24))
-    assert (await poll_schedule(own)).info.last_updated_at is not None
+    await upsert_schedules(
+        new_namespace, schedules(QUEUE, poll_interval_seconds=30, claim_check_interval_hours=24)
+    )
+    await upsert_schedules(
+        new_namespace, schedules(QUEUE, poll_interval_seconds=30, claim_check_interval_hours=24)
+    )
+    assert (await poll_schedule(new_namespace)).info.last_updated_at is None
+    await upsert_schedules(
+        new_namespace, schedules("another", poll_interval_seconds=30, claim_check_interval_hours=24)
+    )
+    assert (await poll_schedule(new_namespace)).info.last_updated_at is not None
 
 
-async def test_workers_that_start_together_create_each_schedule_once(own: Client) -> None:
+async def test_workers_that_start_together_create_each_schedule_once(new_namespace: Client) -> None:
     """Each later worker finds the schedule of the first."""
     wanted = schedules(QUEUE, poll_interval_seconds=30, claim_check_interval_hours=24)
-    await asyncio.gather(*(upsert_schedules(own, wanted) for _ in range(4)))
+    await asyncio.gather(*(upsert_schedules(new_namespace, wanted) for _ in range(4)))
 
     async def listed() -> bool:
-        found = [schedule.id async for schedule in await own.list_schedules()]
+        found = [schedule.id async for schedule in await new_namespace.list_schedules()]
         return sorted(found) == sorted(wanted)
 
     await until(listed, "each schedule is listed, once")

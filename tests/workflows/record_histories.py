@@ -50,11 +50,19 @@ from events.sinks.log import LogSink
 from orchestration.client import connect
 from orchestration.search_attributes import register_search_attributes
 from settings import Settings
-from tests.conftest import observers
+from tests.conftest import clients_of_tests
 from tests.harness.active_fleet import Fleet, polling_worker
-from tests.harness.bridge import HASH_KEY, POLICY, Bridge, Device, commands_on, until, worker_on
-from tests.harness.commands import PREFIX, QUEUE, SHORT, Commands, queues, to, to_all
-from tests.workflows.test_database_away import Outage
+from tests.harness.bridge import HASH_KEY, POLICY, Bridge, Device, command_workers_on, until, worker_on
+from tests.harness.commands import (
+    PREFIX,
+    QUEUE,
+    SHORT_DEADLINE,
+    Commands,
+    command_for,
+    command_for_query,
+    queues,
+)
+from tests.workflows.test_database_outage import Outage
 from worker import compose_event_worker, compose_worker
 
 HISTORIES: Final = Path(__file__).parent / "histories"
@@ -220,23 +228,25 @@ async def running_command_workers(bridge: Bridge) -> AsyncIterator[Commands]:
     """Run the workers of commands on the task queues of the tests."""
     async with AsyncExitStack() as running:
         for queue, own in queues(Settings.load()).items():
-            await running.enter_async_context(commands_on(queue, own, bridge, AwsClients(4), bridge.engine))
+            await running.enter_async_context(
+                command_workers_on(queue, own, bridge, AwsClients(4), bridge.engine)
+            )
         yield Commands(bridge)
 
 
 async def command_succeeded(bridge: Bridge, device: Device) -> Sequence[str]:
     async with running_command_workers(bridge) as commands:
         device = commands.device(device.serial_number)
-        handle = await commands.send(to(device, parameters={"level": [1]}))
-        await commands.looked_at(handle, 2)
-        commands.carries_out(device, note="done")
+        handle = await commands.send(command_for(device, parameters={"level": [1]}))
+        await commands.wait_until_described(handle, 2)
+        commands.execute_job(device, note="done")
         await commands.wait_for_end(handle)
     return [handle.id]
 
 
 async def command_refused(bridge: Bridge, device: Device) -> Sequence[str]:
     async with running_command_workers(bridge) as commands:
-        refused = await commands.send(to(device))
+        refused = await commands.send(command_for(device))
         broken = await bridge.client.start_workflow(
             DEVICE_COMMAND, 7, id=f"{PREFIX}-{uuid4()}", task_queue=QUEUE
         )
@@ -248,18 +258,18 @@ async def command_refused(bridge: Bridge, device: Device) -> Sequence[str]:
 async def command_cancelled(bridge: Bridge, device: Device) -> Sequence[str]:
     async with running_command_workers(bridge) as commands:
         device = commands.device(device.serial_number)
-        watched = await commands.send(to(device))
-        await commands.looked_at(watched, 1)
+        watched = await commands.send(command_for(device))
+        await commands.wait_until_described(watched, 1)
         await watched.signal("cancel")
-        by_operator = await commands.send(to(device))
-        await commands.looked_at(by_operator, 1)
+        by_operator = await commands.send(command_for(device))
+        await commands.wait_until_described(by_operator, 1)
         await by_operator.cancel()
         fault = bridge.emulator.add_fault("iot:CreateJob", delay_seconds=1, times=1)
-        being_created = await commands.send(to(device))
+        being_created = await commands.send(command_for(device))
         await bridge.wait_for_fault(fault)
         await being_created.signal("cancel")
         bridge.emulator.add_fault("iot:CreateJob", code="LimitExceededException", status=410)
-        not_created = await commands.send(to(device))
+        not_created = await commands.send(command_for(device))
         await commands.wait_for_activity(not_created, "create_job", attempts=2)
         await not_created.signal("cancel")
         cancelled = [watched, by_operator, being_created, not_created]
@@ -271,8 +281,8 @@ async def command_cancelled(bridge: Bridge, device: Device) -> Sequence[str]:
 async def command_at_its_deadline(bridge: Bridge, device: Device) -> Sequence[str]:
     async with running_command_workers(bridge) as commands:
         device = commands.device(device.serial_number)
-        window = await commands.send(to_all(f"thingName:{device.thing_name}"), SHORT)
-        timed_out = await commands.send(to(device), SHORT)
+        window = await commands.send(command_for_query(f"thingName:{device.thing_name}"), SHORT_DEADLINE)
+        timed_out = await commands.send(command_for(device), SHORT_DEADLINE)
         for handle in (window, timed_out):
             await commands.wait_for_end(handle)
     return [window.id, timed_out.id]
@@ -393,7 +403,7 @@ async def record(addresses: Addresses) -> None:
     upgrade(engine)
     create_device_policy(addresses.aws_endpoint_url, POLICY)
     async with compose_worker(settings, client, AwsClients(20), engine):
-        bridge = Bridge(client, engine, addresses.aws_endpoint_url, observers())
+        bridge = Bridge(client, engine, addresses.aws_endpoint_url, clients_of_tests())
         for scenario in SCENARIOS:
             name = scenario.__name__.replace("_", "-")
             if list(HISTORIES.glob(f"{name}-*.json")):

@@ -34,9 +34,11 @@ NOW = datetime(2030, 5, 10, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
 
 
-def expiring(engine: Engine, tenant_id: UUID, *expiries: datetime, gone: bool = False) -> list[UUID]:
+def create_expiring(
+    engine: Engine, tenant_id: UUID, *expiries: datetime, decommissioned: bool = False
+) -> list[UUID]:
     """Create enrolled devices of a tenant whose claim certificates expire at these times."""
-    status = ProvisioningStatus.DECOMMISSIONED if gone else ProvisioningStatus.ACTIVE
+    status = ProvisioningStatus.DECOMMISSIONED if decommissioned else ProvisioningStatus.ACTIVE
     with Session(engine) as session, session.begin():
         return [
             open_binding(
@@ -70,14 +72,16 @@ async def check(client: Client, queue: str, at: datetime) -> CheckTotals:
 async def test_each_certificate_in_the_window_is_warned_of_once_a_day(
     bridge: Bridge, settings: Settings, aws: AwsClients, engine: Engine
 ) -> None:
-    """Over several pages, also with equal or past times; a repeat on the same day publishes nothing."""
+    """Each certificate causes one warning a day, also over several pages and with equal or past times."""
     tenant, queue = uuid4(), "claims"
     # Seven at one moment: a page of three ends between them.
-    same = expiring(engine, tenant, *(7 * [NOW + 3 * DAY + timedelta(hours=5)]))
-    past = expiring(engine, tenant, NOW - 40 * DAY, NOW - timedelta(seconds=1), NOW + timedelta(hours=23))
-    edge = expiring(engine, tenant, NOW + 30 * DAY)
-    expiring(engine, tenant, NOW + 30 * DAY + timedelta(seconds=1))
-    expiring(engine, tenant, NOW + DAY, gone=True)
+    same = create_expiring(engine, tenant, *(7 * [NOW + 3 * DAY + timedelta(hours=5)]))
+    past = create_expiring(
+        engine, tenant, NOW - 40 * DAY, NOW - timedelta(seconds=1), NOW + timedelta(hours=23)
+    )
+    edge = create_expiring(engine, tenant, NOW + 30 * DAY)
+    create_expiring(engine, tenant, NOW + 30 * DAY + timedelta(seconds=1))
+    create_expiring(engine, tenant, NOW + DAY, decommissioned=True)
     small = settings.fleet_provisioning.model_copy(update={"rotation_check_batch_size": 3})
     paged = settings.model_copy(update={"fleet_provisioning": small})
     async with worker_on(queue, paged, bridge, aws, engine):
@@ -104,7 +108,7 @@ async def test_check_with_a_long_history_continues_as_new(
 ) -> None:
     """No device is left out between the end of one run and the start of the next."""
     tenant, queue, at = uuid4(), "claims-long", NOW - 1000 * DAY
-    expiring(engine, tenant, *(at - number * DAY for number in range(40)))
+    create_expiring(engine, tenant, *(at - number * DAY for number in range(40)))
     small = settings.fleet_provisioning.model_copy(update={"rotation_check_batch_size": 1})
     paged = settings.model_copy(update={"fleet_provisioning": small})
     async with worker_on(queue, paged, bridge, aws, engine):
@@ -116,9 +120,9 @@ async def test_check_with_a_long_history_continues_as_new(
 async def test_device_changed_after_its_page_was_read_gets_no_warning(
     engine: Engine, stack: Addresses
 ) -> None:
-    """Neither a device that was decommissioned meanwhile, nor one that enrolled with a new certificate."""
+    """A device that was decommissioned or enrolled with a new certificate after the read gets no warning."""
     tenant, at = uuid4(), NOW - 2000 * DAY
-    first, ended, renewed = expiring(engine, tenant, at - 3 * DAY, at - 2 * DAY, at - DAY)
+    first, ended, renewed = create_expiring(engine, tenant, at - 3 * DAY, at - 2 * DAY, at - DAY)
     own = open_engine(make_conninfo(stack.database_url, application_name=f"claims-{tenant}"))
 
     async def send(_: LifecycleEvent) -> None:
@@ -153,7 +157,7 @@ async def test_device_changed_after_its_page_was_read_gets_no_warning(
 
 def test_window_is_read_from_an_index(engine: Engine) -> None:
     """The cost of a page depends on its size, not on the fleet: no other row is read or sorted."""
-    expiring(engine, uuid4(), NOW)
+    create_expiring(engine, uuid4(), NOW)
     with Session(engine) as session:
         # Otherwise PostgreSQL reads a table this small as a whole, or by a bitmap and then sorts.
         for way in ("seqscan", "bitmapscan", "sort"):

@@ -4,19 +4,19 @@ from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 from domain.command import dynamic_group_name
-from tests.harness.commands import PREFIX, QUEUE, SHORT, Commands, to, to_all
+from tests.harness.commands import PREFIX, QUEUE, SHORT_DEADLINE, Commands, command_for, command_for_query
 
 # --- Commands to a group
 
 
 async def test_a_groups_command_ends_with_the_counts_of_its_job(commands: Commands) -> None:
-    """It completes when each device has succeeded; the job is described, not the executions."""
+    """A command to a group completes when each device has succeeded, with the counts of the job."""
     first, second = commands.device("GRP-1"), commands.device("GRP-2")
     commands.emulator.forget_calls()
-    handle = await commands.send(to(commands.group("both", first, second)))
-    await commands.has_job(handle)
+    handle = await commands.send(command_for(commands.group("both", first, second)))
+    await commands.wait_for_job(handle)
     for device in (first, second):
-        commands.carries_out(device)
+        commands.execute_job(device)
     ended = await commands.wait_for_end(handle)
     assert (ended["status"], ended["outcome"], ended["counts"]["SUCCEEDED"]) == ("COMPLETED", "succeeded", 2)
     event_type, data = commands.event(handle.id)
@@ -29,10 +29,10 @@ async def test_a_groups_command_ends_with_the_counts_of_its_job(commands: Comman
 async def test_one_failed_execution_fails_a_groups_command(commands: Commands) -> None:
     """A job is COMPLETED in AWS also with failed executions; the command completes only without them."""
     first, second = commands.device("GRP-3"), commands.device("GRP-4")
-    handle = await commands.send(to(commands.group("one-fails", first, second)))
-    await commands.has_job(handle)
-    commands.carries_out(first)
-    commands.carries_out(second, "FAILED")
+    handle = await commands.send(command_for(commands.group("one-fails", first, second)))
+    await commands.wait_for_job(handle)
+    commands.execute_job(first)
+    commands.execute_job(second, "FAILED")
     ended = await commands.wait_for_end(handle)
     assert (ended["status"], ended["reason"]) == ("FAILED", "of 2 executions, 1 FAILED")
     job = commands.job(handle)
@@ -46,9 +46,9 @@ async def test_the_group_of_a_new_query_is_active_before_the_job_is_created(comm
     device = commands.device("DYN-1")
     query = f"thingName:{device.thing_name}"
     commands.emulator.forget_calls()
-    for command in (to_all(query), to_all(query)):
+    for command in (command_for_query(query), command_for_query(query)):
         handle = await commands.send(command)
-        await commands.has_job(handle)
+        await commands.wait_for_job(handle)
         job = commands.job(handle)
         assert job is not None
         assert job["targetSelection"] == "CONTINUOUS"
@@ -59,18 +59,18 @@ async def test_the_group_of_a_new_query_is_active_before_the_job_is_created(comm
 
 
 async def test_the_deadline_cancels_jobs_and_closes_continuous_ones(commands: Commands) -> None:
-    """Each job is described once more; then a device's command times out, and a query's completes."""
+    """At the deadline a device's command times out, and a query's command completes."""
     done, busy, offline, late = [commands.device(f"END-{number}") for number in range(4)]
     query = " OR ".join(f"thingName:{device.thing_name}" for device in (done, busy, offline))
-    window = await commands.send(to_all(query), SHORT)
-    await commands.has_job(window)
-    commands.carries_out(done)
+    window = await commands.send(command_for_query(query), SHORT_DEADLINE)
+    await commands.wait_for_job(window)
+    commands.execute_job(done)
     commands.start_execution(busy)
-    timed_out = await commands.send(to(offline), SHORT)
-    in_time = await commands.send(to(late), SHORT)
-    await commands.looked_at(in_time, 1)
-    commands.carries_out(late)
-    await commands.looked_at(timed_out, 1)
+    timed_out = await commands.send(command_for(offline), SHORT_DEADLINE)
+    in_time = await commands.send(command_for(late), SHORT_DEADLINE)
+    await commands.wait_until_described(in_time, 1)
+    commands.execute_job(late)
+    await commands.wait_until_described(timed_out, 1)
 
     ended = await commands.wait_for_end(window)
     assert (ended["status"], ended["outcome"]) == ("COMPLETED", "windowClosed")
@@ -107,9 +107,9 @@ async def test_the_sweep_deletes_only_unused_groups_of_the_bridge(commands: Comm
     """A group that cannot be deleted delays no other; a group with another query is left alone."""
     old = datetime.now(UTC) - timedelta(hours=73)
     ages = {"thingName:old": old, "thingName:undeletable": old, "thingName:new": datetime.now(UTC)}
-    names = {query: commands.recorded_group(query, used) for query, used in ages.items()}
-    foreign = commands.recorded_group("thingName:taken", old, query_in_aws="thingName:foreign")
-    gone = commands.recorded_group("thingName:gone", old, query_in_aws=None)
+    names = {query: commands.create_recorded_group(query, used) for query, used in ages.items()}
+    foreign = commands.create_recorded_group("thingName:taken", old, query_in_aws="thingName:foreign")
+    gone = commands.create_recorded_group("thingName:gone", old, query_in_aws=None)
     commands.emulator.add_fault(
         "iot:DeleteDynamicThingGroup",
         resource=names["thingName:undeletable"],
@@ -134,9 +134,9 @@ async def test_the_sweep_deletes_only_unused_groups_of_the_bridge(commands: Comm
 async def test_the_sweep_keeps_an_old_group_that_a_command_uses(commands: Commands) -> None:
     """A command records the use of its group when it begins and when it ends."""
     query = "thingName:used-again"
-    name = commands.recorded_group(query, datetime.now(UTC) - timedelta(days=400))
-    handle = await commands.send(to_all(query))
-    await commands.has_job(handle)
+    name = commands.create_recorded_group(query, datetime.now(UTC) - timedelta(days=400))
+    handle = await commands.send(command_for_query(query))
+    await commands.wait_for_job(handle)
     began = commands.last_used(name)
     assert datetime.now(UTC) - began < timedelta(hours=1)
     await commands.bridge.client.execute_workflow(

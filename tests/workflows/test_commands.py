@@ -24,8 +24,8 @@ from domain.failure import RetryLaterError
 from domain.job import CommandPlan, JobWatch, TargetSelection
 from domain.names import job_queue
 from settings import Settings
-from tests.harness.bridge import Bridge, commands_on, until
-from tests.harness.commands import PREFIX, RARELY_POLLED, Commands, to
+from tests.harness.bridge import Bridge, command_workers_on, until
+from tests.harness.commands import PREFIX, RARELY_POLLED, Commands, command_for
 
 # --- Commands to a device
 
@@ -34,10 +34,10 @@ async def test_a_device_that_succeeds_completes_the_command(commands: Commands) 
     """An execution ends with SUCCEEDED, not with COMPLETED; the event contains its status details."""
     device = commands.device("CMD-OK")
     parameters = {"fan": {"speed": [1, {"max": 2.5}], "on": True}, "mode": None}
-    command = to(device, "configure", parameters=parameters)
+    command = command_for(device, "configure", parameters=parameters)
     handle = await commands.send(command)
-    await commands.looked_at(handle, 1)
-    document = commands.carries_out(device, firmware="1.2.3")
+    await commands.wait_until_described(handle, 1)
+    document = commands.execute_job(device, firmware="1.2.3")
     assert document == {
         "operation": "configure",
         "correlationId": str(command.correlation_id),
@@ -75,10 +75,10 @@ async def test_each_failed_execution_status_is_published(commands: Commands) -> 
     device = commands.device("CMD-FAILS")
 
     async def send_and_fail(status: str, **details: str) -> WorkflowHandle[Any, Any]:
-        handle = await commands.send(to(device))
-        await commands.has_job(handle)
+        handle = await commands.send(command_for(device))
+        await commands.wait_for_job(handle)
         if status in {"FAILED", "REJECTED"}:
-            commands.carries_out(device, status, **details)
+            commands.execute_job(device, status, **details)
         elif status == "TIMED_OUT":
             commands.emulator.time_out_execution(handle.id, device.thing_name)
         else:
@@ -104,21 +104,21 @@ async def test_a_job_without_an_execution_yet_is_watched(commands: Commands) -> 
     """A missing execution of an open job is not an end: AWS may roll the job out later."""
     device = commands.device("CMD-LATE")
     commands.emulator.settings(job_rolls_out_seconds=1)
-    handle = await commands.send(to(device))
-    await commands.has_job(handle)
+    handle = await commands.send(command_for(device))
+    await commands.wait_for_job(handle)
     with pytest.raises(ClientError, match="ResourceNotFound"):
         commands.execution(handle, device)
-    await commands.looked_at(handle, 2)
+    await commands.wait_until_described(handle, 2)
     commands.emulator.settings(job_rolls_out_seconds=0)
-    commands.carries_out(device)
+    commands.execute_job(device)
     assert (await commands.wait_for_end(handle))["status"] == "SUCCEEDED"
 
 
 async def test_the_decommission_of_its_device_ends_a_command(commands: Commands) -> None:
     """The job is deleted with the Thing, and the published status is REMOVED."""
     device = commands.device("CMD-GONE")
-    handle = await commands.send(to(device))
-    await commands.has_job(handle)
+    handle = await commands.send(command_for(device))
+    await commands.wait_for_job(handle)
     await commands.bridge.send_and_wait(device, device.event("Decommissioned", 1))
     assert (await commands.wait_for_end(handle))["status"] == "REMOVED"
     event_type, data = commands.event(handle.id)
@@ -130,12 +130,12 @@ async def test_the_decommission_of_its_device_ends_a_command(commands: Commands)
 
 
 async def test_a_command_is_not_sent_to_a_later_device_of_the_same_name(commands: Commands) -> None:
-    """While CreateJob is retried, the device is decommissioned and its serial number provisioned again."""
+    """A command whose device is replaced while CreateJob is retried creates no job for the later device."""
     device = commands.device("CMD-HEIR")
     fault = commands.emulator.add_fault(
         "iot:CreateJob", resource=device.thing_name, code="LimitExceededException", status=410
     )
-    handle = await commands.send(to(device))
+    handle = await commands.send(command_for(device))
     await commands.wait_for_activity(handle, "create_job", attempts=2)
     assert commands.emulator.awaits(fault)
     await commands.bridge.send_and_wait(device, device.event("Decommissioned", 1))
@@ -143,7 +143,7 @@ async def test_a_command_is_not_sent_to_a_later_device_of_the_same_name(commands
     commands.emulator.clear_faults()
     assert (await commands.wait_for_end(handle))["status"] == "NoSuchTarget"
     assert commands.job(handle) is None
-    assert commands.carries_out(successor) is None
+    assert commands.execute_job(successor) is None
 
 
 async def test_a_device_that_is_being_decommissioned_gets_no_job(commands: Commands) -> None:
@@ -155,15 +155,15 @@ async def test_a_device_that_is_being_decommissioned_gets_no_job(commands: Comma
                 device_id=device.device_id, tenant_id=device.tenant_id, decommissioned_at=datetime.now(UTC)
             )
         )
-    ended = await commands.run_to_end(to(device))
+    ended = await commands.run_to_end(command_for(device))
     assert (ended["status"], ended["jobArn"]) == ("NoSuchTarget", None)
 
 
 async def test_a_job_deleted_in_aws_ends_its_command(commands: Commands) -> None:
     """Without an execution and without a job the status is REMOVED."""
     device = commands.device("CMD-DELETED")
-    handle = await commands.send(to(device))
-    await commands.has_job(handle)
+    handle = await commands.send(command_for(device))
+    await commands.wait_for_job(handle)
     commands.iot.delete_job(jobId=handle.id, force=True)
     assert (await commands.wait_for_end(handle))["status"] == "REMOVED"
 
@@ -171,12 +171,12 @@ async def test_a_job_deleted_in_aws_ends_its_command(commands: Commands) -> None
 async def test_watching_a_job_adds_no_history_events(commands: Commands) -> None:
     """The history is as long after 24 requests for the job's state as after the first one."""
     device = commands.device("CMD-WATCHED")
-    handle = await commands.send(to(device))
-    await commands.looked_at(handle, 1)
+    handle = await commands.send(command_for(device))
+    await commands.wait_until_described(handle, 1)
     before = (await handle.describe()).history_length
-    await commands.looked_at(handle, 24)
+    await commands.wait_until_described(handle, 24)
     assert (await handle.describe()).history_length == before
-    commands.carries_out(device)
+    commands.execute_job(device)
     assert (await commands.wait_for_end(handle))["status"] == "SUCCEEDED"
     assert (await handle.describe()).history_length < 40
 
@@ -191,9 +191,9 @@ async def test_a_refused_description_of_a_job_is_retried(commands: Commands) -> 
         status=403,
         times=2,
     )
-    handle = await commands.send(to(device))
+    handle = await commands.send(command_for(device))
     await commands.bridge.wait_for_fault(fault)
-    commands.carries_out(device)
+    commands.execute_job(device)
     assert (await commands.wait_for_end(handle))["status"] == "SUCCEEDED"
 
 
@@ -226,10 +226,10 @@ async def test_a_refused_description_is_retried_before_the_deadline(
 
 
 async def test_the_cancel_signal_cancels_the_job(commands: Commands) -> None:
-    """The signal cancels the job in AWS at once, also where the device has started it."""
+    """The signal cancels the job in AWS at once, also if the device has started it."""
     device = commands.device("CNL-1")
-    handle = await commands.send(to(device))
-    await commands.looked_at(handle, 1)
+    handle = await commands.send(command_for(device))
+    await commands.wait_until_described(handle, 1)
     commands.start_execution(device)
     await handle.signal("cancel")
     ended = await commands.wait_for_end(handle)
@@ -245,7 +245,7 @@ async def test_a_command_cancelled_before_its_job_exists_creates_none(commands: 
     fault = commands.emulator.add_fault(
         "iot:CreateJob", resource=device.thing_name, code="LimitExceededException", status=410
     )
-    handle = await commands.send(to(device))
+    handle = await commands.send(command_for(device))
     await commands.wait_for_activity(handle, "create_job", attempts=2)
     assert commands.emulator.awaits(fault)
     await handle.signal("cancel")
@@ -266,7 +266,7 @@ async def test_a_job_created_during_the_cancellation_is_cancelled_too(commands: 
         delay_seconds=0.5,
         times=1,
     )
-    handle = await commands.send(to(device))
+    handle = await commands.send(command_for(device))
 
     async def created() -> bool:
         return commands.job(handle) is not None
@@ -280,8 +280,8 @@ async def test_a_job_created_during_the_cancellation_is_cancelled_too(commands: 
 async def test_cancelling_the_workflow_cancels_the_command(commands: Commands) -> None:
     """A cancellation in the Temporal UI also cancels the job and publishes the end."""
     device = commands.device("CNL-4")
-    handle = await commands.send(to(device))
-    await commands.looked_at(handle, 1)
+    handle = await commands.send(command_for(device))
+    await commands.wait_until_described(handle, 1)
     await handle.cancel()
     assert (await commands.wait_for_end(handle))["status"] == "CANCELED"
     assert commands.execution(handle, device) == "CANCELED"
@@ -291,9 +291,9 @@ async def test_cancelling_the_workflow_cancels_the_command(commands: Commands) -
 async def test_a_job_that_ended_before_the_cancellation_keeps_its_end(commands: Commands) -> None:
     """A late cancellation publishes the status that the device reported."""
     device = commands.device("CNL-5")
-    handle = await commands.send(to(device), RARELY_POLLED)
-    await commands.looked_at(handle, 1)
-    commands.carries_out(device, done="all")
+    handle = await commands.send(command_for(device), RARELY_POLLED)
+    await commands.wait_until_described(handle, 1)
+    commands.execute_job(device, done="all")
     await handle.signal("cancel")
     ended = await commands.wait_for_end(handle)
     assert (ended["status"], ended["statusDetails"]) == ("SUCCEEDED", {"done": "all"})
@@ -305,8 +305,8 @@ async def test_a_refused_cancellation_is_retried(commands: Commands) -> None:
     fault = commands.emulator.add_fault(
         "iot:CancelJob", code="AccessDeniedException", status=403, times=2, resource=PREFIX
     )
-    handle = await commands.send(to(device))
-    await commands.has_job(handle)
+    handle = await commands.send(command_for(device))
+    await commands.wait_for_job(handle)
     await handle.signal("cancel")
     await commands.bridge.wait_for_fault(fault)
     assert (await commands.wait_for_end(handle))["status"] == "CANCELED"
@@ -316,8 +316,8 @@ async def test_a_refused_cancellation_is_retried(commands: Commands) -> None:
 async def test_other_signals_are_ignored_and_cancel_accepts_any_arguments(commands: Commands) -> None:
     """No signal blocks or fails the workflow, whatever its name and its arguments."""
     device = commands.device("CNL-7")
-    handle = await commands.send(to(device))
-    await commands.has_job(handle)
+    handle = await commands.send(command_for(device))
+    await commands.wait_for_job(handle)
     broken = RawValue(Payload(metadata={"encoding": b"json/plain"}, data=b'{"a":'))
     for arguments in ([], [1, 2], [None], [broken], [{"reason": "x"}]):
         await handle.signal("reboot", args=arguments)
@@ -335,23 +335,23 @@ async def test_the_quota_of_open_jobs_delays_a_command(commands: Commands) -> No
     fault = commands.emulator.add_fault(
         "iot:CreateJob", resource=device.thing_name, code="LimitExceededException", status=410, times=2
     )
-    handle = await commands.send(to(device))
+    handle = await commands.send(command_for(device))
     await commands.bridge.wait_for_fault(fault)
-    await commands.has_job(handle)
-    commands.carries_out(device)
+    await commands.wait_for_job(handle)
+    commands.execute_job(device)
     assert (await commands.wait_for_end(handle))["status"] == "SUCCEEDED"
 
 
 async def test_an_existing_job_with_the_same_document_is_used(commands: Commands) -> None:
-    """An attempt whose response was lost created it; the order of the document's members does not count."""
+    """A job with the same document is used, because an attempt whose response was lost created it."""
     device = commands.device("JOB-2")
-    command = to(device, parameters={"a": 1, "b": [2]})
+    command = command_for(device, parameters={"a": 1, "b": [2]})
     document = dict(reversed(command.document().items()))
-    job_id = commands.make_job(command, document, device)
+    job_id = commands.create_foreign_job(command, document, device)
     handle = await commands.send(command)
-    await commands.has_job(handle)
+    await commands.wait_for_job(handle)
     assert handle.id == job_id
-    commands.carries_out(device)
+    commands.execute_job(device)
     assert (await commands.wait_for_end(handle))["status"] == "SUCCEEDED"
 
 
@@ -361,11 +361,11 @@ async def test_an_existing_job_with_another_document_or_target_is_not_used(
 ) -> None:
     """The command fails, and the other job continues."""
     device = commands.device(f"JOB-3-{differs}")
-    command = to(device, parameters={"a": 1})
+    command = command_for(device, parameters={"a": 1})
     if differs == "document":
-        commands.make_job(command, command.document() | {"parameters": {"a": True}}, device)
+        commands.create_foreign_job(command, command.document() | {"parameters": {"a": True}}, device)
     else:
-        commands.make_job(command, command.document(), commands.device("JOB-4"))
+        commands.create_foreign_job(command, command.document(), commands.device("JOB-4"))
     handle = await commands.send(command)
     ended = await commands.wait_for_end(handle)
     assert ended["status"] == "JobIdTaken"
@@ -378,16 +378,16 @@ async def test_an_existing_job_with_another_document_or_target_is_not_used(
 async def test_a_repeated_command_starts_no_second_run(commands: Commands) -> None:
     """A repeat of a running or of an ended command returns the id of its job."""
     device = commands.device("JOB-5")
-    command = to(device)
+    command = command_for(device)
     handle = await commands.send(command)
     assert (await commands.send(command)).id == handle.id
-    await commands.has_job(handle)
-    commands.carries_out(device)
+    await commands.wait_for_job(handle)
+    commands.execute_job(device)
     await commands.wait_for_end(handle)
     run = (await handle.describe()).run_id
     assert (await commands.send(command)).id == handle.id
     assert (await handle.describe()).run_id == run
-    assert commands.carries_out(device) is None
+    assert commands.execute_job(device) is None
 
 
 # --- The rate of requests
@@ -400,7 +400,7 @@ async def test_the_batch_size_limits_the_requests_of_all_workers(
     jobs = settings.jobs.model_copy(
         update={"status_poll_batch_size": 60, "status_poll_interval_seconds": 240}
     )
-    async with commands_on("rated", settings.model_copy(update={"jobs": jobs}), bridge, aws, engine):
+    async with command_workers_on("rated", settings.model_copy(update={"jobs": jobs}), bridge, aws, engine):
 
         async def rate_known() -> bool:
             described = await bridge.client.workflow_service.describe_task_queue(

@@ -61,9 +61,9 @@ async def test_a_certificate_that_serves_another_thing_is_only_detached(bridge: 
     shared = certificate_arn_of(bridge.require_binding(device))
     bridge.iot.attach_thing_principal(thingName=other.thing_name, principal=shared)
     await bridge.send_and_wait(device, device.event("Decommissioned"))
-    assert bridge.traces(device).thing is None
+    assert bridge.aws_resources(device).thing is None
     assert bridge.iot.list_thing_principals(thingName=other.thing_name)["principals"] == [shared]
-    (certificate,) = bridge.traces(other).certificates
+    (certificate,) = bridge.aws_resources(other).certificates
     assert (certificate.status, certificate.policies) == ("ACTIVE", (POLICY,))
     assert shared in str(bridge.transition_rows(device)[-1].reason)
     assert bridge.outbox(device)[-1].data["kept"] == [shared]
@@ -78,9 +78,9 @@ async def test_a_thing_assigned_to_another_device_loses_only_the_old_certificate
         thingName=device.thing_name, attributePayload={"attributes": {"deviceId": other_id}, "merge": True}
     )
     await bridge.send_and_wait(device, device.event("Decommissioned"))
-    traces = bridge.traces(device, certificate)
-    assert traces.thing == {"deviceId": other_id, "tenantId": str(device.tenant_id)}
-    assert (traces.certificates, traces.secret_arn) == ([], None)
+    resources = bridge.aws_resources(device, certificate)
+    assert resources.thing == {"deviceId": other_id, "tenantId": str(device.tenant_id)}
+    assert (resources.certificates, resources.secret_arn) == ([], None)
 
 
 async def test_a_certificate_attached_during_the_teardown_is_erased(faulty_bridge: Bridge) -> None:
@@ -206,14 +206,14 @@ async def test_a_serial_can_be_provisioned_again_for_a_new_device(bridge: Bridge
     await bridge.send_and_wait(second, second.event("Provisioned"))
     await bridge.send_and_wait(first, first.event("Decommissioned", 30))
     assert bridge.require_binding(second).provisioning_status is ProvisioningStatus.ACTIVE
-    assert bridge.traces(second).thing is not None
-    assert bridge.traces(second).key is not None
+    assert bridge.aws_resources(second).thing is not None
+    assert bridge.aws_resources(second).key is not None
 
 
 async def test_an_enrolled_device_is_torn_down(bridge: Bridge) -> None:
     """Everything that belongs to the Thing of a device is erased, if fleet provisioning created it."""
     device = Device("JITP-1")
-    row = enrolled(bridge, device)
+    row = create_enrolled_device(bridge, device)
     await bridge.send_and_wait(device, device.event("Decommissioned"))
     assert_erased(bridge, device, certificate_arn_of(row))
 
@@ -227,7 +227,7 @@ async def test_unconfirmed_resources_of_an_enrolled_device_are_kept(bridge: Brid
     def claim(row: AwsThingBinding) -> None:
         row.certificate_arn, row.certificate_secret_arn = orphan, foreign
 
-    enrolled(bridge, device, claim)
+    create_enrolled_device(bridge, device, claim)
     await bridge.send_and_wait(device, device.event("Decommissioned"))
     assert bridge.certificate(orphan) is not None
     assert bridge.secrets.describe_secret(SecretId=foreign)["ARN"] == foreign
@@ -239,7 +239,7 @@ async def test_unconfirmed_resources_of_an_enrolled_device_are_kept(bridge: Brid
 async def test_an_event_of_another_tenant_cannot_decommission_an_enrolled_device(bridge: Bridge) -> None:
     """The row of fleet provisioning defines the tenant of the device before its first event."""
     device = Device("JITP-3")
-    enrolled(bridge, device)
+    create_enrolled_device(bridge, device)
     await bridge.send_and_wait(device, device.event("Decommissioned", tenantId=str(uuid4())))
     assert (await bridge.status(device))["rejected"][0]["field"] == "tenantId"
     assert bridge.require_binding(device).provisioning_status is ProvisioningStatus.ACTIVE
@@ -267,7 +267,7 @@ async def test_the_device_row_of_the_platform_is_marked(bridge: Bridge) -> None:
         assert row.status == "Decommissioned"
 
 
-def enrolled(
+def create_enrolled_device(
     bridge: Bridge, device: Device, change: Callable[[AwsThingBinding], None] = lambda _: None
 ) -> AwsThingBinding:
     """Create a device as fleet provisioning does: its Thing has no owner attributes, its row is Active."""
@@ -295,6 +295,6 @@ def enrolled(
 
 def assert_erased(bridge: Bridge, device: Device, *certificates: str) -> None:
     assert bridge.require_binding(device).provisioning_status is GONE
-    traces = bridge.traces(device, *filter(None, certificates))
-    assert (traces.thing, traces.certificates, traces.secret_arn) == (None, [], None)
+    resources = bridge.aws_resources(device, *filter(None, certificates))
+    assert (resources.thing, resources.certificates, resources.secret_arn) == (None, [], None)
     assert bridge.shadow_names(device) == []

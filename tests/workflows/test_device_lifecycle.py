@@ -21,17 +21,17 @@ async def test_provisioned_event_creates_thing_certificate_and_secret(bridge: Br
     """A provisioned device has a Thing with its ids, an active certificate with a policy, and a secret."""
     device = Device("STRAIGHT-1")
     await bridge.send_and_wait(device, device.event("Provisioned"))
-    binding, traces = bridge.require_binding(device), bridge.traces(device)
+    binding, resources = bridge.require_binding(device), bridge.aws_resources(device)
     assert binding.provisioning_status is ProvisioningStatus.ACTIVE
-    assert traces.thing == {"deviceId": str(device.device_id), "tenantId": str(device.tenant_id)}
-    (certificate,) = traces.certificates
+    assert resources.thing == {"deviceId": str(device.device_id), "tenantId": str(device.tenant_id)}
+    (certificate,) = resources.certificates
     assert (certificate.arn, certificate.status, certificate.policies) == (
         binding.certificate_arn,
         "ACTIVE",
         (POLICY,),
     )
-    assert traces.secret_arn == binding.certificate_secret_arn
-    assert fits(traces.key, bridge.certificate_pem(certificate.arn))
+    assert resources.secret_arn == binding.certificate_secret_arn
+    assert fits(resources.key, bridge.certificate_pem(certificate.arn))
 
 
 async def test_null_tenant_is_written_as_the_zero_uuid(bridge: Bridge) -> None:
@@ -108,7 +108,7 @@ async def test_temporal_cli_with_plain_json_provisions_a_device(bridge: Bridge) 
     await bridge.wait_for_end(device)
     assert bridge.require_binding(device).provisioning_status is ProvisioningStatus.ACTIVE
     shown = await temporal("workflow", "show", "--workflow-id", device.workflow_id, "--output", "json")
-    key = bridge.traces(device).key
+    key = bridge.aws_resources(device).key
     assert key is not None
     assert "PRIVATE KEY" not in shown
     assert not [line for line in key.splitlines()[1:-1] if line in shown]

@@ -9,7 +9,7 @@ from temporalio.client import WorkflowHandle
 
 from domain.delta_poll import PageProgress, PollTotals
 from embedded.stack import Addresses
-from tests.harness.active_fleet import Member, fleet_of_its_own
+from tests.harness.active_fleet import Member, fleet_in_new_database
 from tests.harness.bridge import Bridge, until
 from tests.harness.command_line import running
 
@@ -18,7 +18,7 @@ PAGES, PAGE_SIZE = 5, 100
 
 async def test_a_poll_continues_after_its_worker_is_killed(stack: Addresses, bridge: Bridge) -> None:
     """500 bindings with 5 deltas lead to 5 events and 5 jobs, and each page continues where it ended."""
-    with fleet_of_its_own(bridge, stack.database_url, "killed-in-a-poll") as fleet:
+    with fleet_in_new_database(bridge, stack.database_url, "killed-in-a-poll") as fleet:
         members = fleet.bind(PAGES * PAGE_SIZE)
         # A count can be lost before and after the middle of a page, and just before and after the crash.
         changed = [members[number] for number in (0, 149, 279, 399, 499)]

@@ -25,7 +25,7 @@ from domain.outgoing_event import AwsThingDecommissioned
 from domain.provisioning_status import ProvisioningStatus
 from settings import Settings
 from tests.harness.bridge import HASH_KEY, Bridge, Device, until, worker_on
-from tests.harness.command_line import Result, call_beside
+from tests.harness.command_line import Result, call_in_thread
 from tests.harness.http_api import HttpApi
 
 HASHING = SerialHashing(HASH_KEY)
@@ -222,10 +222,10 @@ async def test_missing_or_changed_hash_key_is_rejected(bridge: Bridge, session: 
     """Without the hash key, or with another one, nothing is erased and no denied number is admitted."""
     device, next_one = [await decommissioned(bridge, Device(f"KEYED-{number}")) for number in range(2)]
     await erase(str(device.device_id))
-    result = await call_beside("erase", str(next_one.device_id), IOT_AWS_ERASURE__HASH_KEY=None)
+    result = await call_in_thread("erase", str(next_one.device_id), IOT_AWS_ERASURE__HASH_KEY=None)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith("error: IOT_AWS_ERASURE__HASH_KEY: is required to erase")
-    result = await call_beside("erase", str(next_one.device_id), IOT_AWS_ERASURE__HASH_KEY=HASH_KEY[::-1])
+    result = await call_in_thread("erase", str(next_one.device_id), IOT_AWS_ERASURE__HASH_KEY=HASH_KEY[::-1])
     assert result.exit_code == 2
     assert "is not the key with which erased serial numbers of this database were hashed" in result.stderr
     assert bridge.require_binding(next_one).thing_name
@@ -305,7 +305,7 @@ def test_erasure_covers_every_table_with_a_device_id() -> None:
 
 
 async def erase(*arguments: str) -> Result:
-    return await call_beside("erase", *arguments)
+    return await call_in_thread("erase", *arguments)
 
 
 async def decommissioned(bridge: Bridge, device: Device) -> Device:

@@ -111,11 +111,11 @@ async def test_a_repeated_event_changes_nothing(bridge: Bridge) -> None:
     device = Device("TWICE-1")
     events = [device.event("Provisioned"), device.event("Activated", 1)]
     await bridge.send_and_wait(device, *events)
-    before, traces = bridge.require_binding(device), bridge.traces(device)
+    before, resources = bridge.require_binding(device), bridge.aws_resources(device)
     bridge.emulator.forget_calls()
     await bridge.send_and_wait(device, *events, *events)
     assert bridge.require_binding(device) == before
-    assert bridge.traces(device) == traces
+    assert bridge.aws_resources(device) == resources
     assert bridge.published(device) == ["AwsThingProvisionedEvent"]
 
 
@@ -127,8 +127,8 @@ async def test_a_decommission_before_the_provisioning_is_final(bridge: Bridge) -
     binding = bridge.require_binding(device)
     assert binding.provisioning_status is ProvisioningStatus.DECOMMISSIONED
     assert binding.deleted_at is not None
-    assert bridge.traces(device).thing is None
-    assert bridge.traces(device).secret_arn is None
+    assert bridge.aws_resources(device).thing is None
+    assert bridge.aws_resources(device).secret_arn is None
 
 
 async def test_a_decommission_without_a_serial_is_final(bridge: Bridge) -> None:

@@ -109,13 +109,13 @@ async def test_provisioning_recovers_from_a_crash_at_any_point(
     await asyncio.gather(*(send_and_wait(crashing, device, "Provisioned") for device in devices.values()))
     assert not crashes.due
     for point, device in devices.items():
-        binding, traces = crashing.require_binding(device), crashing.traces(device)
+        binding, resources = crashing.require_binding(device), crashing.aws_resources(device)
         assert binding.provisioning_status is ProvisioningStatus.ACTIVE, point
-        assert traces.thing is not None, point
-        (certificate,) = traces.certificates
+        assert resources.thing is not None, point
+        (certificate,) = resources.certificates
         assert (certificate.status, certificate.policies) == ("ACTIVE", (POLICY,)), point
-        assert traces.secret_arn == binding.certificate_secret_arn, point
-        assert fits(traces.key, crashing.certificate_pem(certificate.arn)), point
+        assert resources.secret_arn == binding.certificate_secret_arn, point
+        assert fits(resources.key, crashing.certificate_pem(certificate.arn)), point
     inventory = crashing.inventory()
     attached = {arn for arns in inventory.attachments.values() for arn in arns}
     left_over = set(inventory.certificates) - certificates_before - attached
@@ -148,8 +148,8 @@ async def test_decommissioning_recovers_from_a_crash_at_any_point(
         assert crashing.require_binding(device).provisioning_status is ProvisioningStatus.DECOMMISSIONED, (
             point
         )
-        traces = crashing.traces(device, certificates[device])
-        assert (traces.thing, traces.certificates, traces.secret_arn) == (None, [], None), point
+        resources = crashing.aws_resources(device, certificates[device])
+        assert (resources.thing, resources.certificates, resources.secret_arn) == (None, [], None), point
         assert crashing.shadow_names(device) == [], point
         assert crashing.published(device) == ["AwsThingProvisionedEvent", "AwsThingDecommissionedEvent"], (
             point

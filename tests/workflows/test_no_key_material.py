@@ -58,7 +58,7 @@ async def test_no_key_leaves_the_activity_that_issues_it(faulty_bridge: Bridge, 
         "database": rows(faulty_bridge),
         "histories": await histories(faulty_bridge),
     }
-    keys = [str(faulty_bridge.traces(device).key) for device in devices]
+    keys = [str(faulty_bridge.aws_resources(device).key) for device in devices]
     lines = [line for key in keys for line in key.splitlines()[1:-1]]
     assert len(lines) > 20 * len(devices)
     for source, content in texts.items():

@@ -139,7 +139,7 @@ async def test_the_thing_of_another_device_is_not_changed(bridge: Bridge) -> Non
     failed = await bridge.wait_for_status(device, FAILED)
     assert failed.failure_code == "ThingOfAnotherDevice"
     await bridge.send_and_wait(device, device.event("Decommissioned"))
-    assert bridge.traces(device).thing == {"deviceId": other_id}
+    assert bridge.aws_resources(device).thing == {"deviceId": other_id}
 
 
 async def test_a_thing_with_an_unknown_certificate_is_not_changed(bridge: Bridge) -> None:
@@ -152,9 +152,9 @@ async def test_a_thing_with_an_unknown_certificate_is_not_changed(bridge: Bridge
     failed = await bridge.wait_for_status(device, FAILED)
     assert failed.failure_code == "UnknownCertificate"
     await bridge.send_and_wait(device, device.event("Decommissioned"))
-    traces = bridge.traces(device, certificate)
-    assert traces.thing == {}
-    assert [found.status for found in traces.certificates] == ["ACTIVE"]
+    resources = bridge.aws_resources(device, certificate)
+    assert resources.thing == {}
+    assert [found.status for found in resources.certificates] == ["ACTIVE"]
 
 
 async def test_a_thing_without_an_owner_is_adopted(bridge: Bridge) -> None:
@@ -162,7 +162,7 @@ async def test_a_thing_without_an_owner_is_adopted(bridge: Bridge) -> None:
     device = Device("LEGACY-1")
     bridge.iot.create_thing(thingName=device.thing_name, attributePayload={"attributes": {"model": "MX-3"}})
     await bridge.send_and_wait(device, device.event("Provisioned"))
-    assert bridge.traces(device).thing == {
+    assert bridge.aws_resources(device).thing == {
         "model": "MX-3",
         "deviceId": str(device.device_id),
         "tenantId": str(device.tenant_id),
@@ -177,7 +177,7 @@ async def test_a_thing_without_room_for_the_owner_attributes_fails(bridge: Bridg
     await bridge.signal(device, device.event("Provisioned"))
     failed = await bridge.wait_for_status(device, FAILED)
     assert failed.failure_code == "NoRoomForAttributes"
-    assert bridge.traces(device).thing == own
+    assert bridge.aws_resources(device).thing == own
     await bridge.send_and_wait(device, device.event("Decommissioned"))
 
 
@@ -256,7 +256,7 @@ async def test_a_serial_bound_to_another_device_fails_until_it_is_free(bridge: B
     await bridge.signal(second, signal="retry")
     await bridge.wait_for_end(second)
     assert bridge.require_binding(second).provisioning_status is ACTIVE
-    assert bridge.traces(second).thing == {
+    assert bridge.aws_resources(second).thing == {
         "deviceId": str(second.device_id),
         "tenantId": str(second.tenant_id),
     }

@@ -26,7 +26,7 @@ from domain.saga import Device as SagaDevice
 from domain.saga import TeardownPlan
 from domain.shadow import Delta
 from embedded.stack import Addresses
-from tests.harness.active_fleet import Fleet, Member, fleet_of_its_own, polling_worker
+from tests.harness.active_fleet import Fleet, Member, fleet_in_new_database, polling_worker
 from tests.harness.bridge import Bridge, until
 
 PAGE_SIZE = 20
@@ -36,7 +36,7 @@ READ = "iot-data:GetThingShadow"
 @pytest_asyncio.fixture(scope="module")
 async def polled(stack: Addresses, bridge: Bridge, aws: AwsClients) -> AsyncIterator[Fleet]:
     """A fleet in a separate database, with a worker that polls small pages."""
-    with fleet_of_its_own(bridge, stack.database_url, "shadow-deltas") as own:
+    with fleet_in_new_database(bridge, stack.database_url, "shadow-deltas") as own:
         async with polling_worker(own, aws, PAGE_SIZE):
             yield own
 
@@ -82,7 +82,7 @@ async def test_a_poll_of_many_pages_continues_as_new(fleet: Fleet, aws: AwsClien
 
 
 async def test_a_poll_of_an_empty_fleet_reads_nothing(fleet: Fleet) -> None:
-    """All counts are zero."""
+    """The poll of a fleet without bindings reads no shadow, and all its counts are zero."""
     assert await fleet.poll() == PollTotals()
 
 
@@ -322,7 +322,7 @@ async def test_a_page_is_retried_when_aws_throttles_every_read(fleet: Fleet) -> 
 
 
 async def test_a_page_without_permission_is_left_to_the_next_poll(fleet: Fleet) -> None:
-    """Neither its other devices nor the page are tried again in this poll."""
+    """A page whose read AWS denies is not tried again in this poll."""
     members = fleet.bind(PAGE_SIZE + 10)
     for member in members[:PAGE_SIZE]:
         fleet.bridge.emulator.add_fault(
@@ -380,7 +380,7 @@ async def test_another_worker_continues_the_page_of_a_stopped_worker(fleet: Flee
 
 
 async def test_a_cancelled_poll_stops_reading_its_pages(fleet: Fleet) -> None:
-    """The rest of the page is not read."""
+    """A cancelled poll does not read the rest of its page."""
     members = fleet.bind(PAGE_SIZE)
     faults = [await delay_read(fleet, member, 0.5) for member in members]
     handle = await fleet.start_poll()
@@ -458,7 +458,7 @@ async def test_the_delta_of_a_decommissioned_device_is_deleted(fleet: Fleet) -> 
 
 
 async def test_a_device_decommissioned_during_the_poll_is_not_published(fleet: Fleet) -> None:
-    """Its binding ends after the page was listed, or its decommission is in progress."""
+    """A delta of a device whose decommission began after the page was listed is not published."""
     closed, decommissioned, other = members = fleet.bind(3)
     for member in members:
         fleet.desire(member, {"on": True})

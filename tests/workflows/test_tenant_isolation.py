@@ -51,13 +51,15 @@ async def victim(bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness)
     """A tenant with an enrolled device, a decommissioned device and an open command, all unchanging."""
     tenant_id = uuid4()
     first, second = (Device(serial, tenant_id) for serial in SERIALS[:2])
-    replaced, decommissioned, bound = (enrolment.in_aws(bridge, device) for device in (first, second, first))
+    replaced, decommissioned, bound = (
+        enrolment.create_aws_resources(bridge, device) for device in (first, second, first)
+    )
     async with http_api.tenant(tenant_id) as http:
         ids = await enrol(http, replaced), await enrol(http, decommissioned)
-        await enrol(http, bound, again=True)
-        ended = enrolment.enrolled(second)
+        await enrol(http, bound, already_provisioned=True)
+        ended = enrolment.with_assigned_id(second)
         await bridge.send(ended, ended.event("Decommissioned"))
-        for device in (enrolment.enrolled(first), ended):
+        for device in (enrolment.with_assigned_id(first), ended):
             await bridge.wait_for_end(device)
         command_request = {"target": {"kind": "device", "value": str(ids[0])}, "operation": "reboot"}
         answer = await http.post("/api/iot/commands", json=command_request)

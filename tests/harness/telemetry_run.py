@@ -26,19 +26,19 @@ from tests.harness.command_line import running
 from tests.harness.enrolment import REGISTERED, VERIFY, EnrolmentHarness, enrol
 from tests.harness.http_api import HttpApi
 
-QUEUE = "observed"
+QUEUE = "telemetry"
 
 
 @dataclass(frozen=True)
-class Observed:
-    """The devices, and all logs, metrics and traces."""
+class CollectedTelemetry:
+    """The telemetry that a worker and an API exported during three lifecycles, and the devices."""
 
     device: Device
-    """Its events come over HTTP; it is provisioned, used and decommissioned."""
+    """A device whose events are sent over HTTP: it is provisioned, used and decommissioned."""
     failed: Device
-    """Its events come from a client without tracing; it fails once and is retried."""
+    """A device whose events are sent by a client without tracing: it fails once and is retried."""
     enrolled: Device
-    """It enrols itself."""
+    """A device that enrols itself."""
     secrets: list[str]
     """Values that must not be exported: lines of private keys, the caller's key, the credentials for AWS."""
     worker_metrics: str
@@ -48,7 +48,7 @@ class Observed:
 
     @property
     def texts(self) -> dict[str, str]:
-        """Return everything the processes exported, as text."""
+        """Return the exported metrics, log lines and spans as text."""
         return {
             "metrics": self.worker_metrics + self.api_metrics,
             "log": "\n".join(json.dumps(line, ensure_ascii=False) for line in self.log),
@@ -120,7 +120,9 @@ async def logged_process(
             await collecting
 
 
-async def observe(bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness) -> Observed:
+async def collect_telemetry(
+    bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
+) -> CollectedTelemetry:
     """Run the three lifecycles, and collect what the processes export until they exit."""
     device, failed = Device("OBSERVED-1"), Device("OBSERVED-2")
     assert device.tenant_id is not None
@@ -152,9 +154,9 @@ async def observe(bridge: Bridge, http_api: HttpApi, enrolment: EnrolmentHarness
             keys = await run_lifecycle(http, bridge, device)
             keys += await fail_and_retry(bridge, failed)
             await enrol_twice(http, bridge, enrolment, enrolled)
-            await wait_until_sent(bridge, device, failed, enrolment.enrolled(enrolled))
-            metrics = [await page(f"{at}/metrics") for at in (worker, api)]
-    return Observed(
+            await wait_until_sent(bridge, device, failed, enrolment.with_assigned_id(enrolled))
+            metrics = [await fetch(f"{url}/metrics") for url in (worker, api)]
+    return CollectedTelemetry(
         device=device,
         failed=failed,
         enrolled=enrolled,
@@ -175,11 +177,11 @@ async def run_lifecycle(http: httpx2.AsyncClient, bridge: Bridge, device: Device
     await post_event(http, device, "Provisioned")
     await bridge.wait_for_status(device, ProvisioningStatus.ACTIVE)
     await bridge.wait_for_end(device)
-    key = str(bridge.traces(device).key)
+    key = str(bridge.aws_resources(device).key)
     await post_event(http, device, "Activated", 1)
     await bridge.wait_for_end(device)
-    await command(http, bridge, device, done=True)
-    await command(http, bridge, device, done=False)
+    await command(http, bridge, device, executed=True)
+    await command(http, bridge, device, executed=False)
     desire(bridge.aws_endpoint_url, device.thing_name, {"interval": 5})
     poll = await bridge.client.start_workflow(SHADOW_DELTA_POLL, id=f"{QUEUE}-poll", task_queue=QUEUE)
     await asyncio.wait_for(poll.result(), 60)
@@ -205,7 +207,7 @@ async def fail_and_retry(bridge: Bridge, device: Device) -> list[str]:
     await bridge.signal(device, {"no": "event"}, queue=QUEUE)
     await bridge.signal(device, signal="retry", queue=QUEUE)
     await bridge.wait_for_end(device)
-    return [str(bridge.traces(device).key)]
+    return [str(bridge.aws_resources(device).key)]
 
 
 async def enrol_twice(
@@ -213,28 +215,28 @@ async def enrol_twice(
 ) -> None:
     """Enrol a device, and repeat its registration."""
     assert (await http.post(VERIFY, json={"serialNumber": device.serial_number})).status_code == 200
-    body = enrolment.in_aws(bridge, device)
+    body = enrolment.create_aws_resources(bridge, device)
     await enrol(http, body)
-    await enrol(http, body, again=True)
+    await enrol(http, body, already_provisioned=True)
     assert (await http.post(REGISTERED, json={})).status_code == 400
-    await bridge.wait_for_end(enrolment.enrolled(device))
+    await bridge.wait_for_end(enrolment.with_assigned_id(device))
 
 
-async def command(http: httpx2.AsyncClient, bridge: Bridge, device: Device, *, done: bool) -> None:
-    """Send a command and cancel it; with `done` after the device has executed it."""
+async def command(http: httpx2.AsyncClient, bridge: Bridge, device: Device, *, executed: bool) -> None:
+    """Send a command and cancel it; with `executed`, only after the device has executed it."""
     target = {"kind": "device", "value": str(device.device_id)}
     sent = await http.post("/api/iot/commands", json={"target": target, "operation": "reboot"})
     job_id = sent.json()["jobId"]
-    at = f"/api/iot/commands/{job_id}"
+    path = f"/api/iot/commands/{job_id}"
 
     async def is_created() -> bool:
-        return (await http.get(at)).json()["jobArn"] is not None
+        return (await http.get(path)).json()["jobArn"] is not None
 
     await until(is_created, f"{job_id} is created")
-    if done:
+    if executed:
         simulated = SimulatedDevice(bridge.aws_endpoint_url, device.thing_name)
         await asyncio.to_thread(simulated.take_one)
-    assert (await http.delete(at)).status_code == 202
+    assert (await http.delete(path)).status_code == 202
     await asyncio.wait_for(bridge.client.get_workflow_handle(job_id).result(), 60)
 
 
@@ -254,13 +256,13 @@ async def post_event(http: httpx2.AsyncClient, device: Device, kind: str, minute
 
 async def answers(url: str) -> bool:
     try:
-        await page(url)
+        await fetch(url)
     except httpx2.HTTPError:
         return False
     return True
 
 
-async def page(url: str) -> str:
+async def fetch(url: str) -> str:
     async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
         response = await client.get(url)
     assert response.status_code == 200
