@@ -71,9 +71,7 @@ def test_every_installed_distribution_has_the_pinned_version() -> None:
         for name, version in installed.items()
         if pins().get(name) != version
     }
-    assert not wrong, (
-        f"{wrong}: scripts/pin follows a changed dependency, uv sync a changed pin"
-    )
+    assert not wrong, f"{wrong}: scripts/pin follows a changed dependency, uv sync a changed pin"
 
 
 def test_production_installs_the_pinned_versions() -> None:
