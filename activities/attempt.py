@@ -16,7 +16,7 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 from aws.clients import CALL_SECONDS
 from aws.errors import AwsError
 from aws.guard import before_request
-from domain.failure import FailureCode, PermanentError, RetryLaterError, StepError
+from domain.failure import PermanentError, RetryLaterError, StepError
 
 # Long enough for a throttled fleet, short enough that a raised quota soon takes effect.
 _LONGEST_BACKOFF_SECONDS: Final = 30.0
@@ -78,11 +78,9 @@ def application_error(error: StepError, attempt: int = 1) -> ApplicationError:
         case RetryLaterError():
             return _error(error.detail, error.kind, delay=timedelta(seconds=error.seconds))
         case AwsError(retryable=True):
-            return _error(error.what, error.code, delay=_backoff(attempt))
-        case AwsError(failure_code=FailureCode() as code):
-            return _error(f"{error.what}. {code.remedy}", code, permanent=True)
+            return _error(str(error), error.kind, delay=_backoff(attempt))
         case AwsError():
-            return _error(error.what, error.code, permanent=True)
+            return _error(str(error), error.kind, permanent=True)
         case _:
             return _error(str(error), type(error).__name__.removesuffix("Error"))
 

@@ -9,9 +9,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from temporalio import activity
 
 from activities.bindings import transaction
-from aws.errors import AwsError
 from aws.groups import ThingGroups
 from db.command_groups import lock_unused_group, unused_groups
+from domain.failure import StepError
 from observability.metrics import SWEEPS_DONE, SWEEPS_FAILED, SWEEPS_FOUND
 
 logger = logging.getLogger("thingbridge.thing_groups")
@@ -48,7 +48,7 @@ class CommandGroupActivities:
         for name in names:
             try:
                 deleted += self._delete_unused(name, since)
-            except (AwsError, SQLAlchemyError):
+            except (StepError, SQLAlchemyError):
                 SWEEPS_FAILED.add(None, _SWEEP)
                 logger.exception("thing group not deleted", extra={"thing_group": name})
         SWEEPS_DONE.add(None, _SWEEP, deleted)

@@ -262,7 +262,7 @@ def _retry_if_refused(seconds: float) -> Iterator[None]:
     except AwsError as error:
         if error.retryable:
             raise
-        raise RetryLaterError(error.failure_code or error.code, error.what, seconds) from None
+        raise RetryLaterError(error.kind, str(error), seconds) from None
 
 
 def _seconds_until(deadline: datetime, *, at_most: float) -> float:

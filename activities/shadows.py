@@ -6,10 +6,10 @@ from sqlalchemy import Engine
 from temporalio import activity
 
 from activities.bindings import actor, transaction
-from aws.errors import AwsError
 from aws.shadows import Shadows
 from db.bindings import NO_FAILURE, newest_binding, update_binding
 from db.device_states import lock_state, state_of
+from domain.failure import StepError
 from domain.provisioning_status import ProvisioningStatus
 from domain.saga import Device
 from observability.metrics import REPORTED_PUSHED, UPDATE_FAILURES
@@ -40,7 +40,7 @@ class ShadowActivities:
             return
         try:
             self._shadows.report_status(binding.thing_name, desired.status, desired.occurred_at)
-        except AwsError:
+        except StepError:
             UPDATE_FAILURES.add(device.tenant_id, "report_status")
             raise
         with transaction(self._engine) as session:

@@ -81,7 +81,7 @@ class FleetCredentials:
         self.checked_at = datetime.now(UTC)
         """The time of the last read, good or not."""
         self.error: str | None = None
-        """The error code of the last read; None if it succeeded."""
+        """The code of the error of the last read; None if it succeeded."""
         self._read = read
         self._on_refresh = on_refresh
         self._keys: AwsKeys | None = None
@@ -128,7 +128,7 @@ class FleetCredentials:
         try:
             keys = AwsKeys.read(self._read())
         except AwsError as error:
-            self._record(error.code, error.what)
+            self._record(error.kind, str(error))
         except InvalidSecretError as error:
             self._record("InvalidSecret", str(error))
         except Exception as error:  # noqa: BLE001  # the last good keys stay current after any error

@@ -28,7 +28,7 @@ from domain.failure import CREDENTIALS_NOT_READY, FailureCode, StepError
 
 
 class AwsError(StepError):
-    """A call to AWS that failed.
+    """A call to AWS that failed. The message ends with what an operator can do, if no retry helps.
 
     Args:
         code: AWS's error code, or the bridge's own code if there is no response.
@@ -43,9 +43,14 @@ class AwsError(StepError):
     """The label `result` in metrics of the call."""
 
     def __init__(self, code: str, what: str) -> None:
-        super().__init__(what)
+        super().__init__(f"{what}. {self.failure_code.remedy}" if self.failure_code else what)
         self.code = code
         self.what = what
+
+    @property
+    def kind(self) -> str:
+        """The code that an operator sees: the failure code, or else the error code."""
+        return self.failure_code or self.code
 
 
 class ThrottledError(AwsError):

@@ -27,6 +27,7 @@ def failure_of(error: ActivityError, retried_seconds: float) -> tuple[str, str]:
         return FailureCode.REFUSED_BY_AWS, f"{cause.message}. {FailureCode.REFUSED_BY_AWS.remedy}"
     last = _last_failure(error)
     what = f"{last.type}: {last.message}" if isinstance(last, ApplicationError) else str(last)
+    what = what.removesuffix(".")  # a remedy, and many a message of AWS, ends with a full stop
     code = FailureCode.RETRIES_EXHAUSTED
     return (
         code,

@@ -17,9 +17,10 @@ from sqlmodel import Session
 from activities.attempt import application_error
 from aws.clients import AwsClients, FleetSecret
 from aws.credentials import FleetCredentials
-from aws.errors import AwsError, CredentialsNotReadyError
+from aws.errors import AccessDeniedError, AwsError, CredentialsNotReadyError
 from db.aws_credentials import record_check
 from db.models import AwsCredentialsRow
+from domain.failure import FailureCode
 from domain.provisioning_status import ProvisioningStatus
 from settings import Settings
 from tests.harness.bridge import Bridge, Device, until, worker_on
@@ -353,6 +354,18 @@ def test_a_secret_that_cannot_be_read_is_reported_by_the_code_of_aws(vault: Vaul
     credentials = FleetCredentials(f"{vault.arn}-none", FleetSecret(f"{vault.arn}-none").read)
     assert not credentials.refresh()
     assert (credentials.ready, credentials.error) == (False, "ResourceNotFoundException")
+
+
+def test_a_secret_that_may_not_be_read_is_reported_with_its_remedy(caplog: pytest.LogCaptureFixture) -> None:
+    """The code is the failure code AccessDenied, and the log line says what to grant."""
+
+    def read() -> str:
+        raise AccessDeniedError("AccessDeniedException", "GetSecretValue: AccessDeniedException (400): no")
+
+    credentials = FleetCredentials("arn", read)
+    assert not credentials.refresh()
+    assert credentials.error == "AccessDenied"
+    assert FailureCode.ACCESS_DENIED.remedy in caplog.text
 
 
 GOOD = {"accessKeyId": "AKIAIOSFODNN7EXAMPLE", "secretAccessKey": "hush/hush+hush"}

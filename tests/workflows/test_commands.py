@@ -20,7 +20,7 @@ from aws.clients import AwsClients
 from aws.groups import ThingGroups
 from aws.jobs import Jobs
 from db.models import DeviceStateRow
-from domain.failure import RetryLaterError
+from domain.failure import FailureCode, RetryLaterError
 from domain.job import CommandPlan, JobWatch, TargetSelection
 from domain.names import job_queue
 from settings import Settings
@@ -217,7 +217,7 @@ async def test_a_refused_description_is_retried_before_the_deadline(
         poll_seconds=3600,
     )
     watch = JobWatch(job_id="none", plan=plan, deadline=datetime.now(UTC) + timedelta(minutes=1))
-    with pytest.raises(RetryLaterError, match="AccessDenied") as refused:
+    with pytest.raises(RetryLaterError, match=FailureCode.ACCESS_DENIED.remedy) as refused:
         ActivityEnvironment().run(activities.watch_job, watch)
     assert 0 < refused.value.seconds <= 60
 
