@@ -120,7 +120,7 @@ class ClientSettings(BaseSettings):
         config_file = _ConfigFile(cls)
         in_file = set(config_file.variables())
         # The environment wins, so the file is the origin of the other variables alone.
-        origins = {name: f" (in {config_file.file})" for name in in_file - in_environment}
+        origins = dict.fromkeys(in_file - in_environment, f" (in {config_file.file})")
         ours = {name for name in in_environment if name.startswith(PREFIX)}
         if unknown := list(_unknown(ours | in_file, origins)):
             raise InvalidSettingsError("\n".join(unknown))
