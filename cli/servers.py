@@ -91,10 +91,16 @@ def _require_free(host: str, port: int) -> None:
         OperatorError: another process listens there, or the host is not an address of this machine.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # Without a host, a server listens on every address.
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         with socket.socket(family, kind, protocol) as listener:
-            # As servers do, so that connections of an earlier process that are still closing do not count.
+            # As servers do, so that connections of an earlier process that are still closing do not count,
+            # and another process may have the same port in IPv4.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             listener.bind(address)
             listener.listen()
     except OSError as error:

@@ -116,16 +116,13 @@ class ClientSettings(BaseSettings):
         Raises:
             InvalidSettingsError: the message has a line for each that is missing, wrong or unknown.
         """
-        in_environment = {name.upper() for name in os.environ}
+        in_environment = {name.upper() for name in os.environ} - {CONFIG_FILE_VARIABLE}
         config_file = _ConfigFile(cls)
+        in_file = set(config_file.variables())
         # The environment wins, so the file is the origin of the other variables alone.
-        origins = {
-            name: f" (in {config_file.file})"
-            for name in config_file.variables()
-            if name not in in_environment
-        }
-        ours = {name for name in in_environment if name.startswith(PREFIX)} - {CONFIG_FILE_VARIABLE}
-        if unknown := list(_unknown(ours | origins.keys(), origins)):
+        origins = dict.fromkeys(in_file - in_environment, f" (in {config_file.file})")
+        ours = {name for name in in_environment if name.startswith(PREFIX)}
+        if unknown := list(_unknown(ours | in_file, origins)):
             raise InvalidSettingsError("\n".join(unknown))
         try:
             return cls()

@@ -58,6 +58,13 @@ def test_address_of_another_machine_is_one_sentence(command: str) -> None:
         )
 
 
+async def test_api_without_a_host_listens_on_every_address() -> None:
+    """An empty host, as of a variable that is not set, is not refused before uvicorn sees it."""
+    port = str(choose_ports(0)[0])
+    result = await interrupted("api", "--host", "", "--port", port, until="Uvicorn running on", **SETTINGS)
+    assert result.exit_code == 0
+
+
 @pytest.mark.usefixtures("engine")
 async def test_api_stops_in_order_at_two_interrupts() -> None:
     """A second interrupt does not shorten the shutdown."""

@@ -375,6 +375,7 @@ def test_environment_overrides_the_toml_file(tmp_path: Path) -> None:
         ("[shadow]\npoll_interval_seconds.x = 1", "IOT_AWS_SHADOW__POLL_INTERVAL_SECONDS (in FILE): "),
         ("[shadow]\npoll_seconds = 30", "IOT_AWS_SHADOW__POLL_SECONDS (in FILE): no such setting; "),
         ("shadow = 30", "IOT_AWS_SHADOW (in FILE): no such setting; "),
+        ('config_file = "other.toml"', "IOT_AWS_CONFIG_FILE (in FILE): no such setting; "),
         ("[shadows]\npoll_batch_size = 30", "IOT_AWS_SHADOWS__POLL_BATCH_SIZE (in FILE): no such setting; "),
         ("[shadow", "IOT_AWS_CONFIG_FILE: FILE is not TOML: "),
         ("\xff", "IOT_AWS_CONFIG_FILE: FILE is not TOML: "),
