@@ -25,7 +25,7 @@ from db.bindings import (
 from db.device_states import lock_state
 from db.devices import mark_decommissioned
 from db.models import AwsThingBinding, RetiredCertificate
-from db.outbox import put
+from db.outbox import enqueue
 from db.retired_certificates import (
     begin_retirement,
     complete_all_retirements,
@@ -99,7 +99,7 @@ class BindingActivities:
         with transaction(self._engine) as session:
             changed = advance(session, binding, to, actor(), reason=reason, **changes)
             if event := provisioned_event(changed):
-                put(session, event, changed.id)
+                enqueue(session, event, changed.id)
         if count := _COUNTS.get((binding.provisioning_status, to)):
             count.add(changed.tenant_id, activity.info().activity_type)
         return changed
@@ -182,7 +182,7 @@ class BindingActivities:
                     **event_subject(binding), failed_at=origin, code=report.code, reason=report.reason
                 )
                 # The version makes the event id differ from that of an earlier failure of the binding.
-                put(session, event, binding.id, binding.version)
+                enqueue(session, event, binding.id, binding.version)
         if becomes_failed:
             FAILED.add(binding.tenant_id, activity.info().activity_type, reason=report.code)
         return StepResult(status=binding.provisioning_status)
@@ -218,7 +218,7 @@ class BindingActivities:
                     reason=reason,
                     **NO_FAILURE,
                 )
-                put(session, AwsThingDecommissioned(**event_subject(binding), kept=kept), binding.id)
+                enqueue(session, AwsThingDecommissioned(**event_subject(binding), kept=kept), binding.id)
             complete_all_retirements(session, binding.device_id, plan.kept)
             mark_decommissioned(session, binding.device_id)
             delete_delta(session, binding.device_id)

@@ -17,7 +17,7 @@ from aws.jobs import CreatedJob, Jobs
 from db.bindings import newest_binding
 from db.command_groups import mark_group_used, use_group
 from db.models import AwsThingBinding, DeviceStateRow
-from db.outbox import put
+from db.outbox import enqueue
 from domain.command import (
     DOCUMENT_LIMIT_BYTES,
     Command,
@@ -189,7 +189,7 @@ class CommandActivities:
                 if end.outcome
                 else DeviceCommandFailed(**content, status=end.status, reason=end.reason or end.status)
             )
-            is_new = put(session, event, report.job_id)
+            is_new = enqueue(session, event, report.job_id)
             if target.kind is TargetKind.QUERY:
                 mark_group_used(session, dynamic_group_name(self._job_id_prefix, target.value))
         if is_new:

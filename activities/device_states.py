@@ -48,7 +48,7 @@ class DeviceStateActivities:
             row = lock_or_create_state(session, _initial_state(request.device_id, event, binding))
             state = state_of(row)
             if event is not None:
-                if rejection := state.refuses(event):
+                if rejection := state.fault_of(event):
                     return DeviceSnapshot(rejection=rejection)
                 state = state.apply(event)
                 save_state(session, row, state)

@@ -19,7 +19,7 @@ from activities.bindings import transaction
 from aws.errors import AwsError
 from aws.shadows import Shadows
 from db.models import ShadowDeltaRow
-from db.outbox import put
+from db.outbox import enqueue
 from db.shadow_deltas import (
     PendingCommand,
     Visit,
@@ -203,11 +203,11 @@ class ShadowDeltaActivities:
             if row is None:
                 # Another attempt at this page was first, and enqueued the event in the same transaction.
                 return _Outcome.CHANGED
-            if not put(session, self._event(visit, row), row.shadow_version):
+            if not enqueue(session, self._event(visit, row), row.shadow_version):
                 # The versions of a deleted shadow begin again, so an earlier delta was published at this
                 # version. The ids made from the version are that delta's: consumers would drop this event.
                 row.correlation_id = uuid4()
-                put(session, self._event(visit, row), row.shadow_version, row.correlation_id)
+                enqueue(session, self._event(visit, row), row.shadow_version, row.correlation_id)
         DELTAS_DETECTED.add(visit.tenant_id, "poll_delta_page")
         return _Outcome.CHANGED
 

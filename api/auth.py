@@ -78,7 +78,7 @@ class Authenticator:
         scheme, _, text = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":
             raise unauthenticated("an API key is required: Authorization: Bearer KEY")
-        key = ApiKey.read(text.strip())
+        key = ApiKey.parse(text.strip())
         if key is None or (caller := await self._find(key)) is None:
             raise unauthenticated("the API key is not valid or was revoked")
         return caller

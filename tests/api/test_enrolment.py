@@ -470,7 +470,7 @@ async def test_a_replaced_certificate_is_erased_only_if_it_is_attached_to_this_t
     kept = {each.certificate_arn: each.kept_reason for each in enrolment.retired(device_id)}
     assert kept == {
         orphan: "it is not attached to this Thing",
-        shared["certificateArn"]: "it serves other Things too, and was detached from this one",
+        shared["certificateArn"]: "it is attached to other Things too, and was detached from this one",
     }
     for arn in kept:
         found = bridge.certificate(arn)

@@ -153,7 +153,7 @@ class LifecycleState(BaseModel):
             tenant_id=self.device.tenant_id,
             serial_number=self.snapshot.serial_number,
         )
-        return owner.refuses(event)
+        return owner.fault_of(event)
 
     def log_fields(self) -> dict[str, str]:
         """Return the ids for a log line, as far as they are known."""
