@@ -78,11 +78,11 @@ def application_error(error: StepError, attempt: int = 1) -> ApplicationError:
         case RetryLaterError():
             return _error(error.detail, error.kind, delay=timedelta(seconds=error.seconds))
         case AwsError(retryable=True):
-            return _error(error.what, error.code, delay=_backoff(attempt))
+            return _error(error.message, error.code, delay=_backoff(attempt))
         case AwsError(failure_code=FailureCode() as code):
-            return _error(f"{error.what}. {code.remedy}", code, permanent=True)
+            return _error(f"{error.message}. {code.remedy}", code, permanent=True)
         case AwsError():
-            return _error(error.what, error.code, permanent=True)
+            return _error(error.message, error.code, permanent=True)
         case _:
             return _error(str(error), type(error).__name__.removesuffix("Error"))
 

@@ -25,7 +25,7 @@ _SWEEP: Final = "claim_certificates"
 
 
 class ClaimCertificateActivities:
-    """Pages over the bindings of devices that enrolled themselves.
+    """The activities of the check of devices that enrolled themselves.
 
     Args:
         engine: the bridge's database.

@@ -23,9 +23,9 @@ class DeviceStateActivities:
 
     Args:
         engine: the bridge's database.
-        push_status: report the desired status of a device in its shadow.
-        provisions: create a Thing for each device that the platform provisions. Devices that enrol themselves
-            already have one.
+        push_status: True to report the desired status of a device in its shadow.
+        provisions: True to create a Thing for each device that the platform provisions. A device that enrols
+            itself already has one.
         step_retry_seconds: how long one step of the saga is retried.
     """
 
