@@ -59,7 +59,7 @@ def _fault(kind: str, location: tuple[int | str, ...]) -> str:
 
 
 class FleetCredentials:
-    """The AWS keys in a secret: available after the first successful read, and replaced by each later successful read.
+    """The AWS keys in a secret: available after the first successful read, replaced by each later one.
 
     All methods are thread-safe. One thread at a time reads the secret.
 

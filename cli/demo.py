@@ -147,7 +147,7 @@ async def _drive(
     """Run a worker and the demo; then call `on_stay`, if given, and keep the worker running until Ctrl-C."""
     interrupted = asyncio.create_task(stop_on_signals().wait())
     settings = Settings.load()
-    client = await connect(settings.encryption.in_use)
+    client = await connect(settings.encryption.decoded_keys)
     stop = asyncio.Event()
     working = asyncio.create_task(run_worker(settings, client, stop))
     engine = open_engine(addresses.database_url)

@@ -118,14 +118,14 @@ class ClientSettings(BaseSettings):
         """
         in_environment = {name.upper() for name in os.environ}
         config_file = _ConfigFile(cls)
-        # The environment wins, so the file is the origin of the other variables alone.
+        # The environment overrides the file, which is therefore the origin of the other variables only.
         origins = {
             name: f" (in {config_file.file})"
             for name in config_file.variables()
             if name not in in_environment
         }
-        ours = {name for name in in_environment if name.startswith(PREFIX)} - {CONFIG_FILE_VARIABLE}
-        if unknown := list(_unknown(ours | origins.keys(), origins)):
+        prefixed = {name for name in in_environment if name.startswith(PREFIX)} - {CONFIG_FILE_VARIABLE}
+        if unknown := list(_unknown(prefixed | origins.keys(), origins)):
             raise InvalidSettingsError("\n".join(unknown))
         try:
             return cls()

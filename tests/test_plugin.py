@@ -106,8 +106,8 @@ async def test_codec_without_the_keys_is_refused(engine: Engine, encrypting: Set
 
     class CodecWithKeys(Codec):
         async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
-            assert encrypting.encryption.in_use
-            return await EncryptionCodec(encrypting.encryption.in_use).decode(payloads)
+            assert encrypting.encryption.decoded_keys
+            return await EncryptionCodec(encrypting.encryption.decoded_keys).decode(payloads)
 
     async def work(codec: PayloadCodec) -> None:
         client = await Client.connect(
