@@ -13,8 +13,8 @@ _CODES: Final = frozenset(code.value for code in FailureCode)
 def failure_of(error: ActivityError, retried_seconds: float) -> tuple[str, str]:
     """Return the code of a failure, and its reason, which includes what an operator can do.
 
-    A permanent error has its own code. An AWS error code without a failure code becomes RefusedByAws. Any other
-    error was retried until the limit, and becomes RetriesExhausted.
+    A permanent error has its own code, or RefusedByAws if its code is only AWS's. Every other error was
+    retried until the limit, and becomes RetriesExhausted.
 
     Args:
         error: the failure.

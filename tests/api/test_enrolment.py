@@ -42,7 +42,7 @@ PLATFORM = Actor("the platform")
 def _detaches_complete_immediately(stack: Addresses) -> Iterator[None]:
     """Other tests cover slow detaches, which would delay each of these tests by two seconds."""
     emulator = EmulatorControl(stack.aws_endpoint_url)
-    emulator.settings(detach_settles_seconds=0)
+    emulator.settings(detach_seconds=0)
     yield
     emulator.default_settings()
 
