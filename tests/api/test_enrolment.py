@@ -388,7 +388,7 @@ async def test_a_worker_finds_its_aws_location(
         await discover_location(aws, engine, None, retry_seconds=0.01)
     with Session(engine) as session:
         assert load_location(session) == enrolment.location
-    assert sum("is not known yet" in message for message in caplog.messages) == 2
+    assert sum("AWS location not found" in message for message in caplog.messages) == 2
 
 
 # Re-enrolment
