@@ -94,7 +94,7 @@ def compose_activities(
 
 
 def _compose_lifecycle(settings: Settings, aws: AwsClients, engine: Engine) -> Sequence[Callable[..., Any]]:
-    # All steps, also without the provisioning area: a device that has a binding can be decommissioned.
+    # All steps, even without the provisioning area: a device that has a binding can still be decommissioned.
     provisioning, areas = settings.provisioning, settings.worker.areas
     bindings = BindingActivities(engine)
     states = DeviceStateActivities(
@@ -164,7 +164,7 @@ def _compose_claims(settings: Settings, client: Client, engine: Engine) -> Seque
 
 
 def compose_job_watch(settings: Settings, aws: AwsClients, engine: Engine) -> Sequence[Callable[..., Any]]:
-    """Return the activity that looks at jobs, for the worker of its own queue."""
+    """Return the activity that describes jobs, which has a task queue of its own."""
     commands = _compose_commands(settings, aws, engine)
     return [commands.watch_job]
 

@@ -25,7 +25,7 @@ from composition import compose_activities, workflows_of
 from domain.encryption import EncryptionKeys
 from observability.logging import silence_request_logging
 from orchestration.codec import EncryptionCodec, data_converter
-from orchestration.sandbox import passing_through
+from orchestration.sandbox import with_passthrough_modules
 from settings import ApiSettings, InvalidSettingsError, Settings
 from worker import INTERCEPTORS, background_services, open_aws, open_database, require_ready, worker_options
 
@@ -38,7 +38,7 @@ __all__ = [
     "thingbridge_api",
 ]
 
-_SLOTS: Final = (
+_SLOT_OPTIONS: Final = (
     "max_concurrent_activities",
     "max_concurrent_local_activities",
     "max_concurrent_workflow_tasks",
@@ -77,8 +77,8 @@ class ThingbridgePlugin(SimplePlugin):
     client. If it is passed to one worker only, the client needs `data_converter=pydantic_data_converter`.
 
     While the worker runs, the workers of the bridge's two other task queues run beside it, and the schedules
-    are kept up to date. IOT_AWS_WORKER__… set the worker's options. The host decides the options that these
-    settings leave open, and adds its own workflows and activities.
+    are kept up to date. IOT_AWS_WORKER__… set the worker's options. The host sets all other options, and
+    adds its own workflows and activities.
 
     Args:
         settings: the result of `Settings.load()`.
@@ -90,10 +90,10 @@ class ThingbridgePlugin(SimplePlugin):
     def __init__(self, settings: Settings) -> None:
         super().__init__(
             "thingbridge",
-            data_converter=partial(_with_pydantic, settings.encryption.in_use),
+            data_converter=partial(_with_pydantic, settings.encryption.decoded_keys),
             interceptors=INTERCEPTORS,
             workflows=workflows_of(settings.worker.areas),
-            workflow_runner=passing_through,
+            workflow_runner=with_passthrough_modules,
         )
         # A host may log at DEBUG, where the libraries would log requests with private keys.
         silence_request_logging()
@@ -120,7 +120,7 @@ class ThingbridgePlugin(SimplePlugin):
                 f"the client's payload converter is {converter.__name__}, the bridge needs pydantic's: "
                 "give the plugin to Client.connect, or data_converter=pydantic_data_converter"
             )
-        if self._settings.encryption.in_use and client.data_converter.payload_codec is None:
+        if self._settings.encryption.decoded_keys and client.data_converter.payload_codec is None:
             raise HostRefusedError(
                 "IOT_AWS_ENCRYPTION__KEYS is set, and the client's data converter has no codec: give the "
                 "plugin to Client.connect, without a data_converter or with one that has a codec"
@@ -132,7 +132,7 @@ class ThingbridgePlugin(SimplePlugin):
         ]
         for name, value in worker_options(own).items():
             # The SDK accepts a tuner or numbers of slots, not both.
-            unset = options.get(name) is None and not (options.get("tuner") and name in _SLOTS)
+            unset = options.get(name) is None and not (options.get("tuner") and name in _SLOT_OPTIONS)
             if unset or name in _FROM_SETTINGS:
                 options[name] = value
         # The background services stop after the worker, and need as much time again.
@@ -146,14 +146,14 @@ class ThingbridgePlugin(SimplePlugin):
 
         Raises:
             HostRefusedError: the client cannot decrypt payloads under IOT_AWS_ENCRYPTION__KEYS.
-            SchemaOutdatedError, WrongHashKeyError, SearchAttributesError, ScheduleError: what must be done
-                before it may start.
+            SchemaOutdatedError, WrongHashKeyError, SearchAttributesError, ScheduleError: the message has
+                what to do first.
         """
         client = _without_plugins(worker.client)
         try:
             async with AsyncExitStack() as background:
                 try:
-                    await _require_decrypting(client, self._settings.encryption.in_use)
+                    await _require_decrypting(client, self._settings.encryption.decoded_keys)
                     await require_ready(self._settings, client, self._engine)
                     await background.enter_async_context(
                         background_services(self._settings, client, self._aws, self._engine)
@@ -177,7 +177,7 @@ def _with_pydantic(encryption: EncryptionKeys | None, converter: DataConverter |
 
 
 async def _require_decrypting(client: Client, encryption: EncryptionKeys | None) -> None:
-    """Refuse a codec without the keys: encrypted events would be rejected as invalid.
+    """Check that the client's codec has the keys. Otherwise encrypted events would be rejected as invalid.
 
     Raises:
         HostRefusedError: the client's codec cannot decrypt.
@@ -195,8 +195,8 @@ async def _require_decrypting(client: Client, encryption: EncryptionKeys | None)
         if read != [plain]:
             raise HostRefusedError(
                 f"IOT_AWS_ENCRYPTION__KEYS has the key {key_id}, and the client's codec "
-                f"({type(codec).__name__}) cannot read what it encrypts: let it pass that to "
-                "orchestration.codec.EncryptionCodec, or remove these keys"
+                f"({type(codec).__name__}) cannot decrypt payloads under it: call "
+                "orchestration.codec.EncryptionCodec in that codec, or remove these keys"
             )
 
 
@@ -209,9 +209,9 @@ def _without_plugins(client: Client) -> Client:
 
 
 async def _end_before_start(worker: Worker, run: Callable[[Worker], Awaitable[None]]) -> None:
-    """Let the SDK see the end of a worker that never began: its `async with` would wait for it for ever."""
+    """Run and cancel a worker that was not started: the SDK's `async with` would wait for it for ever."""
     running = asyncio.ensure_future(run(worker))
-    # At its first wait it describes the namespace and has not polled yet: it is cancelled there.
+    # At its first await the worker describes the namespace. It is cancelled there, before it polls.
     await asyncio.sleep(0)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)

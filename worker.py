@@ -89,7 +89,7 @@ def compose_event_worker(settings: Settings, client: Client, events: EventActivi
 
 
 def compose_job_worker(settings: Settings, client: Client, aws: AwsClients, engine: Engine) -> Worker:
-    """Return the worker that looks at jobs, not yet started."""
+    """Return the worker that describes jobs, not yet started."""
     queue, options = job_queue(settings.worker.task_queue), _process_options(settings.worker)
     rate = settings.jobs.status_poll_batch_size / settings.jobs.status_poll_interval_seconds
     activities = compose_job_watch(settings, aws, engine)
@@ -164,10 +164,10 @@ def keep_credentials(
 
 
 async def require_ready(settings: Settings, client: Client, engine: Engine) -> None:
-    """Refuse to start where the bridge cannot work.
+    """Check the schema, the hash key and the search attributes.
 
     Raises:
-        SchemaOutdatedError, WrongHashKeyError, SearchAttributesError: what must be done before it may start.
+        SchemaOutdatedError, WrongHashKeyError, SearchAttributesError: the message has what to do first.
     """
     await asyncio.to_thread(require_current, engine)
     if settings.erasure.retention_days is not None:
@@ -184,10 +184,10 @@ def _require_hash_key(engine: Engine, settings: Settings) -> None:
 async def background_services(
     settings: Settings, client: Client, aws: AwsClients, engine: Engine
 ) -> AsyncIterator[Sequence[Worker]]:
-    """Run what the main worker needs beside it: AWS keys, metrics, the other workers, schedules.
+    """Run the services beside the main worker: AWS keys, metrics, the other workers and the schedules.
 
     Raises:
-        ScheduleError: what must be done before it may start.
+        ScheduleError: a schedule cannot be created or updated.
     """
     own = settings.worker
     async with AsyncExitStack() as running:
@@ -207,7 +207,7 @@ async def background_services(
         for worker in others:
             await running.enter_async_context(worker)
         await start_publishers(client, own.task_queue)
-        # Schedules of the areas that are off here stay as they are: another deployment may run them.
+        # Schedules of the areas that are disabled here are not changed: another deployment may use them.
         wanted = schedules(
             own.task_queue,
             poll_interval_seconds=settings.shadow.poll_interval_seconds,
@@ -231,7 +231,7 @@ async def run_worker(settings: Settings, client: Client, stop: asyncio.Event) ->
 
     Raises:
         SchemaOutdatedError, WrongHashKeyError, SearchAttributesError, ScheduleError, AwsConfigurationError:
-            what must be done before it may start.
+            the worker cannot start; the message has what to do first.
     """
     own = settings.worker
     engine = open_database(settings)
@@ -253,7 +253,7 @@ async def run_worker(settings: Settings, client: Client, stop: asyncio.Event) ->
             )
             await stop.wait()
             logger.info("worker stopping: completing the work in progress")
-            # Together: one after the other, the last would accept work while the first is stopping.
+            # All at once: otherwise the last worker would accept work while the first is stopping.
             await asyncio.gather(*(worker.shutdown() for worker in (main_worker, *others)))
         logger.info("worker stopped")
     finally:
@@ -266,7 +266,7 @@ async def serve(settings: Settings) -> None:
     with ExitStack() as serving:
         if metrics.metrics_port is not None:
             serving.enter_context(serving_metrics(metrics.metrics_host, metrics.metrics_port))
-        await run_worker(settings, await connect(settings.encryption.in_use), stop)
+        await run_worker(settings, await connect(settings.encryption.decoded_keys), stop)
 
 
 def configure_telemetry(settings: Settings) -> None:

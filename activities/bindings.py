@@ -25,7 +25,7 @@ from db.bindings import (
 from db.device_states import lock_state
 from db.devices import mark_decommissioned
 from db.models import AwsThingBinding, RetiredCertificate
-from db.outbox import put
+from db.outbox import enqueue
 from db.retired_certificates import (
     begin_retirement,
     complete_all_retirements,
@@ -51,7 +51,7 @@ from observability.metrics import (
 
 
 class BindingActivities:
-    """The bindings of devices: read, and changed in one transaction per checkpoint."""
+    """Reads the bindings of devices, and changes each in one transaction per checkpoint."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -60,8 +60,8 @@ class BindingActivities:
         """Return the binding for a provisioning step.
 
         Raises:
-            PermanentError: there is none, or it is Failed or Decommissioned, so that no step may create
-                anything in AWS for it.
+            PermanentError: the device has no binding, or its binding is Failed or Decommissioned. No step
+                may create anything in AWS for it.
         """
         binding = self.read(device.device_id)
         if not (binding.provisioning_status.in_progress or binding.provisioning_status is _ACTIVE):
@@ -75,7 +75,7 @@ class BindingActivities:
         """Return the device's current binding.
 
         Raises:
-            PermanentError: there is none.
+            PermanentError: the device has no binding.
         """
         with Session(self._engine) as session:
             return _existing(newest_binding(session, device_id))
@@ -99,7 +99,7 @@ class BindingActivities:
         with transaction(self._engine) as session:
             changed = advance(session, binding, to, actor(), reason=reason, **changes)
             if event := provisioned_event(changed):
-                put(session, event, changed.id)
+                enqueue(session, event, changed.id)
         if count := _COUNTS.get((binding.provisioning_status, to)):
             count.add(changed.tenant_id, activity.info().activity_type)
         return changed
@@ -125,10 +125,12 @@ class BindingActivities:
             if holder is None:
                 return update_binding(session, binding, actor(), thing_name=name)
             state = lock_state(session, holder.device_id)
-        what = f"the serial number belongs to device {holder.device_id}"
+        holder_text = f"the serial number belongs to device {holder.device_id}"
         if state is not None and state.decommissioned_at is not None:
-            raise RetryLaterError("SerialBeingReleased", f"{what}, which is being decommissioned", seconds=5)
-        raise PermanentError(FailureCode.SERIAL_BOUND_TO_ANOTHER_DEVICE, what)
+            raise RetryLaterError(
+                "SerialBeingReleased", f"{holder_text}, which is being decommissioned", seconds=5
+            )
+        raise PermanentError(FailureCode.SERIAL_BOUND_TO_ANOTHER_DEVICE, holder_text)
 
     def retired_certificates(self, device_id: UUID) -> Sequence[RetiredCertificate]:
         """Return the device's replaced certificates that are not erased completely."""
@@ -182,7 +184,7 @@ class BindingActivities:
                     **event_subject(binding), failed_at=origin, code=report.code, reason=report.reason
                 )
                 # The version makes the event id differ from that of an earlier failure of the binding.
-                put(session, event, binding.id, binding.version)
+                enqueue(session, event, binding.id, binding.version)
         if becomes_failed:
             FAILED.add(binding.tenant_id, activity.info().activity_type, reason=report.code)
         return StepResult(status=binding.provisioning_status)
@@ -200,7 +202,7 @@ class BindingActivities:
 
     @activity.defn(name="close_binding", no_thread_cancel_exception=True)
     def close_binding(self, plan: TeardownPlan) -> StepResult:
-        """Record that the device is decommissioned: everything it owns in AWS is erased.
+        """Record that the device is decommissioned, after everything that it owns in AWS was erased.
 
         From now on the serial number is denied, until it is provisioned under another device id.
         """
@@ -218,7 +220,7 @@ class BindingActivities:
                     reason=reason,
                     **NO_FAILURE,
                 )
-                put(session, AwsThingDecommissioned(**event_subject(binding), kept=kept), binding.id)
+                enqueue(session, AwsThingDecommissioned(**event_subject(binding), kept=kept), binding.id)
             complete_all_retirements(session, binding.device_id, plan.kept)
             mark_decommissioned(session, binding.device_id)
             delete_delta(session, binding.device_id)
@@ -228,7 +230,7 @@ class BindingActivities:
 
 
 _ACTIVE = ProvisioningStatus.ACTIVE
-# By the statuses before and after a checkpoint: a return to ThingCreated creates no Thing.
+# The keys are the statuses before and after a checkpoint, because a return to ThingCreated creates no Thing.
 _COUNTS: Final[Mapping[tuple[ProvisioningStatus, ProvisioningStatus], Count]] = {
     (ProvisioningStatus.PENDING, ProvisioningStatus.THING_CREATED): THINGS_CREATED,
     (ProvisioningStatus.THING_CREATED, ProvisioningStatus.CERT_ISSUED): CERTIFICATES_ISSUED,
@@ -241,7 +243,7 @@ def transaction(engine: Engine) -> Iterator[Session]:
     """Open a session in one transaction.
 
     Raises:
-        PermanentError: the status of a binding does not allow a change that was made in it.
+        PermanentError: the status of a binding does not allow a change that the transaction made.
     """
     with Session(engine, expire_on_commit=False) as session, session.begin():
         try:
@@ -261,7 +263,7 @@ def thing_name_of(subject: AwsThingBinding | Device) -> str:
     """Return the Thing name of a binding, or of the device that a step is for.
 
     Raises:
-        PermanentError: it has none.
+        PermanentError: the binding or the device has no Thing name.
     """
     if subject.thing_name is None:
         raise _null(subject, "thing_name")
@@ -272,7 +274,7 @@ def certificate_arn_of(binding: AwsThingBinding) -> str:
     """Return the ARN of a binding's certificate.
 
     Raises:
-        PermanentError: it has none.
+        PermanentError: the binding has no certificate.
     """
     if binding.certificate_arn is None:
         raise _null(binding, "certificate_arn")

@@ -124,7 +124,7 @@ class CertificateActivities:
         if kept_reason is None and things is not None:
             if any(thing != thing_name for thing in things):
                 self._certificates.detach(arn, thing_name)
-                kept_reason = "it serves other Things too, and was detached from this one"
+                kept_reason = "it is attached to other Things too, and was detached from this one"
             else:
                 self._certificates.revoke([arn], thing_name=thing_name)
         if decided.secret_arn and self._secrets.belongs_to(decided.secret_arn, thing_name):

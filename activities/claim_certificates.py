@@ -12,9 +12,9 @@ from temporalio import activity
 
 from activities.bindings import transaction
 from db.bindings import event_subject
-from db.enrolment import activation_of, page_of_expiring, still_expiring, without_follow_up
+from db.enrolment import activation_of, enrolled_without_follow_up, expiring_query, lock_if_expiring
 from db.models import AwsThingBinding
-from db.outbox import put
+from db.outbox import enqueue
 from domain.claim_check import ClaimCursor, ClaimPage, ClaimWarnings, FollowUpPage, FollowUpsSent
 from domain.enrolment import whole_days
 from domain.lifecycle_event import LifecycleEvent
@@ -25,7 +25,7 @@ _SWEEP: Final = "claim_certificates"
 
 
 class ClaimCertificateActivities:
-    """Pages over the bindings of devices that enrolled themselves.
+    """The activities of the check of devices that enrolled themselves.
 
     Args:
         engine: the bridge's database.
@@ -52,14 +52,12 @@ class ClaimCertificateActivities:
         """Publish a warning, once a day, for each certificate of the page that expires soon or is expired."""
         after = (page.after.expires_at, page.after.binding_id) if page.after else None
         with Session(self._engine) as session:
-            found = session.exec(
-                page_of_expiring(page.at + self._warning_window, after, self._page_size)
-            ).all()
+            found = session.exec(expiring_query(page.at + self._warning_window, after, self._page_size)).all()
         for binding in found:
             # One transaction per binding: one for all would block the events of every device on the page.
             with transaction(self._engine) as session:
                 # After the page was read, the device can have been decommissioned or enrolled again.
-                warned = still_expiring(session, binding) and put(
+                warned = lock_if_expiring(session, binding) and enqueue(
                     session, _warning(binding, page.at), binding.id, page.at.date()
                 )
             SWEEPS_FOUND.add(binding.tenant_id, _SWEEP)
@@ -82,7 +80,7 @@ class ClaimCertificateActivities:
 
     def _without_follow_up(self, after: UUID | None) -> Sequence[AwsThingBinding]:
         with Session(self._engine) as session:
-            return without_follow_up(session, after, self._page_size)
+            return enrolled_without_follow_up(session, after, self._page_size)
 
 
 def _warning(binding: AwsThingBinding, at: datetime) -> ClaimCertificateExpiring:

@@ -17,7 +17,7 @@ from aws.jobs import CreatedJob, Jobs
 from db.bindings import newest_binding
 from db.command_groups import mark_group_used, use_group
 from db.models import AwsThingBinding, DeviceStateRow
-from db.outbox import put
+from db.outbox import enqueue
 from domain.command import (
     DOCUMENT_LIMIT_BYTES,
     Command,
@@ -40,7 +40,7 @@ from domain.outgoing_event import DeviceCommandCompleted, DeviceCommandFailed
 from domain.provisioning_status import ProvisioningStatus
 from observability.metrics import DISPATCH_ERRORS, JOBS_COMPLETED, JOBS_DISPATCHED, JOBS_FAILED, JOBS_REUSED
 
-# Short: an operator is probably granting the missing permission right now.
+# Short: an operator may be granting the missing permission right now.
 _REFUSED_RETRY_SECONDS: Final = 30.0
 
 
@@ -105,7 +105,7 @@ class CommandActivities:
 
     @activity.defn(name="create_job", no_thread_cancel_exception=True)
     def create_job(self, order: JobOrder) -> str:
-        """Create the command's job and return its ARN; an existing job that does the same is used.
+        """Create the command's job, or find the same job of an earlier attempt, and return its ARN.
 
         Raises:
             PermanentError: the device no longer has an Active binding, the target no longer exists, or
@@ -189,7 +189,7 @@ class CommandActivities:
                 if end.outcome
                 else DeviceCommandFailed(**content, status=end.status, reason=end.reason or end.status)
             )
-            is_new = put(session, event, report.job_id)
+            is_new = enqueue(session, event, report.job_id)
             if target.kind is TargetKind.QUERY:
                 mark_group_used(session, dynamic_group_name(self._job_id_prefix, target.value))
         if is_new:
@@ -223,14 +223,14 @@ class CommandActivities:
             wait = _seconds_until(order.deadline, at_most=plan.poll_seconds)
             if wait <= 0:
                 raise
-            raise RetryLaterError("JobLimitReached", error.what, wait) from None
+            raise RetryLaterError("JobLimitReached", error.message, wait) from None
 
     def _active_device(self, command: Command) -> _Target:
         """Return the Thing of the device that a command is for.
 
         Raises:
             PermanentError: the device has no Active binding, or is being decommissioned: a job created now
-                would be left behind.
+                would not be deleted.
         """
         with Session(self._engine) as session:
             binding = _binding_of(session, command)
@@ -239,8 +239,10 @@ class CommandActivities:
         if state is not None and state.decommissioned_at is not None:
             status = ProvisioningStatus.DECOMMISSIONED
         if binding is None or binding.thing_arn is None or status is not ProvisioningStatus.ACTIVE:
-            what = f"device {command.target.value} has no Active binding"
-            raise PermanentError(FailureCode.NO_SUCH_TARGET, f"{what}: it is {status}" if status else what)
+            reason = f"device {command.target.value} has no Active binding"
+            raise PermanentError(
+                FailureCode.NO_SUCH_TARGET, f"{reason}: it is {status}" if status else reason
+            )
         return _Target(binding.thing_arn, TargetSelection.SNAPSHOT, binding.thing_name, binding.tenant_id)
 
 
@@ -256,7 +258,7 @@ def _binding_of(session: Session, command: Command) -> AwsThingBinding | None:
 
 @contextmanager
 def _retry_if_refused(seconds: float) -> Iterator[None]:
-    """Retry also what AWS refuses for good: the job continues meanwhile, and a permission can be granted."""
+    """Make every error of AWS retryable: the job continues meanwhile, and a permission can be granted."""
     try:
         yield
     except AwsError as error:

@@ -23,9 +23,9 @@ class DeviceStateActivities:
 
     Args:
         engine: the bridge's database.
-        push_status: report the desired status of a device in its shadow.
-        provisions: create a Thing for each device that the platform provisions. Devices that enrol themselves
-            already have one.
+        push_status: True to report the desired status of a device in its shadow.
+        provisions: True to create a Thing for each device that the platform provisions. A device that enrols
+            itself already has one.
         step_retry_seconds: how long one step of the saga is retried.
     """
 
@@ -48,7 +48,7 @@ class DeviceStateActivities:
             row = lock_or_create_state(session, _initial_state(request.device_id, event, binding))
             state = state_of(row)
             if event is not None:
-                if rejection := state.refuses(event):
+                if rejection := state.fault_of(event):
                     return DeviceSnapshot(rejection=rejection)
                 state = state.apply(event)
                 save_state(session, row, state)

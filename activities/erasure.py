@@ -19,7 +19,7 @@ class ErasureActivities:
 
     Args:
         engine: the bridge's database.
-        hashing: the hash that replaces erased serial numbers; None to erase nothing.
+        hashing: computes the hashes that replace erased serial numbers; None to erase nothing.
         retention: how long the records of a decommissioned device are kept; None to keep them forever.
     """
 

@@ -19,7 +19,7 @@ from activities.bindings import transaction
 from aws.errors import AwsError
 from aws.shadows import Shadows
 from db.models import ShadowDeltaRow
-from db.outbox import put
+from db.outbox import enqueue
 from db.shadow_deltas import (
     PendingCommand,
     Visit,
@@ -46,7 +46,7 @@ from domain.shadow import Delta, InvalidShadowError, read_delta
 from observability.context import set_context
 from observability.metrics import DELTAS_DETECTED, POLL_FAILED, POLL_VISITED
 
-# So many devices without an answer in a row show that AWS is throttling or down, not that these devices fail.
+# This many devices without an answer in a row mean that AWS is throttling or down, not that the devices fail.
 _UNANSWERED_IN_A_ROW: Final = 5
 # Each start costs Temporal's server a few milliseconds.
 _CONCURRENT_STARTS: Final = 10
@@ -113,7 +113,8 @@ class ShadowDeltaActivities:
 
         Raises:
             AwsError: several devices in a row got no answer from AWS; the next attempt continues from there.
-            AttemptTooSlowError, ApplicationError: the next attempt continues from there.
+            AttemptTooSlowError: the attempt has no time left; the next attempt continues from there.
+            ApplicationError: this worker is shutting down; the next attempt continues from there.
             CancelledError: the poll was cancelled.
         """
         details = activity.info().heartbeat_details
@@ -203,11 +204,11 @@ class ShadowDeltaActivities:
             if row is None:
                 # Another attempt at this page was first, and enqueued the event in the same transaction.
                 return _Outcome.CHANGED
-            if not put(session, self._event(visit, row), row.shadow_version):
+            if not enqueue(session, self._event(visit, row), row.shadow_version):
                 # The versions of a deleted shadow begin again, so an earlier delta was published at this
-                # version. The ids made from the version are that delta's: consumers would drop this event.
+                # version. Both would have the same ids, and consumers would drop this event as a repeat.
                 row.correlation_id = uuid4()
-                put(session, self._event(visit, row), row.shadow_version, row.correlation_id)
+                enqueue(session, self._event(visit, row), row.shadow_version, row.correlation_id)
         DELTAS_DETECTED.add(visit.tenant_id, "poll_delta_page")
         return _Outcome.CHANGED
 
@@ -228,7 +229,7 @@ class ShadowDeltaActivities:
             return pending_commands(session, after, at_most=_COMMANDS_PER_BATCH)
 
     async def _start(self, delta: PendingCommand, slots: asyncio.Semaphore) -> RPCError | None:
-        """Start a delta's command unless it is running or has run; return the error if Temporal refused."""
+        """Start a delta's command unless it is running or has run; return the error if Temporal refuses."""
         command = Command(
             correlation_id=delta.correlation_id,
             target=CommandTarget(kind=TargetKind.DEVICE, value=str(delta.device_id)),
@@ -267,7 +268,7 @@ def _advance(progress: PageProgress, visit: Visit, outcome: _Outcome) -> PagePro
 
 
 def _is_no_answer(error: AwsError | InvalidShadowError) -> bool:
-    """Return whether AWS answered nothing about the device: throttled, unreachable, or access denied."""
+    """Return whether AWS gave no answer about the device: the call was throttled, unanswered or denied."""
     if not isinstance(error, AwsError):
         return False
     return error.retryable or error.failure_code is FailureCode.ACCESS_DENIED

@@ -16,7 +16,7 @@ from observability.metrics import REPORTED_PUSHED, UPDATE_FAILURES
 
 
 class ShadowActivities:
-    """The activity that makes the platform's desired status readable for the device.
+    """The activity that reports the platform's desired status to the device.
 
     Args:
         engine: the bridge's database.

@@ -25,10 +25,10 @@ class TeardownActivities:
 
     @activity.defn(name="plan_teardown", no_thread_cancel_exception=True)
     def plan_teardown(self, device: Device) -> TeardownPlan:
-        """Return which of the device's AWS resources are to be erased, and which are to be left.
+        """Return which of the device's AWS resources are to be erased, and which are to be kept.
 
         The binding alone does not confirm ownership: for a device that fleet provisioning enrolled, a caller
-        reported the ARNs in it. A Thing is left, with its certificates, if its attributes record another
+        reported the ARNs in it. A Thing is kept, with its certificates, if its attributes record another
         device, or if the saga did not create or adopt it.
         """
         binding = self._bindings.read(device.device_id)

@@ -72,7 +72,7 @@ class ThingActivities:
         except InvalidRequestError as error:
             self._revoke_new_certificates(plan, name)
             raise RetryLaterError(
-                "DetachSettling", f"AWS cannot delete the Thing yet: {error.what}", seconds=2
+                "DetachPending", f"AWS cannot delete the Thing yet: {error.message}", seconds=2
             ) from None
         # A device that is still connected can have created a shadow again before the Thing was deleted.
         self._shadows.delete_all(name)

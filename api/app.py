@@ -88,7 +88,7 @@ def create_app(settings: ApiSettings) -> Starlette:
         pool_size=threads + 1,
         statement_seconds=own.request_timeout_seconds,
     )
-    database, temporal = Database(engine, threads), Temporal(settings.encryption.in_use)
+    database, temporal = Database(engine, threads), Temporal(settings.encryption.decoded_keys)
     credentials = AwsCredentials(database, settings.credentials.fleet_credential_secret_arn)
     endpoints = compose_endpoints(settings, database, temporal, credentials)
     readiness = Readiness(database, temporal, credentials, settings.erasure.hashing)

@@ -38,14 +38,14 @@ class Caller:
         return self.tenant_id
 
     def may_see(self, tenant_id: UUID | None) -> bool:
-        """Return whether the caller may see what this tenant owns."""
+        """Return whether the caller may see the data of this tenant."""
         return self.is_operator or tenant_id == self.tenant_id
 
     def require_operator(self, operation: str) -> None:
-        """Refuse an operation that concerns the whole fleet to a tenant.
+        """Check that the caller is an operator, for an operation on the whole fleet.
 
         Raises:
-            ApiError: 403.
+            ApiError: 403, the key is a tenant's.
         """
         if not self.is_operator:
             raise ApiError(HTTPStatus.FORBIDDEN, f"{operation} requires an operator's key")
@@ -60,7 +60,7 @@ class Authenticator:
 
     Args:
         database: holds the keys.
-        cache_seconds: how long a key is accepted without another look at the database.
+        cache_seconds: how long a key is accepted without another query of the database.
     """
 
     def __init__(self, database: Database, cache_seconds: float) -> None:
@@ -73,12 +73,12 @@ class Authenticator:
         """Return the caller of a request with this `Authorization` header.
 
         Raises:
-            ApiError: 401.
+            ApiError: 401, the key is missing, not valid or revoked.
         """
         scheme, _, text = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":
             raise unauthenticated("an API key is required: Authorization: Bearer KEY")
-        key = ApiKey.read(text.strip())
+        key = ApiKey.parse(text.strip())
         if key is None or (caller := await self._find(key)) is None:
             raise unauthenticated("the API key is not valid or was revoked")
         return caller

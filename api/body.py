@@ -24,7 +24,7 @@ async def read_json(request: Request) -> bytes:
     """Return the body of a request, once it is known to be unambiguous JSON.
 
     Raises:
-        ApiError: the body is too large, or is not such JSON.
+        ApiError: the body is too large, missing, of another media type, or not unambiguous JSON.
     """
     if not _JSON_TYPE.fullmatch(request.headers.get("content-type", "")):
         raise ApiError(
@@ -62,7 +62,7 @@ async def read_limited(request: Request, limit: int) -> bytes:
 
 
 def require_unambiguous_json(body: bytes) -> None:
-    """Refuse a body that is not JSON, or that two parsers may read differently.
+    """Check that a body is JSON that every parser reads alike.
 
     Raises:
         ApiError: 400, with the reason.

@@ -142,7 +142,7 @@ def create_codec_app(settings: CodecSettings, ui_origin: str | None) -> Starlett
     Raises:
         InvalidSettingsError: there are no encryption keys.
     """
-    encryption, own = settings.encryption.in_use, settings.api
+    encryption, own = settings.encryption.decoded_keys, settings.api
     if encryption is None:
         raise InvalidSettingsError(f"{PREFIX}ENCRYPTION__KEYS: is required by the codec server")
     threads = own.max_concurrent_requests

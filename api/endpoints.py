@@ -82,7 +82,7 @@ class Endpoint(Generic[Model]):
         """Return the body or the parameters of a request as the request model.
 
         Raises:
-            ApiError: they are missing or not valid.
+            ApiError: the body or a parameter is missing or not valid.
         """
         try:
             if self.method == "POST":

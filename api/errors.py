@@ -85,7 +85,7 @@ def unauthenticated(detail: str) -> ApiError:
 
 
 def not_found(kind: str) -> ApiError:
-    """Return a 404. It is the same for what does not exist and for what another tenant owns."""
+    """Return a 404. A resource of another tenant has the same response as one that does not exist."""
     return ApiError(HTTPStatus.NOT_FOUND, f"there is no such {kind}")
 
 
@@ -100,7 +100,7 @@ def not_valid(faults: Iterable[Fault]) -> ApiError:
 
 
 def validation_problem(errors: Sequence[ErrorDetails]) -> ApiError:
-    """Return the error for pydantic's findings: 400 where a field is missing, otherwise 422."""
+    """Return the error for pydantic's errors: 400 if a field is missing, otherwise 422."""
     faults = [Fault(field=_field(error), reason=_reason(error)) for error in errors]
     if any(error["type"] in _MISSING for error in errors):
         return ApiError(

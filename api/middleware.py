@@ -119,14 +119,14 @@ class AccessLog:
         began = time.perf_counter()
         status: int | None = None
 
-        async def send_and_note_status(message: Message) -> None:
+        async def send_and_record_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, send_and_note_status)
+            await self._app(scope, receive, send_and_record_status)
         finally:
             milliseconds = round((time.perf_counter() - began) * 1000, 1)
             logger.info(
@@ -147,13 +147,13 @@ class ErrorResponses:
             return
         started = False
 
-        async def send_and_note_start(message: Message) -> None:
+        async def send_and_record_start(message: Message) -> None:
             nonlocal started
             started = started or message["type"] == "http.response.start"
             await send(message)
 
         try:
-            await self._app(scope, receive, send_and_note_start)
+            await self._app(scope, receive, send_and_record_start)
         except ApiError as error:
             await error.response()(scope, receive, send)
         except ClientDisconnect:

@@ -17,7 +17,7 @@ from settings import ApiSettings
 
 _OPTIONS: Final[dict[str, Any]] = {
     "server_header": False,
-    # uvicorn's own log lines have another format, and its access log would duplicate ours.
+    # uvicorn's own log lines have another format, and its access log would duplicate the API's own.
     "log_config": None,
     "access_log": False,
 }

@@ -36,7 +36,7 @@ class Temporal:
         """Request the server's health.
 
         Raises:
-            TemporalUnreachableError, RPCError: it does not answer in time.
+            TemporalUnreachableError, RPCError: the server does not answer in time.
         """
         client = await self()
         await client.service_client.check_health(timeout=_HEALTH_TIMEOUT)

@@ -9,7 +9,7 @@ from orchestration.client import is_tracing
 
 
 def tracing_middleware() -> Sequence[Middleware]:
-    """Return the middleware that traces requests, none where tracing is off."""
+    """Return the middleware that traces requests, or none if tracing is off."""
     if not is_tracing():
         return []
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware

@@ -62,7 +62,7 @@ class Certificates:
         try:
             self._set_status(arn, "ACTIVE")
         except NotFoundError as error:
-            raise PermanentError(FailureCode.CERTIFICATE_GONE, error.what) from None
+            raise PermanentError(FailureCode.CERTIFICATE_GONE, error.message) from None
 
     def deactivate(self, arn: str) -> None:
         """Forbid a certificate to connect."""
@@ -168,11 +168,11 @@ class Certificates:
                 FailureCode.POLICY_NOT_FOUND,
                 f"there is no IoT policy {self._policy_name} in this account and region",
             )
-        return PermanentError(FailureCode.CERTIFICATE_GONE, error.what)
+        return PermanentError(FailureCode.CERTIFICATE_GONE, error.message)
 
     def _missing_for_thing(self, thing_name: str, error: NotFoundError) -> PermanentError:
         try:
             self._aws.call(self._aws.iot.describe_thing, thingName=thing_name)
         except NotFoundError:
             return PermanentError(FailureCode.THING_GONE, f"there is no Thing {thing_name}")
-        return PermanentError(FailureCode.CERTIFICATE_GONE, error.what)
+        return PermanentError(FailureCode.CERTIFICATE_GONE, error.message)

@@ -133,7 +133,7 @@ class AwsClients:
 
     @property
     def credentials_age_seconds(self) -> float | None:
-        """The time since the last good read of the keys; None without one, and with boto3's default chain."""
+        """The time since the keys were last read; None before that, and with boto3's default chain."""
         return self.credentials.age_seconds if self.credentials else None
 
     def events(self) -> "EventBridgeClient":

@@ -33,7 +33,9 @@ class FleetCredentialProvider(CredentialProvider):
     def _record_keys(self, **event: Any) -> None:
         event["request"].context[self.METHOD] = self._credentials.keys
 
-    def _retry_with_new_keys(self, **event: Any) -> Any:  # None or seconds; botocore's stubs allow None only
+    def _retry_with_new_keys(
+        self, **event: Any
+    ) -> Any:  # None, or seconds as a float; botocore's stubs allow only None
         """Return 0, to have botocore send the request again, if AWS rejected its keys and there are new ones.
 
         This is a botocore handler, not part of `AwsClients.call`, so that it covers each page of a listing.
@@ -62,7 +64,7 @@ class _CurrentCredentials(DeferredRefreshableCredentials):
         self._loaded: AwsKeys | None = None
 
     def refresh_needed(self, refresh_in: int | None = None) -> bool:
-        """Return True if the keys changed. With 0, botocore asks if the loaded keys have expired: never."""
+        """Return True if the keys changed. botocore passes 0 to check for expiry, which is unknown here."""
         return refresh_in != 0 and (self._loaded is None or self._loaded is not self._credentials.keys)
 
     def get_frozen_credentials(self) -> ReadOnlyCredentials:

@@ -23,7 +23,7 @@ async def refresh_in_background(
 
     Args:
         credentials: the keys.
-        store: stores the result of the newest read, and returns whether it did. It runs in a thread.
+        store: stores the result of the newest read, and returns whether that succeeded. It runs in a thread.
         interval: the time from a successful read to the next one. A failed read, or one whose result was not
             stored, is repeated sooner.
         first_within: how long to wait for the first read, successful or not, before the block begins anyway.

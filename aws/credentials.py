@@ -1,4 +1,4 @@
-"""AWS keys that are stored in a secret: read repeatedly, with the last good keys kept."""
+"""AWS keys that are stored in a secret: read repeatedly, with the last valid keys kept."""
 
 import logging
 import threading
@@ -59,7 +59,7 @@ def _fault(kind: str, location: tuple[int | str, ...]) -> str:
 
 
 class FleetCredentials:
-    """The AWS keys in a secret: available after the first good read, and replaced by each later good read.
+    """The AWS keys in a secret: available after the first successful read, replaced by each later one.
 
     All methods are thread-safe. One thread at a time reads the secret.
 
@@ -77,9 +77,9 @@ class FleetCredentials:
     ) -> None:
         self.secret_arn = secret_arn
         self.fetched_at: datetime | None = None
-        """The time of the last good read."""
+        """The time of the last successful read."""
         self.checked_at = datetime.now(UTC)
-        """The time of the last read, good or not."""
+        """The time of the last read, successful or not."""
         self.error: str | None = None
         """The code of the error of the last read; None if it succeeded."""
         self._read = read
@@ -90,23 +90,23 @@ class FleetCredentials:
 
     @property
     def keys(self) -> AwsKeys | None:
-        """The current keys; None before the first good read."""
+        """The current keys; None before the first successful read."""
         return self._keys
 
     @property
     def ready(self) -> bool:
-        """True after the first good read."""
+        """True after the first successful read."""
         return self._keys is not None
 
     @property
     def age_seconds(self) -> float | None:
-        """The time since the last good read; None before the first one."""
+        """The time since the last successful read; None before the first one."""
         if self.fetched_at is None:
             return None
         return max(0.0, (datetime.now(UTC) - self.fetched_at).total_seconds())
 
     def refresh(self) -> bool:
-        """Read the secret, and return True if that succeeded. Otherwise the last good keys stay current."""
+        """Read the secret, and return True if that succeeded. Otherwise the last valid keys stay current."""
         with self._lock:
             return self._refresh()
 
@@ -131,14 +131,14 @@ class FleetCredentials:
             self._record(error.kind, str(error))
         except InvalidSecretError as error:
             self._record("InvalidSecret", str(error))
-        except Exception as error:  # noqa: BLE001  # the last good keys stay current after any error
+        except Exception as error:  # noqa: BLE001  # the last valid keys stay current after any error
             # Only its type: the message of an unexpected error can contain a key.
             self._record(type(error).__name__, "an unexpected error")
         else:
             self._record(None, "")
             self.fetched_at = self.checked_at
             if keys != self._keys:
-                logger.info("new AWS keys are in force", extra={"secret_arn": self.secret_arn})
+                logger.info("new AWS keys are in use", extra={"secret_arn": self.secret_arn})
                 self._keys = keys
         self._on_refresh(self.error is None)
         return self.error is None
@@ -148,7 +148,7 @@ class FleetCredentials:
         if error is not None:
             logger.warning(
                 "the secret with the AWS keys was not read, %s: %s: %s",
-                "the last good keys stay in force" if self.ready else "AWS is not called",
+                "the last valid keys stay in use" if self.ready else "AWS is not called",
                 error,
                 what,
                 extra={"secret_arn": self.secret_arn},

@@ -32,7 +32,7 @@ class AwsError(StepError):
 
     Args:
         code: AWS's error code, or the bridge's own code if there is no response.
-        what: the operation and AWS's message.
+        message: the operation and AWS's message.
     """
 
     retryable: ClassVar[bool] = False
@@ -42,10 +42,10 @@ class AwsError(StepError):
     result: ClassVar[str] = "error"
     """The label `result` in metrics of the call."""
 
-    def __init__(self, code: str, what: str) -> None:
-        super().__init__(f"{what}. {self.failure_code.remedy}" if self.failure_code else what)
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{message}. {self.failure_code.remedy}" if self.failure_code else message)
         self.code = code
-        self.what = what
+        self.message = message
 
     @property
     def kind(self) -> str:
@@ -216,8 +216,8 @@ def aws_error(error: ClientError | BotoCoreError) -> AwsError:
         fault = response.get("Error", {})
         code = fault.get("Code", "Unknown")
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        what = f"{error.operation_name}: {code} ({status}): {fault.get('Message', '')}".rstrip(": ")
-        return error_for(code, status)(code, what)
+        message = f"{error.operation_name}: {code} ({status}): {fault.get('Message', '')}".rstrip(": ")
+        return error_for(code, status)(code, message)
     if isinstance(error, ParamValidationError):
         # Its message quotes the parameters, which can contain a private key.
         return InvalidCallError("ParamValidationError", "botocore rejects the parameters of the call")

@@ -83,15 +83,16 @@ class ThingGroups:
             )
         except InvalidRequestError as error:
             raise PermanentError(
-                FailureCode.INVALID_COMMAND, f"AWS refuses the query: {error.what}"
+                FailureCode.INVALID_COMMAND, f"AWS refuses the query: {error.message}"
             ) from None
         except NotFoundError as error:
             raise PermanentError(
-                FailureCode.REFUSED_BY_AWS, f"fleet indexing is off in this account and region: {error.what}"
+                FailureCode.REFUSED_BY_AWS,
+                f"fleet indexing is off in this account and region: {error.message}",
             ) from None
         except AlreadyExistsError as error:
             raise ConflictError(
-                "ThingGroupNameTaken", f"the group was created by another caller meanwhile: {error.what}"
+                "ThingGroupNameTaken", f"the group was created by another caller meanwhile: {error.message}"
             ) from None
 
 

@@ -82,7 +82,7 @@ class Jobs:
             try:
                 arn = self._find_same(job_id, target_arn, document)
             except NotFoundError:
-                raise ConflictError("JobDeleted", f"the job was deleted meanwhile: {error.what}") from None
+                raise ConflictError("JobDeleted", f"the job was deleted meanwhile: {error.message}") from None
             if arn is None:
                 raise PermanentError(
                     FailureCode.JOB_ID_TAKEN, f"job {job_id} has another document or another target"
@@ -90,7 +90,7 @@ class Jobs:
             return CreatedJob(arn, is_new=False)
         except NotFoundError as error:
             raise PermanentError(
-                FailureCode.NO_SUCH_TARGET, f"{target_arn} no longer exists: {error.what}"
+                FailureCode.NO_SUCH_TARGET, f"{target_arn} no longer exists: {error.message}"
             ) from None
         return CreatedJob(created["jobArn"], is_new=True)
 
@@ -133,10 +133,10 @@ class Jobs:
         except NotFoundError:
             pass
         except InvalidRequestError as error:
-            refusal = error.what
+            refusal = error.message
         except QuotaExceededError as error:
             raise RetryLaterError(
-                "CancellationLimitReached", error.what, _CANCELLATION_QUOTA_SECONDS
+                "CancellationLimitReached", error.message, _CANCELLATION_QUOTA_SECONDS
             ) from None
         after = self.describe(job_id, thing_name)
         if refusal and not after.over:
@@ -239,7 +239,7 @@ class Jobs:
             elif is_only_target and job.get("status") != "DELETION_IN_PROGRESS":
                 self._aws.call(self._aws.iot.delete_job, jobId=job_id, force=True)
         except (ConflictError, InvalidRequestError, QuotaExceededError) as error:
-            raise RetryLaterError("JobNotDeletable", f"{job_id}: {error.what}", seconds=5) from None
+            raise RetryLaterError("JobNotDeletable", f"{job_id}: {error.message}", seconds=5) from None
 
 
 def _canonical(document: str) -> str | None:

@@ -25,15 +25,15 @@ async def discover(
 
     Args:
         aws: the clients.
-        account_id: the account of the settings; None: AWS is asked for it.
-        store: stores the location, and returns whether it did. It runs in a thread of its own.
+        account_id: the account of the settings; None to request it from AWS.
+        store: stores the location, and returns whether that succeeded. It runs in its own thread.
         retry_seconds: how long to wait between attempts.
     """
     while True:
         try:
             location = await asyncio.to_thread(aws.find_location, account_id)
         except AwsError as error:
-            logger.warning("the AWS location is not known yet, no device can enrol: %s", error)
+            logger.warning("AWS location not found, no device can enrol until it is: %s", error)
         else:
             if await _run_to_completion(store, location):
                 logger.info("AWS location found", extra=location.model_dump())

@@ -93,7 +93,9 @@ class Secrets:
         stages = found.get("VersionIdsToStages", {})
         return FoundSecret(
             arn=found["ARN"],
-            current_version=next((version for version, at in stages.items() if "AWSCURRENT" in at), None),
+            current_version=next(
+                (version for version, labels in stages.items() if "AWSCURRENT" in labels), None
+            ),
             versions=frozenset(stages),
             certificate_id_tag=next(
                 (tag.get("Value") for tag in found.get("Tags", []) if tag.get("Key") == _CERTIFICATE_ID_TAG),
@@ -122,7 +124,7 @@ class Secrets:
             except AlreadyExistsError:
                 return self._replace(name, certificate_id, key)
         except InvalidRequestError as error:
-            raise _being_deleted(error.what) from None
+            raise _being_deleted(error.message) from None
 
     def erase(self, secret_arn: str) -> None:
         """Delete a secret permanently, without a recovery window."""
@@ -142,15 +144,15 @@ class Secrets:
         except NotFoundError as error:
             raise RetryLaterError(
                 "SecretBeingDeleted",
-                f"the secret was deleted before the key was written: {error.what}",
+                f"the secret was deleted before the key was written: {error.message}",
                 seconds=2,
             ) from None
         return stored["ARN"]
 
 
-def _being_deleted(what: str) -> RetryLaterError:
+def _being_deleted(detail: str) -> RetryLaterError:
     return RetryLaterError(
         "SecretBeingDeleted",
-        f"a secret of this name is still being deleted; if this lasts, restore or purge it: {what}",
+        f"a secret of this name is still being deleted; if this lasts, restore or purge it: {detail}",
         seconds=10,
     )

@@ -127,7 +127,7 @@ class Things:
                 )
             except NotFoundError as error:
                 raise ConflictError(
-                    "ThingDeleted", f"the Thing was deleted while it was adopted: {error.what}"
+                    "ThingDeleted", f"the Thing was deleted while it was adopted: {error.message}"
                 ) from None
         return arn
 
@@ -140,6 +140,6 @@ class Things:
             )
         except AlreadyExistsError as error:
             raise ConflictError(
-                "ThingNameTaken", f"a Thing of this name was created at the same time: {error.what}"
+                "ThingNameTaken", f"a Thing of this name was created at the same time: {error.message}"
             ) from None
         return created["thingArn"]

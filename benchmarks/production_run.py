@@ -256,7 +256,7 @@ class _Run:
 
     async def _execute_job(self, device: FleetDevice) -> None:
         simulated = SimulatedDevice(self._endpoint, device.thing_name)
-        await poll_until(lambda: asyncio.to_thread(simulated.take_one), pause=1)
+        await poll_until(lambda: asyncio.to_thread(simulated.execute_next_job), pause=1)
 
     # The load and the faults
 

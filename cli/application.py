@@ -9,7 +9,7 @@ from cli.development import COMMANDS as DEVELOPMENT_COMMANDS
 from domain.operator_error import OperatorError
 
 INTERRUPTED: Final = 130
-"""The exit code of a command that Ctrl-C ended, as shells have it."""
+"""The exit code of a command that Ctrl-C ended, as in shells."""
 
 
 class CommandGroup(TyperGroup):
@@ -21,7 +21,7 @@ class CommandGroup(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help, and below it the settings."""
-        # The settings import pydantic, which is slow; the help of one command does without.
+        # The settings import pydantic, which is slow; the help of one command does not need it.
         from cli.settings_help import write_settings
 
         super().format_help(ctx, formatter)
@@ -40,21 +40,21 @@ class CommandGroup(TyperGroup):
         except OperatorError as error:
             _fail(str(error))
         except Exception as error:
-            if sentence := _sentence(error):
+            if sentence := _operator_sentence(error):
                 _fail(sentence)
             raise
 
 
-def print_version(wanted: bool) -> None:
-    """Print the version where it is wanted, and exit."""
-    if wanted:
+def print_version(requested: bool) -> None:
+    """Print the version if the option is given, and exit."""
+    if requested:
         from importlib.metadata import version
 
         typer.echo(f"thingbridge {version('thingbridge')}")
         raise typer.Exit
 
 
-def _sentence(error: Exception) -> str | None:
+def _operator_sentence(error: Exception) -> str | None:
     """Return the sentence for an error of a server that cannot be used; None for any other error."""
     # Only the library that raised the error is imported, and that one is loaded already.
     library = type(error).__module__.partition(".")[0]

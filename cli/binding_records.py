@@ -31,7 +31,7 @@ async def retry(settings: DatabaseSettings, console: Console, device_id: UUID) -
         binding = newest_binding(session, device_id)
     if binding is None:
         raise UnknownDeviceError(f"device {device_id} has no binding: see `thingbridge bindings`")
-    client = await connect(settings.encryption.in_use)
+    client = await connect(settings.encryption.decoded_keys)
     workflow_id = await send_retry(client, device_id, settings.worker.task_queue)
     console.print(f"retry sent to {workflow_id}, whose binding is {binding.provisioning_status}")
 

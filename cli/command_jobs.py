@@ -67,7 +67,7 @@ async def send(settings: CommandSettings, command: Command, *, wait: bool) -> in
     Raises:
         CorrelationIdTakenError: another command was sent with its correlation id before.
     """
-    client, console = await connect(settings.encryption.in_use), standard_output()
+    client, console = await connect(settings.encryption.decoded_keys), standard_output()
     job_id = await send_command(client, command, settings.worker.task_queue, settings.jobs.job_id_prefix)
     sent = await command_sent(client, job_id)
     # The API sets the device's tenant in a command, this command line does not.
@@ -109,7 +109,7 @@ async def cancel(settings: ClientSettings, job_id: str) -> None:
     Raises:
         UnknownCommandError: there is no command with that id.
     """
-    client = await connect(settings.encryption.in_use)
+    client = await connect(settings.encryption.decoded_keys)
     running = await cancel_command(client, await describe_command(client, job_id))
     standard_output().print(
         f"{job_id} is being cancelled, in AWS too" if running else f"{job_id} has ended before",

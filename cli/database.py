@@ -34,7 +34,8 @@ def transaction() -> Iterator["Session"]:
     """Open one transaction in the database of the settings; its rows may be read afterwards.
 
     Raises:
-        InvalidSettingsError, SchemaOutdatedError: what must be fixed first.
+        InvalidSettingsError: a setting is missing or wrong.
+        SchemaOutdatedError: the database does not have this version's schema.
     """
     from settings import DatabaseSettings
 

@@ -86,7 +86,7 @@ class Outcome:
 
     @property
     def fault(self) -> str | None:
-        """Return the difference from the expectation, or None."""
+        """Return the difference from the expectation, or None if there is none."""
         status = self.binding.provisioning_status if self.binding else None
         if status != self.expected.status:
             return f"must be {self.expected.status or 'without a binding'}"
@@ -147,7 +147,7 @@ async def _drive(
     """Run a worker and the demo; then call `on_stay`, if given, and keep the worker running until Ctrl-C."""
     interrupted = asyncio.create_task(stop_on_signals().wait())
     settings = Settings.load()
-    client = await connect(settings.encryption.in_use)
+    client = await connect(settings.encryption.decoded_keys)
     stop = asyncio.Event()
     working = asyncio.create_task(run_worker(settings, client, stop))
     engine = open_engine(addresses.database_url)
@@ -370,7 +370,7 @@ def expectations(events: Sequence[LifecycleEvent]) -> dict[UUID, Expectation]:
 
 
 def _empty(data: Path) -> None:
-    """Empty the folder of a demo, and of nothing else.
+    """Empty the folder of an earlier demo, and refuse any other folder that is not empty.
 
     Raises:
         typer.BadParameter: the folder contains something else, or is in use.

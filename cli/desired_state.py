@@ -43,7 +43,7 @@ class DesiredStateDemo:
         self._engine = engine
 
     async def run(self, binding: AwsThingBinding) -> bool:
-        """Change the desired state, print each step that follows, and return whether all of them did."""
+        """Change the desired state, print each step that follows, and return whether all steps followed."""
         if binding.thing_name is None:
             return self._fail("the binding has no Thing")
         thing_name = binding.thing_name
@@ -51,7 +51,9 @@ class DesiredStateDemo:
         self._print(f"desired state of {thing_name}: {json.dumps(_DESIRED)}")
         await self._client.get_schedule_handle(SHADOW_DELTA_POLL_SCHEDULE).trigger()
         device = SimulatedDevice(self._aws_endpoint_url, thing_name)
-        document = await _until(lambda: asyncio.to_thread(device.take_one, "SUCCEEDED", {"applied": "all"}))
+        document = await _until(
+            lambda: asyncio.to_thread(device.execute_next_job, "SUCCEEDED", {"applied": "all"})
+        )
         if document is None:
             return self._fail(f"the device received no job within {_TIMEOUT_SECONDS:g} s")
         self._print(f"the device ended the job {document['operation']} as SUCCEEDED")
@@ -81,11 +83,11 @@ class DesiredStateDemo:
         return False
 
 
-async def _until(look: Callable[[], Awaitable[Found | None]]) -> Found | None:
-    """Return what `look` finds as soon as it finds something, or None after the timeout."""
+async def _until(find: Callable[[], Awaitable[Found | None]]) -> Found | None:
+    """Return the first result of `find` that is not None, or None after the timeout."""
     ends = time.monotonic() + _TIMEOUT_SECONDS
     while True:
-        found = await look()
+        found = await find()
         if found is not None or time.monotonic() > ends:
             return found
         await asyncio.sleep(_POLL_SECONDS)

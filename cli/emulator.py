@@ -74,7 +74,11 @@ def _running(port: int, state: Path, log_file: Path) -> Iterator[ServerProcess]:
 
 
 def _require_writable(state: Path) -> None:
-    """Refuse a file that cannot be written, before the first change of the account would be lost."""
+    """Check that the file can be written, before the first change of the account would be lost.
+
+    Raises:
+        OperatorError: it is a folder, or cannot be written.
+    """
     try:
         if state.is_dir():
             raise OperatorError(f"cannot write {state}: it is a folder; give --state a file")

@@ -52,7 +52,12 @@ def erase_tenant(settings: DatabaseSettings, console: Console, tenant_id: UUID) 
 
 @contextmanager
 def _erasing(settings: DatabaseSettings) -> Iterator[tuple[Engine, SerialHashing]]:
-    """Open the database, and check that the hash key is the one of earlier erasures."""
+    """Open the database, and check that the hash key is the one of earlier erasures.
+
+    Raises:
+        InvalidSettingsError: there is no hash key.
+        WrongHashKeyError: the hash key is not the one of earlier erasures.
+    """
     hashing = settings.erasure.hashing
     if hashing is None:
         raise InvalidSettingsError(

@@ -44,7 +44,7 @@ async def send_files(settings: ClientSettings, files: Sequence[Path]) -> int:
     Raises:
         RPCError: Temporal accepts no event at all.
     """
-    client = await connect(settings.encryption.in_use)
+    client = await connect(settings.encryption.decoded_keys)
     sent = failed = 0
     with Progress(
         TextColumn("{task.description}"),

@@ -22,7 +22,7 @@ def migrate() -> None:
     from orchestration.search_attributes import register_search_attributes
 
     async def register() -> None:
-        client = await connect(settings.encryption.in_use)
+        client = await connect(settings.encryption.decoded_keys)
         added = await register_search_attributes(client)
         result = f"registered {', '.join(added)}" if added else "all search attributes are registered"
         console.print(f"namespace {client.namespace}: {result}")

@@ -85,7 +85,7 @@ def codec(
 
 
 def _require_free(host: str, port: int) -> None:
-    """Refuse an address that a server cannot listen on. (uvicorn would log the reason, but not what to do.)
+    """Check that a server can listen on an address. (uvicorn would log the reason, but not what to do.)
 
     Raises:
         OperatorError: another process listens there, or the host is not an address of this machine.

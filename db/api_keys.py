@@ -12,7 +12,7 @@ from domain.api_key import ApiKey
 
 def create_key(session: Session, tenant_id: UUID | None, label: str | None) -> str:
     """Create a key of a tenant, or of an operator without one, and return its text, which is not stored."""
-    key, text = ApiKey.make()
+    key, text = ApiKey.generate()
     session.add(ApiKeyRow(id=key.id, digest=key.digest, tenant_id=tenant_id, label=label))
     session.flush()
     return text
@@ -31,7 +31,7 @@ def list_keys(session: Session) -> Sequence[ApiKeyRow]:
 
 
 def revoke_key(session: Session, key_id: str) -> ApiKeyRow | None:
-    """Revoke a key and return it, or None if it does not exist. A key revoked before keeps its time."""
+    """Revoke a key and return it, or None if it does not exist. The time of an earlier revocation is kept."""
     row = session.get(ApiKeyRow, key_id, with_for_update=True)
     if row and row.revoked_at is None:
         row.revoked_at = datetime.now(UTC)

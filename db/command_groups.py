@@ -33,7 +33,7 @@ def mark_group_used(session: Session, name: str) -> None:
 
 
 def unused_groups(session: Session, since: datetime) -> Sequence[str]:
-    """Return the names of the groups not used since then, the longest unused first."""
+    """Return the names of the groups that were not used since a time, the longest unused first."""
     return session.exec(
         select(CommandGroupRow.name)
         .where(col(CommandGroupRow.last_used_at) < since)
@@ -42,7 +42,7 @@ def unused_groups(session: Session, since: datetime) -> Sequence[str]:
 
 
 def lock_unused_group(session: Session, name: str, since: datetime) -> CommandGroupRow | None:
-    """Lock a group's row against commands that are about to use it. None if one has used it since then."""
+    """Lock a group's row against commands that are about to use it; None if one used it since that time."""
     return session.exec(
         select(CommandGroupRow)
         .where(col(CommandGroupRow.name) == name, col(CommandGroupRow.last_used_at) < since)

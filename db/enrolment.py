@@ -22,7 +22,7 @@ from db.bindings import (
 from db.device_states import lock_or_create_state
 from db.devices import write_enrolled
 from db.models import AwsThingBinding, DeviceStateRow, RetiredCertificate
-from db.outbox import put
+from db.outbox import enqueue
 from db.retired_certificates import (
     SecretBeingErasedError,
     pending_retirements,
@@ -142,16 +142,16 @@ def enrol(
 
 
 def activation_of(binding: AwsThingBinding) -> LifecycleEvent:
-    """Return the event on which a device's workflow reports its status and deletes replaced certificates."""
+    """Return the event that makes a device's workflow report its status and delete replaced certificates."""
     device = Device(device_id=binding.device_id, tenant_id=binding.tenant_id, thing_name=binding.thing_name)
     assert binding.certificate_arn is not None  # noqa: S101  # an enrolled device has one
     return activation(device, binding.id, binding.certificate_arn, binding.created_at)
 
 
-def page_of_expiring(
+def expiring_query(
     until: datetime, after: tuple[datetime, UUID] | None, at_most: int
 ) -> SelectOfScalar[AwsThingBinding]:
-    """Return the query for live bindings whose claim certificate expires until then, the earliest first.
+    """Return the query for live bindings whose claim certificate expires by a time, the earliest first.
 
     Args:
         until: the latest expiry.
@@ -168,8 +168,12 @@ def page_of_expiring(
     return query if after is None else query.where(tuple_(expires_at, binding_id) > after)
 
 
-def still_expiring(session: Session, found: AwsThingBinding) -> bool:
-    """Lock a binding until the transaction ends. False if it is deleted or its claim certificate changed."""
+def lock_if_expiring(session: Session, found: AwsThingBinding) -> bool:
+    """Lock a binding until the transaction ends.
+
+    Returns:
+        False if the binding was deleted or its claim certificate was replaced after it was read.
+    """
     locked = session.exec(
         select(AwsThingBinding.id)
         .where(
@@ -182,7 +186,9 @@ def still_expiring(session: Session, found: AwsThingBinding) -> bool:
     return locked is not None
 
 
-def without_follow_up(session: Session, after: UUID | None, at_most: int) -> Sequence[AwsThingBinding]:
+def enrolled_without_follow_up(
+    session: Session, after: UUID | None, at_most: int
+) -> Sequence[AwsThingBinding]:
     """Return a page of enrolled devices whose workflow never ran, or has a replaced certificate to delete."""
     pending_retirement = exists().where(
         col(RetiredCertificate.device_id) == AwsThingBinding.device_id,
@@ -230,7 +236,7 @@ def _enrol_first(
         provisioned_via_jitp=True,
     )
     if event := provisioned_event(binding):
-        put(session, event, binding.id)
+        enqueue(session, event, binding.id)
     return binding
 
 
@@ -255,7 +261,7 @@ def _replace(
         provisioned_via_jitp=True,
     )
     if event := provisioned_event(binding):
-        put(session, event, binding.id, id_of_certificate(registration.certificate_arn))
+        enqueue(session, event, binding.id, id_of_certificate(registration.certificate_arn))
     return binding
 
 

@@ -36,7 +36,7 @@ def require_hash_key(session: Session, hashing: SerialHashing | None) -> None:
     """Check that the hash key is the one with which erased serial numbers were hashed.
 
     Raises:
-        WrongHashKeyError: it is another one, or it is missing although there are hashes.
+        WrongHashKeyError: the key is another one, or is missing although there are hashes.
     """
     hashed = select(AwsThingBinding.id).where(col(AwsThingBinding.serial_hash).is_not(None)).limit(1)
     if hashing is None:
@@ -56,7 +56,7 @@ def erase_device(session: Session, device_id: UUID, hashing: SerialHashing, acto
     """Erase a decommissioned device. False if it was erased before.
 
     Raises:
-        NotErasableError: it is unknown, not decommissioned, still has resources in AWS or unsent events.
+        NotErasableError: the device is unknown or not decommissioned, or has AWS resources or unsent events.
         WrongHashKeyError: see `require_hash_key`.
     """
     state = lock_state(session, device_id)

@@ -45,7 +45,7 @@ def require_current(engine: Engine) -> None:
     A newer schema is accepted: while an upgrade is rolled out, workers of the previous version may restart.
 
     Raises:
-        SchemaOutdatedError: with the command to run.
+        SchemaOutdatedError: the schema is older; the message has the command to run.
     """
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})

@@ -28,7 +28,7 @@ _order_key: Final = func.coalesce(OutboxRow.device_id, OutboxRow.event_id)
 _oldest_first: Final = outbox_order.asc()
 
 
-def put(session: Session, event: OutgoingEvent, *distinction: object) -> bool:
+def enqueue(session: Session, event: OutgoingEvent, *distinction: object) -> bool:
     """Enqueue an event after all earlier ones of its device, unless it has been enqueued before.
 
     Args:
@@ -37,7 +37,7 @@ def put(session: Session, event: OutgoingEvent, *distinction: object) -> bool:
         distinction: values that distinguish this event from others of its type and device.
 
     Returns:
-        Whether the event was added.
+        True if the event was added.
     """
     sequence = _next_number(session, event)
     added = session.exec(
@@ -163,7 +163,7 @@ def resend(session: Session, event_id: UUID | None) -> int:
 
 
 def delete_sent(session: Session, shard: int, before: datetime, at_most: int) -> int:
-    """Delete a batch of a shard's events sent before then, and return their number.
+    """Delete a batch of a shard's events that were sent before a time, and return their number.
 
     Sent events may be deleted: sequence numbers are counted in the device's state, and an event is enqueued
     with a change of another row, which happens once. Only a repeat of the daily warning of an expiring claim

@@ -34,7 +34,7 @@ def reclaim_secret(session: Session, device_id: UUID, secret_arn: str) -> None:
     """Exclude a secret that an enrolment uses again from deletion.
 
     Raises:
-        SecretBeingErasedError: its deletion has begun.
+        SecretBeingErasedError: the deletion of the secret has begun.
     """
     for retired in pending_retirements(session, device_id, lock=True):
         if retired.secret_arn == secret_arn:
@@ -83,12 +83,15 @@ def complete_all_retirements(session: Session, device_id: UUID, kept: Sequence[s
     """Record that a decommissioning has deleted the device's certificates, except the ARNs in `kept`."""
     for retired in pending_retirements(session, device_id, lock=True):
         if retired.certificate_arn in kept:
-            retired.kept_reason = retired.kept_reason or "it also serves another Thing, or was not confirmed"
+            retired.kept_reason = (
+                retired.kept_reason
+                or "it is attached to another Thing too, or its ownership was not confirmed"
+            )
         retired.completed_at = datetime.now(UTC)
 
 
 def retired_from(session: Session, certificate_arn: str) -> UUID | None:
-    """Return the binding from which this certificate was retired. None if none, or if it was kept in AWS."""
+    """Return the binding from which this certificate was retired. None if there is none, or it was kept."""
     return session.exec(
         select(RetiredCertificate.binding_id)
         .where(

@@ -18,15 +18,15 @@ class ApiKey:
     digest: bytes
 
     @classmethod
-    def read(cls, text: str) -> Self | None:
+    def parse(cls, text: str) -> Self | None:
         """Parse a key; return None for text that does not have a key's format."""
         match = _FORMAT.fullmatch(text)
         return cls(match[1], sha256(match[2].encode()).digest()) if match else None
 
     @classmethod
-    def make(cls) -> tuple[Self, str]:
+    def generate(cls) -> tuple[Self, str]:
         """Return a new key and its text, which is not stored and cannot be shown again."""
         text = f"tb_{secrets.token_hex(4)}_{secrets.token_urlsafe(32)}"
-        key = cls.read(text)
-        assert key is not None  # noqa: S101  # the text has the format that read() parses
+        key = cls.parse(text)
+        assert key is not None  # noqa: S101  # the text has the format that parse() accepts
         return key, text

@@ -36,7 +36,7 @@ class InvalidCommandError(ValueError):
 
 
 class TargetKind(StrEnum):
-    """How a command's target is named."""
+    """The kinds of targets of a command."""
 
     DEVICE = "device"
     GROUP = "group"
@@ -50,7 +50,7 @@ class CommandTarget(CamelModel):
     value: str
 
     def fault(self) -> Fault | None:
-        """Return why no target can have this value; None where one can."""
+        """Return what is wrong with the value, or None if it is valid for this kind of target."""
         if self.kind is TargetKind.DEVICE and not _is_uuid(self.value):
             return Fault(field="target", reason="must be a device's UUID")
         if self.kind is TargetKind.GROUP and not _GROUP_NAME.fullmatch(self.value):
@@ -105,7 +105,7 @@ class Command(CamelModel):
         return json.dumps(self.document(), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
     def fault(self) -> Fault | None:
-        """Return why this command cannot be carried out for any target; None where it can."""
+        """Return the first invalid field of the command, or None if all are valid."""
         if not (self.operation.strip() and self.operation.isprintable()):
             return Fault(field="operation", reason="must be printable text and not blank")
         if len(self.operation) > _OPERATION_LIMIT:

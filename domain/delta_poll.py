@@ -21,7 +21,7 @@ class DeltaCounts(Message):
 
 
 class PagesRequest(Message):
-    """A request for the bounds of the pages that follow a binding; None: of the first pages."""
+    """A request for the bounds of the pages after the binding `after`; None requests the first pages."""
 
     after: UUID | None
     at_most: int

@@ -1,4 +1,4 @@
-"""The state that results from a device's events: the same in whatever order they arrive."""
+"""The state that results from a device's events. It does not depend on the order of their arrival."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -62,8 +62,8 @@ class DeviceState(Message):
         """Return whether the device is decommissioned, which is final."""
         return self.desired is not None and self.desired.status is DesiredStatus.DECOMMISSIONED
 
-    def refuses(self, event: LifecycleEvent) -> Fault | None:
-        """Return why an event is not this device's, or None. Its tenant and serial number never change."""
+    def fault_of(self, event: LifecycleEvent) -> Fault | None:
+        """Return the field in which an event differs from this device, or None if none differs."""
         if event.device_id != self.device_id:
             return Fault(field="deviceId", reason="is not the device of this workflow")
         if event.tenant_id != self.tenant_id:
@@ -82,9 +82,11 @@ class DeviceState(Message):
         """
         # An event that arrives after the erasure must not restore the serial number.
         serial_number = None if self.erased else self.serial_number or event.serial_number
-        known = self.model_copy(update={"serial_number": serial_number})
+        updated = self.model_copy(update={"serial_number": serial_number})
         status = _DESIRED_STATUS.get(event.type)
         if status is None:
-            return known
+            return updated
         desired = StatusChange(status=status, occurred_at=event.occurred_at, event_id=event.event_id)
-        return known.model_copy(update={"desired": desired}) if desired.supersedes(self.desired) else known
+        return (
+            updated.model_copy(update={"desired": desired}) if desired.supersedes(self.desired) else updated
+        )

@@ -1,4 +1,4 @@
-"""Fleet provisioning (JITP): the checks on what a registration names, and the event that follows it."""
+"""Fleet provisioning (JITP): the check of a registration's resources, and the event that follows it."""
 
 import re
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _SECRET_SUFFIX: Final = re.compile(r"-[A-Za-z0-9]{6}")
 
 
 class Denial(StrEnum):
-    """The reasons to deny a serial number enrolment, as the HTTP responses give them."""
+    """The reasons to deny enrolment to a serial number. The values are part of HTTP responses."""
 
     DECOMMISSIONED = "the device of this serial number was decommissioned"
     LIVE = "this serial number already has a device, and re-enrolment is switched off"
@@ -59,7 +59,7 @@ class Registration(BaseModel):
     claim_certificate_expires_at: datetime | None
 
     def faults(self, location: AwsLocation, secret_name_template: str) -> Iterator[Fault]:
-        """Return the fields that name a resource which is not this device's or lies in another location.
+        """Yield the fields that name a resource of another device or in another location.
 
         The bridge may later delete whatever passes this check.
         """
@@ -70,16 +70,14 @@ class Registration(BaseModel):
                 reason="must be t, the tenant's id as 32 hex digits, - and the serial number",
             )
         if self.thing_arn != f"{location.arn_prefix('iot')}thing/{name}":
-            yield _foreign("thingArn", "its resource thing/ and the Thing's name")
+            yield _location_fault("thingArn", "end with thing/ and the Thing's name")
         certificates = f"{location.arn_prefix('iot')}cert/"
-        if not _is_continued(self.certificate_arn, certificates, _CERTIFICATE_ID):
-            yield _foreign("certificateArn", "its resource cert/ and 64 lower-case hex digits")
+        if not _has_form(self.certificate_arn, certificates, _CERTIFICATE_ID):
+            yield _location_fault("certificateArn", "end with cert/ and 64 lower-case hex digits")
         secret_name = secret_name_template.replace("{thingName}", name)
         secret = f"{location.arn_prefix('secretsmanager')}secret:{secret_name}"
-        if self.certificate_secret_arn and not _is_continued(
-            self.certificate_secret_arn, secret, _SECRET_SUFFIX
-        ):
-            yield _foreign("certificateSecretArn", "its name the one set for this Thing's secret")
+        if self.certificate_secret_arn and not _has_form(self.certificate_secret_arn, secret, _SECRET_SUFFIX):
+            yield _location_fault("certificateSecretArn", "have the configured name of this Thing's secret")
 
 
 def activation(device: Device, binding_id: UUID, certificate_arn: str, since: datetime) -> LifecycleEvent:
@@ -103,12 +101,13 @@ def whole_days(left: timedelta) -> int:
     return max(left.days, 0)
 
 
-def _is_continued(arn: str, start: str, rest: re.Pattern[str]) -> bool:
+def _has_form(arn: str, start: str, rest: re.Pattern[str]) -> bool:
+    """Return whether an ARN consists of this start and a rest that matches the pattern."""
     return arn.startswith(start) and rest.fullmatch(arn, len(start)) is not None
 
 
-def _foreign(field: str, requirement: str) -> Fault:
+def _location_fault(field: str, requirement: str) -> Fault:
     return Fault(
         field=field,
-        reason=f"must be of the bridge's own partition, account and region, and {requirement}",
+        reason=f"must be in the bridge's own partition, account and region, and {requirement}",
     )

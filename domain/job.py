@@ -12,7 +12,7 @@ from domain.model import Message
 
 
 class TargetSelection(StrEnum):
-    """Whether a job is for the current members of its target only, or also for later ones."""
+    """The members of its target that a job is for: only the current ones, or also later ones."""
 
     SNAPSHOT = "SNAPSHOT"
     CONTINUOUS = "CONTINUOUS"
@@ -49,7 +49,7 @@ class JobWatch(Message):
 class JobCancellation(Message):
     """A job to cancel.
 
-    `unconfirmed` is the command, where it is uncertain that its job was created: another job can have the id.
+    `unconfirmed` is the command if it is uncertain whether its job was created: another job can have the id.
     """
 
     job_id: str

@@ -77,7 +77,7 @@ class LifecycleEvent(CamelModel):
         """Parse and validate one event.
 
         Raises:
-            InvalidEventError: the document is not a valid lifecycle event; names the first field at fault.
+            InvalidEventError: the document is not a valid lifecycle event; `fault` is the first one.
         """
         size = len(document if isinstance(document, bytes) else document.encode())
         if size > EVENT_SIZE_LIMIT:

@@ -35,7 +35,7 @@ class SerialPatterns:
         patterns: the expression of each tenant, by its UUID; the zero UUID is the null tenant.
 
     Raises:
-        InvalidPatternError: names the tenant at fault.
+        InvalidPatternError: a key is not a tenant's UUID or `*`, or a pattern is not a regular expression.
     """
 
     def __init__(self, patterns: Mapping[str, str]) -> None:

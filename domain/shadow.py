@@ -26,10 +26,10 @@ class Delta:
 
 
 def read_delta(payload: bytes) -> Delta:
-    """Return the delta of a document that GetThingShadow returned; it is empty where there is none.
+    """Return the delta of a document that GetThingShadow returned; it is empty if the shadow has none.
 
     Raises:
-        InvalidShadowError: it is not a shadow document, or contains text that PostgreSQL cannot store.
+        InvalidShadowError: the document is not a shadow, or contains text that PostgreSQL cannot store.
     """
     try:
         document = json.loads(payload, parse_constant=_refuse_constant, parse_float=_finite)

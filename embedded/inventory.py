@@ -63,10 +63,10 @@ def take_inventory(endpoint_url: str) -> Inventory:
 def reported_status(endpoint_url: str, thing_name: str) -> str | None:
     """Return the status that a Thing's classic shadow reports, or None if it reports none."""
     try:
-        answer = aws_client("iot-data", endpoint_url).get_thing_shadow(thingName=thing_name)
+        response = aws_client("iot-data", endpoint_url).get_thing_shadow(thingName=thing_name)
     except ClientError:
         return None
-    status = json.load(answer["payload"])["state"].get("reported", {}).get("status")
+    status = json.load(response["payload"])["state"].get("reported", {}).get("status")
     return str(status) if status is not None else None
 
 

@@ -21,7 +21,7 @@ class SimulatedDevice:
         self._jobs = aws_client("iot-jobs-data", endpoint_url)
         self._data = aws_client("iot-data", endpoint_url)
 
-    def take_one(
+    def execute_next_job(
         self, outcome: str = "SUCCEEDED", status_details: Mapping[str, str] | None = None
     ) -> dict[str, Any] | None:
         """Execute the next job with this outcome and return its document, or None if there is no job.

@@ -71,8 +71,8 @@ class Publisher:
         engine: the bridge's database.
         sink: the destination of the events.
         park_after: how long an event that the sink refuses is sent again before it is parked.
-        retention: how long a sent event is kept. At least a day, because a daily warning is found to be a
-            repeat by the row of its event alone.
+        retention: how long a sent event is kept. At least a day, because only the row of its event shows that
+            a daily warning is a repeat.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Publisher:
         """Delete some of a shard's events that were sent before the retention time.
 
         Returns:
-            Whether there may be more to delete.
+            True if there may be more to delete.
         """
         before = datetime.now(UTC) - self._retention
         with Session(self._engine) as session, session.begin():
@@ -106,7 +106,7 @@ class Publisher:
             should_stop: called before each event; True ends the batch early.
 
         Returns:
-            The number of events sent; 0 where there is nothing to send, or another publisher has the shard.
+            The number of events sent; 0 if there is nothing to send, or another publisher has the shard.
 
         Raises:
             EventNotSentError: an event could not be sent; those before it are marked as published.
@@ -139,7 +139,7 @@ class Publisher:
         return len(sent)
 
     def _send(self, session: Session, row: OutboxRow, sent: int) -> bool:
-        """Send one event; return False where the sink refuses it."""
+        """Send one event; return False if the sink refuses it."""
         try:
             with log_context(tenant_id=row.tenant_id, device_id=row.device_id):
                 self._sink.send(cloud_event(row))

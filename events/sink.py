@@ -1,7 +1,7 @@
 """The interface of an event sink, and the errors by which a sink reports that an event was not accepted.
 
 Exception
-├── EventRefusedError      this event is not accepted; others may be
+├── EventRefusedError       this event is not accepted; others may be
 ├── SinkGoneError           no further event is to be sent to this sink
 └── SinkUnavailableError    no event can be sent now; a later attempt may succeed
 """
@@ -30,7 +30,7 @@ class SinkUnavailableError(Exception):
 
     Args:
         reason: the text that an operator is shown.
-        wait: how long the sink wants no request; it is limited to between one second and ten minutes.
+        wait: how long to send no request; limited to between one second and ten minutes.
     """
 
     def __init__(self, reason: str, wait: timedelta | None = None) -> None:
@@ -53,8 +53,8 @@ class EventSink(Protocol):
         """Send an event, within ten seconds.
 
         Return only if the event has arrived. After an error it may or may not have arrived and is sent again,
-        and no later event of its shard is sent before it. Operators are shown the error, so it must hold no
-        secret.
+        and no later event of its shard is sent before it. The error is shown to operators, so it must not
+        contain a secret.
 
         Raises:
             EventRefusedError: the event is refused; later events of its device wait for it, for a limited

@@ -72,7 +72,7 @@ def _with_timeout(name: str, read: Callable[[], _Values]) -> Callable[[], _Value
         except Exception as error:  # noqa: BLE001  # the caller that waits for the result raises it
             result.set_exception(error)
 
-    def read_or_give_up() -> _Values:
+    def read_with_timeout() -> _Values:
         nonlocal reading
         with lock:
             # One read at a time: its result is shared by all scrapes that wait for it.
@@ -86,14 +86,14 @@ def _with_timeout(name: str, read: Callable[[], _Values]) -> Callable[[], _Value
             logger.warning("%s is not shown: the database does not answer in time", name)
             return {}
 
-    return read_or_give_up
+    return read_with_timeout
 
 
 def measure_credentials(age_seconds: Callable[[], float | None], ready: Callable[[], bool]) -> None:
     """Read the state of the process's AWS keys whenever metrics are scraped.
 
     Args:
-        age_seconds: returns the time since the keys were last read successfully; None where they never were.
+        age_seconds: returns the time since the keys were last read successfully; None if they never were.
         ready: returns whether AWS can be called.
     """
 

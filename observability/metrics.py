@@ -34,8 +34,8 @@ class Count:
         """Add to the counter.
 
         Args:
-            tenant_id: the tenant of the work; None where it belongs to no tenant.
-            operation: the operation at work, such as the name of an activity.
+            tenant_id: the tenant of the work; None if it belongs to no tenant.
+            operation: the operation, such as the name of an activity.
             amount: how much to add.
             labels: the labels of this counter only.
         """
@@ -102,7 +102,7 @@ class Gauge:
 
 
 _CALL_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25)
-# From a single call to a step that is retried until AWS has settled, or an operator has fixed the cause.
+# From a single call to a step that is retried until AWS is ready, or an operator has fixed the cause.
 _STEP_SECONDS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86_400)
 
 THINGS_CREATED: Final = Count("provisioning", "things_created", "Things created or adopted for a device")

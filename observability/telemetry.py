@@ -19,7 +19,7 @@ def configure(
         level: the lowest level that is logged.
         form: `json`, one object a line with the tenant, device, workflow and run of the work; or `text`.
         stream: the destination of the log; None is standard error.
-        measured: whether the process shows metrics, through `observability.exposition`.
+        measured: True if the process serves metrics, through `observability.exposition`.
 
     Raises:
         MetricsAddressError: Temporal's SDK finds no port for its metrics.

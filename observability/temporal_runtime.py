@@ -25,11 +25,11 @@ def install_temporal_runtime(measured: bool) -> int | None:
     """Configure the SDK's runtime; call it before a client is made.
 
     Its log is forwarded to the process's log, because by itself it writes coloured text to standard output.
-    Its metrics are served by the SDK itself, on a loopback port. The alternative, to read them from a buffer,
-    loses some of them where the buffer overflows, and gives other names and buckets than the SDK documents.
+    Its metrics are served by the SDK itself, on a loopback port. Reading them from the SDK's buffer instead
+    would lose metrics when the buffer overflows, and would change the documented names and buckets.
 
     Args:
-        measured: whether the SDK serves metrics.
+        measured: True if the SDK serves metrics.
 
     Returns:
         The port of the metrics; None without metrics.

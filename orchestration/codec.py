@@ -1,4 +1,4 @@
-"""The encryption of payloads: Temporal stores what it cannot read."""
+"""The encryption of payloads, so that Temporal cannot read what it stores."""
 
 import dataclasses
 import os
@@ -51,7 +51,7 @@ class EncryptionCodec(PayloadCodec):
         """Decrypt the payloads that are encrypted.
 
         Raises:
-            UnreadablePayloadError: the key is missing or another one, or the payload was changed.
+            UnreadablePayloadError: the key is missing or is another key, or the payload was changed.
         """
         return [self._decrypted(payload) for payload in payloads]
 
@@ -61,7 +61,7 @@ class EncryptionCodec(PayloadCodec):
         return Payload(metadata={"encoding": ENCODING, KEY_ID: key_id}, data=nonce + content)
 
     def _decrypted(self, payload: Payload) -> Payload:
-        # Without a key id another codec has made it, and the payload converter handles or refuses it.
+        # A payload without a key id is from another codec: the payload converter handles or rejects it.
         if payload.metadata.get("encoding") != ENCODING or KEY_ID not in payload.metadata:
             return payload
         key_id = payload.metadata[KEY_ID]

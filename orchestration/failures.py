@@ -11,10 +11,10 @@ _CODES: Final = frozenset(code.value for code in FailureCode)
 
 
 def failure_of(error: ActivityError, retried_seconds: float) -> tuple[str, str]:
-    """Return the code of a failure, and the reason with what an operator can do.
+    """Return the code of a failure, and its reason, which includes what an operator can do.
 
-    A permanent error has its own code. An error code of AWS's that no step expects becomes RefusedByAws. Any
-    other error was retried until the limit, and becomes RetriesExhausted.
+    A permanent error has its own code, or RefusedByAws if its code is only AWS's. Every other error was
+    retried until the limit, and becomes RetriesExhausted.
 
     Args:
         error: the failure.

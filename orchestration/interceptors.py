@@ -1,4 +1,4 @@
-"""The interceptor that gives activities their log context and measures how long the steps of a saga take."""
+"""The interceptor that sets the log context of activities and measures the steps of a saga."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -30,26 +30,26 @@ class LogContextInterceptor(Interceptor):
 class _WithLogContext(ActivityInboundInterceptor):
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
         """Run the activity."""
-        info, given = activity.info(), input.args[0] if input.args else None
+        info, argument = activity.info(), input.args[0] if input.args else None
         # Not reset: the task ends with the attempt, and the SDK logs the attempt's failure in it.
-        set_context(workflow_id=info.workflow_id, run_id=info.workflow_run_id, **_ids_in(given))
+        set_context(workflow_id=info.workflow_id, run_id=info.workflow_run_id, **_ids_in(argument))
         result = await super().execute_activity(input)
-        if isinstance(given, Device | TeardownPlan):
+        if isinstance(argument, Device | TeardownPlan):
             # The server's clock and this one may differ a little.
             duration = max((datetime.now(UTC) - info.scheduled_time).total_seconds(), 0)
-            STEP_DURATION.record(_device_in(given).tenant_id, info.activity_type, duration)
+            STEP_DURATION.record(_device_in(argument).tenant_id, info.activity_type, duration)
         return result
 
 
-def _device_in(given: Device | TeardownPlan | FailureReport) -> Device:
-    return given if isinstance(given, Device) else given.device
+def _device_in(argument: Device | TeardownPlan | FailureReport) -> Device:
+    return argument if isinstance(argument, Device) else argument.device
 
 
-def _ids_in(given: object) -> _Ids:
+def _ids_in(argument: object) -> _Ids:
     """Return the ids in an activity's input."""
-    match given:
+    match argument:
         case Device() | TeardownPlan() | FailureReport():
-            device = _device_in(given)
+            device = _device_in(argument)
             return {
                 "tenant_id": device.tenant_id,
                 "device_id": device.device_id,
@@ -58,7 +58,7 @@ def _ids_in(given: object) -> _Ids:
         case ApplyEventRequest(device_id=device_id, event=event):
             return {"device_id": device_id} | (_ids_of_event(event) if event else {})
         case Command():
-            return _ids_of(given)
+            return _ids_of(argument)
         case JobOrder(command=command, plan=plan):
             return {**_ids_of(command), "tenant_id": plan.tenant_id, "thing_name": plan.thing_name}
         case JobWatch(plan=plan) | JobCancellation(plan=plan):

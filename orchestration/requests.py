@@ -68,7 +68,7 @@ async def send_command(
         command: the command.
         task_queue: the bridge's task queue.
         job_id_prefix: the first part of the job id.
-        thing_name: the Thing, where the caller knows it: the workflow has it as search attribute at once.
+        thing_name: the Thing if the caller has its name; it becomes a search attribute at the start.
     """
     workflow_id = job_id(job_id_prefix, command.correlation_id)
     summary = f"{command.operation} for {thing_name or f'{command.target.kind} {command.target.value}'}"
@@ -91,7 +91,7 @@ async def send_command(
 
 
 async def command_sent(client: Client, job_id: str) -> Command | None:
-    """Return the command that a workflow was started with; None where its argument is not a command.
+    """Return the command that a workflow was started with; None if its argument is not a command.
 
     Raises:
         RPCError: there is no such workflow, or Temporal does not answer.

@@ -22,8 +22,8 @@ _PASSED_THROUGH: Final = (
 )
 
 
-def passing_through(runner: WorkflowRunner | None) -> WorkflowRunner:
-    """Return the runner, its sandbox (if it has one) with the modules that the workflows need."""
+def with_passthrough_modules(runner: WorkflowRunner | None) -> WorkflowRunner:
+    """Return the runner; if it is a sandbox, it imports the modules below only once, outside the sandbox."""
     if runner is None:
         runner = SandboxedWorkflowRunner()
     if not isinstance(runner, SandboxedWorkflowRunner):
@@ -31,4 +31,4 @@ def passing_through(runner: WorkflowRunner | None) -> WorkflowRunner:
     return replace(runner, restrictions=runner.restrictions.with_passthrough_modules(*_PASSED_THROUGH))
 
 
-WORKFLOW_RUNNER: Final = passing_through(None)
+WORKFLOW_RUNNER: Final = with_passthrough_modules(None)

@@ -47,7 +47,7 @@ def schedules(
     areas: Collection[Area] = ALL_AREAS,
 ) -> dict[str, Schedule]:
     """Return the schedules of these areas, by id."""
-    # Always, so that the setting alone turns erasure on and off.
+    # In every area, because only the retention setting decides whether anything is erased.
     wanted = {ERASURE_SWEEP_SCHEDULE: _every(timedelta(days=1), ERASURE_SWEEP, task_queue)}
     if Area.SHADOW in areas:
         wanted[SHADOW_DELTA_POLL_SCHEDULE] = _every(
@@ -64,10 +64,10 @@ def schedules(
 
 
 async def upsert_schedules(client: Client, wanted: Mapping[str, Schedule]) -> None:
-    """Create the schedules that are missing, and update those that differ. An operator's pause and note stay.
+    """Create the schedules that are missing, and update those that differ. Keep an operator's pause and note.
 
     Raises:
-        ScheduleError: this client may not; the message has Temporal's answer.
+        ScheduleError: this client lacks the permission, or Temporal rejects the request.
     """
     for schedule_id, schedule in wanted.items():
         try:

@@ -31,7 +31,7 @@ async def missing_search_attributes(client: Client) -> list[str]:
     """Return the names of the search attributes that are not registered.
 
     Raises:
-        SearchAttributesError: one is registered with another type, or Temporal does not list them.
+        SearchAttributesError: an attribute has another type, or Temporal does not list the attributes.
     """
     try:
         listed = await client.operator_service.list_search_attributes(
@@ -58,7 +58,7 @@ async def register_search_attributes(client: Client) -> list[str]:
     """Register the missing search attributes, and return their names.
 
     Raises:
-        SearchAttributesError: this client may not; the message has the command for someone who may.
+        SearchAttributesError: this client has no permission; the message has the administrator's command.
     """
     missing = await missing_search_attributes(client)
     if missing:
@@ -77,7 +77,7 @@ async def register_search_attributes(client: Client) -> list[str]:
 
 
 async def require_search_attributes(client: Client) -> None:
-    """Refuse to start where every workflow would block.
+    """Check that all search attributes are registered. Without one of them, every workflow would block.
 
     Raises:
         SearchAttributesError: search attributes are missing; the message has the command to run.
@@ -90,7 +90,7 @@ async def require_search_attributes(client: Client) -> None:
 
 
 def registration_command(client: Client, names: list[str]) -> str:
-    """Return the commands that register search attributes, for an own server and for Temporal Cloud."""
+    """Return the commands that register search attributes, on a self-hosted server and on Temporal Cloud."""
     own = " ".join(f"--name {name} --type Keyword" for name in names)
     cloud = " ".join(f"--search-attribute {name}=Keyword" for name in names)
     return (

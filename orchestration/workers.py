@@ -22,9 +22,9 @@ logger = logging.getLogger("thingbridge.worker")
 EVENT_THREADS: Final = OUTBOX_SHARDS + 1
 """The number of threads that publish events."""
 
-# A look at a job is a call or two: even at the highest rate only a few are in progress at once.
+# Describing a job takes one or two calls: even at the highest rate only a few are in progress at once.
 JOB_THREADS: Final = 8
-"""The number of threads that look at jobs."""
+"""The number of threads that describe jobs."""
 
 Activities = Sequence[Callable[..., Any]]
 
@@ -125,10 +125,10 @@ def job_worker(
     task_queue: str,
     activities: Activities,
     interceptors: Sequence[Interceptor],
-    looks_per_second: float,
+    jobs_per_second: float,
     shared: ProcessOptions,
 ) -> Worker:
-    """Return the worker that looks at jobs, not yet started; its rate limit is for all workers together."""
+    """Return the worker that describes jobs, not yet started; its rate limit is for all workers together."""
     return Worker(
         client,
         task_queue=task_queue,
@@ -136,7 +136,7 @@ def job_worker(
         interceptors=interceptors,
         activity_executor=ThreadPoolExecutor(JOB_THREADS, "jobs"),
         max_concurrent_activities=JOB_THREADS,
-        max_task_queue_activities_per_second=looks_per_second,
+        max_task_queue_activities_per_second=jobs_per_second,
         **shared,
     )
 

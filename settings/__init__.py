@@ -1,4 +1,4 @@
-"""The settings of every process, read once at start; a wrong one is refused by its name.
+"""The settings of every process, read once at start; an error names the wrong setting.
 
 `sections` defines them, `loading` reads them, `validation` has the checks, `description` prints them.
 """

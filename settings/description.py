@@ -8,7 +8,7 @@ from settings.sections import DATABASE_URL_FORM, DATABASE_VARIABLE, SECTIONS, va
 
 
 class SettingDescription(NamedTuple):
-    """One setting, as an operator has to know it."""
+    """The environment variable of a setting, its default and its allowed values."""
 
     variable: str
     default: str | None

@@ -119,10 +119,10 @@ class ClientSettings(BaseSettings):
         in_environment = {name.upper() for name in os.environ} - {CONFIG_FILE_VARIABLE}
         config_file = _ConfigFile(cls)
         in_file = set(config_file.variables())
-        # The environment wins, so the file is the origin of the other variables alone.
+        # The environment overrides the file, so the file is the origin of the other variables only.
         origins = dict.fromkeys(in_file - in_environment, f" (in {config_file.file})")
-        ours = {name for name in in_environment if name.startswith(PREFIX)}
-        if unknown := list(_unknown(ours | in_file, origins)):
+        prefixed = {name for name in in_environment if name.startswith(PREFIX)}
+        if unknown := list(_unknown(prefixed | in_file, origins)):
             raise InvalidSettingsError("\n".join(unknown))
         try:
             return cls()

@@ -47,7 +47,7 @@ class Credentials(Section):
 class SecretNames(Section):
     """The names of the devices' secrets in Secrets Manager."""
 
-    # The API reads this part of [provisioning] alone; `load` refuses a name that no section has.
+    # The API reads only this part of [provisioning]. `load` rejects a name that no section has.
     model_config = ConfigDict(extra="ignore")
 
     secret_name_template: Annotated[str, AfterValidator(validation.secret_name_template)] = Field(
@@ -298,8 +298,8 @@ class Encryption(Section):
     )
 
     @property
-    def in_use(self) -> EncryptionKeys | None:
-        """Return the decoded keys, or None where there are none."""
+    def decoded_keys(self) -> EncryptionKeys | None:
+        """Return the keys decoded from base64, or None if none are set."""
         if self.keys is None:
             return None
         keys = {key_id: b64decode(key.get_secret_value()) for key_id, key in self.keys.items()}

@@ -132,7 +132,7 @@ async def _command_workers(
 @pytest.fixture
 def commands(_command_workers: None, bridge: Bridge) -> Iterator[Commands]:
     """The bridge with workers for commands; the emulator is reset afterwards."""
-    bridge.emulator.settings(detach_settles_seconds=0)
+    bridge.emulator.settings(detach_seconds=0)
     yield Commands(bridge)
     bridge.emulator.clear_faults()
     bridge.emulator.default_settings()

@@ -106,8 +106,8 @@ async def test_codec_without_the_keys_is_refused(engine: Engine, encrypting: Set
 
     class CodecWithKeys(Codec):
         async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
-            assert encrypting.encryption.in_use
-            return await EncryptionCodec(encrypting.encryption.in_use).decode(payloads)
+            assert encrypting.encryption.decoded_keys
+            return await EncryptionCodec(encrypting.encryption.decoded_keys).decode(payloads)
 
     async def work(codec: PayloadCodec) -> None:
         client = await Client.connect(
@@ -119,7 +119,7 @@ async def test_codec_without_the_keys_is_refused(engine: Engine, encrypting: Set
             with suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.Event().wait(), 60)
 
-    with pytest.raises(HostRefusedError, match=r"the key k, and the client's codec .* cannot read"):
+    with pytest.raises(HostRefusedError, match=r"the key k, and the client's codec .* cannot decrypt"):
         await asyncio.wait_for(work(Codec()), 120)
     # The next check is that of the database's schema.
     with pytest.raises(SchemaOutdatedError):

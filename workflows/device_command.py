@@ -73,8 +73,8 @@ class DeviceCommandStatus(CamelModel):
 class DeviceCommand:
     """The workflow of a command; its id is the job's id (see docs/reference.md, "Shadow and commands").
 
-    The argument is read as raw JSON: an invalid command ends the run with a reason, where an argument that
-    cannot be decoded would block it.
+    The argument is read as raw JSON: an invalid command ends the run with a reason, whereas a typed argument
+    that cannot be decoded would block it.
     """
 
     @workflow.init
@@ -87,12 +87,12 @@ class DeviceCommand:
         self._cancelled = False
         self._step = "reading the command"
         self._running_activity: ActivityHandle[Any] | None = None
-        # Why the job could not be created or cancelled before the retries ran out.
+        # The last error of a job that could not be created or cancelled before the retries ran out.
         self._last_error: str | None = None
 
     @workflow.run
     async def run(self, argument: RawValue = _NO_ARGUMENT) -> DeviceCommandStatus:
-        """Carry out the command and return how it ended; an error of AWS or of the device fails no run.
+        """Carry out the command and return its end. An error of AWS or of the device does not fail the run.
 
         Args:
             argument: a command, as JSON.
@@ -169,7 +169,7 @@ class DeviceCommand:
         )
 
     async def _create_job(self, order: JobOrder) -> None:
-        """Create the job. AWS can have created it even where this is cancelled or its retries run out."""
+        """Create the job. AWS may have created it even if this is cancelled or the retries run out."""
         left = order.deadline - workflow.now()
         if left <= timedelta():
             return
@@ -243,12 +243,12 @@ class DeviceCommand:
             CommandActivities.publish_command_end, report, transaction(self._begin("Publish the end"))
         )
 
-    # How an activity runs, and what the Temporal UI shows of it
+    # Running activities, and showing the progress in the Temporal UI
 
     async def _run_unless_cancelled(
         self, step: Callable[[Any, Argument], Result], argument: Argument, config: ActivityConfig
     ) -> Result | None:
-        """Run an activity; return None where the command was cancelled before it or while it ran."""
+        """Run an activity; return None if the command was cancelled before or during the activity."""
         # The `cancel` signal and the cancellation of the workflow are treated alike. An attempt that runs at
         # that moment can still succeed.
         if workflow.cancellation_reason() is not None:
@@ -269,7 +269,7 @@ class DeviceCommand:
     async def _run_to_end(
         self, step: Callable[[Any, Argument], Result], argument: Argument, config: ActivityConfig
     ) -> Result:
-        """Run an activity to its end, also where the workflow is cancelled meanwhile."""
+        """Run an activity to its end, even if the workflow is cancelled meanwhile."""
         handle = workflow.start_activity_method(step, argument, **config)
         while True:
             try:

@@ -10,11 +10,11 @@ from workflows.policies import transaction
 
 @workflow.defn(name=ERASURE_SWEEP)
 class ErasureSweep:
-    """Erase until nothing is left to erase, over several runs where a history would grow too long."""
+    """Erases all due devices, in several runs if the history would grow too long."""
 
     @workflow.run
     async def run(self, erased: Erased | None = None) -> Erased:
-        """Erase every device whose retention is over, and return how many that were.
+        """Erase every device whose retention is over, and return their number.
 
         Args:
             erased: the count of the previous runs, in a run that was continued as new; a client sends none.

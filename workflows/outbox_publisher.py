@@ -1,4 +1,4 @@
-"""The publishing of one shard of the outbox, for ever."""
+"""The endless publishing of one shard of the outbox."""
 
 from typing import Final
 
@@ -15,7 +15,7 @@ _ROUNDS: Final = 72
 
 @workflow.defn(name=OUTBOX_PUBLISHER)
 class OutboxPublisher:
-    """Publish one shard: a round is always in progress on some worker."""
+    """Publishes one shard in rounds; one round is always scheduled or running."""
 
     @workflow.run
     async def run(self, shard: OutboxShard) -> None:

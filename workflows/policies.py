@@ -10,13 +10,13 @@ from typing import Final
 from temporalio.common import RetryPolicy
 from temporalio.workflow import ActivityCancellationType, ActivityConfig, LocalActivityConfig
 
-# Applies where an error carries no delay of its own: the database is away, or a bug is being rolled back.
+# For errors without a delay of their own: the database is unavailable, or a bug is being rolled back.
 _RETRY: Final = RetryPolicy(
     initial_interval=timedelta(seconds=1), backoff_coefficient=2, maximum_interval=timedelta(minutes=1)
 )
 
-# A cancelled step ends at once while it is in backoff; an attempt that runs is waited for. Otherwise the
-# attempt could create in AWS what the teardown, or the cancellation of the job, has just deleted.
+# A cancelled step ends at once while it is in backoff; a running attempt is awaited. Otherwise it could
+# create resources in AWS that the teardown, or the cancellation of the job, has just deleted.
 _UNTIL_ATTEMPT_HAS_ENDED: Final = ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
 
 _ONE_POLL: Final = timedelta(hours=1)
@@ -27,7 +27,7 @@ APPLY_EVENT: Final = LocalActivityConfig(
 )
 """One short transaction per event. A local activity costs one event of the history instead of six.
 
-Where the database is away it gives up soon, and the workflow schedules the same activity as an ordinary one
+If the database is unavailable, it gives up soon and the workflow schedules it again as an ordinary activity
 (see `transaction`), which is retried by the server and shown in the UI.
 """
 
@@ -41,13 +41,13 @@ TEARDOWN_RETRY_INTERVAL: Final = timedelta(hours=1)
 """The longest wait for an operator's retry before a teardown that AWS refused is repeated."""
 
 PREPARATION_RETRY_LIMIT: Final = timedelta(days=1)
-"""The retry limit of finding a command's target, while AWS or the database is away."""
+"""The retry limit of finding a command's target, while AWS or the database is unavailable."""
 
 DEADLINE_GRACE: Final = timedelta(minutes=10)
 """The time that a step may take beyond a command's deadline, throttled or waiting for a free worker."""
 
 CANCELLATION_RETRY_LIMIT: Final = timedelta(hours=1)
-"""The retry limit of cancelling a job; then the command's end is published without that.
+"""The retry limit of cancelling a job; after it the command's end is published anyway.
 
 It is long enough for an operator to grant a missing permission.
 """
@@ -56,16 +56,16 @@ It is long enough for an operator to grant a missing permission.
 def transaction(summary: str) -> ActivityConfig:
     """Return the policy of one database transaction.
 
-    The workflow cannot go on without it, so it is retried until the database is back.
+    The workflow cannot continue without it, so it is retried until the database is back.
     """
     return ActivityConfig(summary=summary, start_to_close_timeout=timedelta(seconds=30), retry_policy=_RETRY)
 
 
 def aws_step(summary: str, retry_for: timedelta) -> ActivityConfig:
-    """Return the policy of a step of a few AWS calls, each with time to be answered.
+    """Return the policy of a step of a few AWS calls, with a timeout long enough for all of them.
 
     Args:
-        summary: what the UI shows beside the activity.
+        summary: the text that the UI shows beside the activity.
         retry_for: the retry limit.
     """
     return ActivityConfig(
@@ -93,16 +93,17 @@ def teardown_step(summary: str) -> ActivityConfig:
 
 
 def job_watch(summary: str, task_queue: str, within: timedelta) -> ActivityConfig:
-    """Return the policy of watching a job: each attempt is one look at it.
+    """Return the policy of watching a job: each attempt describes it once.
 
     Retries add no events to the history, and the rate of the task queue bounds their rate. The activity
-    itself ends at the deadline. The retry limit lies behind it, because Temporal gives up as soon as the next
-    attempt would pass the limit. A cancelled look is not waited for, since cancelling the job looks again.
+    itself ends at the deadline. The retry limit is later than the deadline, because Temporal gives up as soon
+    as the next attempt would exceed it. A cancelled attempt is not awaited, because the cancellation of the
+    job describes the job again.
 
     Args:
-        summary: what the UI shows beside the activity.
-        task_queue: the queue whose rate bounds the looks of all workers together.
-        within: how far away the deadline is.
+        summary: the text that the UI shows beside the activity.
+        task_queue: the queue whose rate limit bounds the attempts of all workers together.
+        within: the time to the deadline.
     """
     return ActivityConfig(
         summary=summary,
@@ -161,7 +162,7 @@ def shadow_page(summary: str) -> ActivityConfig:
 def outbox_round(summary: str) -> ActivityConfig:
     """Return the policy of a round of publishing, which lasts minutes.
 
-    The heartbeat timeout is how long events wait for another worker where one died. There is no retry limit:
+    The heartbeat timeout is how long events wait for another worker after one died. There is no retry limit:
     an event that could not be sent is kept until its receiver is back.
     """
     return ActivityConfig(

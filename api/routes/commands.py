@@ -203,7 +203,10 @@ def _tenant_of(session: Session, device_id: UUID, caller: Caller, requested: UUI
 
 def command_endpoints(commands: Commands) -> Sequence[Endpoint[Any]]:
     """Return the endpoints `POST /api/iot/commands`, `GET` and `DELETE /api/iot/commands/{commandId}`."""
-    path, not_there = "/api/iot/commands/{commandId}", "There is no such command, or it is another tenant's."
+    path, not_found_text = (
+        "/api/iot/commands/{commandId}",
+        "There is no such command, or it is another tenant's.",
+    )
     return [
         Endpoint(
             method="POST",
@@ -229,7 +232,7 @@ def command_endpoints(commands: Commands) -> Sequence[Endpoint[Any]]:
             tag="commands",
             request_model=CommandPath,
             responses={200: ResponseSpec("The state of the command.", CommandState)},
-            problems={404: not_there},
+            problems={404: not_found_text},
             handle=commands.state,
         ),
         Endpoint(
@@ -243,7 +246,7 @@ def command_endpoints(commands: Commands) -> Sequence[Endpoint[Any]]:
                     "The command is being cancelled, in AWS too; it can still be read.", AcceptedCommand
                 )
             },
-            problems={404: not_there, 409: "The command has already ended."},
+            problems={404: not_found_text, 409: "The command has already ended."},
             handle=commands.cancel,
         ),
     ]

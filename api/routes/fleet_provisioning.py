@@ -172,7 +172,7 @@ class FleetProvisioning:
         )
 
     async def _enrol(self, registration: Registration, caller: Caller) -> Enrolled:
-        """Store the enrolment, and retry where a concurrent change wins."""
+        """Store the enrolment, and retry after a conflict with a concurrent change."""
         for _ in range(_ATTEMPTS):
             try:
                 return await self._database(self._transaction(registration, caller))
@@ -193,7 +193,7 @@ class FleetProvisioning:
             if faults:
                 raise ApiError(
                     HTTPStatus.FORBIDDEN,
-                    "the request names resources that are not certainly this device's own: see errors",
+                    "the request names resources that are not confirmed as this device's own: see errors",
                     faults,
                 )
             try:
@@ -249,8 +249,8 @@ def fleet_provisioning_endpoints(provisioning: FleetProvisioning) -> Sequence[En
             request_model=Enrolment,
             responses={200: ResponseSpec("The device is registered, now or already before.", Registered)},
             problems={
-                403: "The serial number may not enrol, a resource is not certainly the device's own, or the "
-                "key belongs to another tenant.",
+                403: "The serial number may not enrol, a resource is not confirmed as the device's own, or "
+                "the key belongs to another tenant.",
                 409: "The certificate or the secret is in use, or may not replace the bound one.",
             },
             handle=provisioning.register,

@@ -38,7 +38,7 @@ def metrics_route() -> Route:
 
 
 def readiness_route(readiness: "Readiness") -> Route:
-    """Return the route of `GET /readyz`: 200 where every dependency is ready, else 503, with all results."""
+    """Return the route of `GET /readyz`: 200 if every dependency is ready, else 503, with all results."""
 
     async def ready(_: Request) -> JSONResponse:
         results = await readiness.check()
@@ -97,7 +97,7 @@ class Readiness:
 
 
 async def _result(check: Awaitable[str]) -> CheckResult:
-    """Return the result of a check: ready where it completes, with the detail that it returns."""
+    """Return the result of a check: ready if it completes, with the detail that it returns."""
     try:
         detail = await asyncio.wait_for(check, _CHECK_TIMEOUT_SECONDS)
     except TimeoutError:

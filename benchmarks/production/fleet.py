@@ -417,7 +417,7 @@ class Platform:
         await self._watcher.wait_for_status(device, ProvisioningStatus.ACTIVE)
         await _retry_aws_call(lambda: desire(self._endpoint, device.thing_name, DESIRED_STATE))
         simulated = SimulatedDevice(self._endpoint, device.thing_name)
-        await poll_until(lambda: _retry_aws_call(simulated.take_one), pause=_DEVICE_POLL_SECONDS)
+        await poll_until(lambda: _retry_aws_call(simulated.execute_next_job), pause=_DEVICE_POLL_SECONDS)
         await self._watcher.until(lambda records: device.device_id in records.commands_ended)
 
 

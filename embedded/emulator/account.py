@@ -40,11 +40,11 @@ _KEPT: Mapping[str, BackendDict[Any]] = {"iot": iot_backends, "secretsmanager": 
 class Settings:
     """Delays and quotas of AWS that tests can change."""
 
-    detach_settles_seconds: float = 2.0
+    detach_seconds: float = 2.0
     """Seconds for which a Thing cannot be deleted after one of its principals was detached."""
-    group_builds_seconds: float = 1.0
+    group_build_seconds: float = 1.0
     """Seconds for which a new dynamic group is BUILDING, without Things and not usable as a job's target."""
-    job_rolls_out_seconds: float = 0.0
+    job_rollout_seconds: float = 0.0
     """Seconds between CreateJob and the creation of the executions."""
     dynamic_groups_at_most: int = 100
     active_jobs_at_most: int = 100
@@ -63,7 +63,7 @@ class Account:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.settings = Settings()
-        # Not saved: a restart takes longer than a detach needs to settle.
+        # Not saved: a restart takes longer than a detach.
         self._detached_at: dict[tuple[str, str], float] = {}
         self._shadows: dict[tuple[str, str], dict[str, Shadow]] = defaultdict(dict)
         self.reached: dict[tuple[str, str], set[str]] = {}
@@ -91,16 +91,14 @@ class Account:
         """Return the classic shadow of a Thing, or None if it never had one."""
         return self._shadows.get((region, thing_name), {}).get("")
 
-    def note_detach(self, region: str, thing_name: str) -> None:
+    def record_detach(self, region: str, thing_name: str) -> None:
         """Record that a principal has just been detached from the Thing."""
         self._detached_at[region, thing_name] = time.monotonic()
 
-    def is_detach_settling(self, region: str, thing_name: str) -> bool:
+    def is_detach_pending(self, region: str, thing_name: str) -> bool:
         """Return whether AWS would still treat a recently detached principal as attached."""
         detached_at = self._detached_at.get((region, thing_name))
-        return (
-            detached_at is not None and time.monotonic() < detached_at + self.settings.detach_settles_seconds
-        )
+        return detached_at is not None and time.monotonic() < detached_at + self.settings.detach_seconds
 
     def reset(self) -> None:
         """Empty the account."""

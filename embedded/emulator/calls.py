@@ -48,12 +48,12 @@ class Call:
 
     @property
     def is_signed(self) -> bool:
-        """Whether the request names its service."""
+        """True if the request names its service."""
         return self.service != _UNSIGNED
 
     @property
     def changes_something(self) -> bool:
-        """Whether the call may change the state of the emulator."""
+        """True if the call may change the state of the emulator."""
         return not self.name.startswith(("Describe", "Get", "List", "Search", "BatchGet"))
 
     def mentions(self, text: str) -> bool:
@@ -75,7 +75,7 @@ class Response:
 
     @property
     def is_success(self) -> bool:
-        """Whether the call succeeded."""
+        """True if the call succeeded."""
         return self.status < HTTPStatus.BAD_REQUEST
 
     @classmethod
@@ -150,19 +150,19 @@ def _read_parameters(
     parameters: dict[str, Any] = {}
     for name, shape in model.input_shape.members.items():
         location = shape.serialization.get("location")
-        wire_name = shape.serialization.get("name", name)
+        serialized_name = shape.serialization.get("name", name)
         if name == payload:
             parameters[name] = body
         elif location == "uri":
-            parameters[name] = _typed(unquote(labels[_group(wire_name)]), shape.type_name)
-        elif location == "querystring" and wire_name in query:
-            parameters[name] = _typed(query[wire_name][0], shape.type_name)
+            parameters[name] = _typed(unquote(labels[_group(serialized_name)]), shape.type_name)
+        elif location == "querystring" and serialized_name in query:
+            parameters[name] = _typed(query[serialized_name][0], shape.type_name)
         elif location == "header":
-            header = environ.get("HTTP_" + wire_name.upper().replace("-", "_"))
+            header = environ.get("HTTP_" + serialized_name.upper().replace("-", "_"))
             if header is not None:
                 parameters[name] = _typed(header, shape.type_name)
-        elif location is None and wire_name in content:
-            parameters[name] = content[wire_name]
+        elif location is None and serialized_name in content:
+            parameters[name] = content[serialized_name]
     return parameters
 
 

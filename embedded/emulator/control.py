@@ -52,7 +52,7 @@ class EmulatorControl:
         }
         return str(self._send("POST", "faults", fault)["id"])
 
-    def awaits(self, fault: str) -> bool:
+    def is_fault_active(self, fault: str) -> bool:
         """Return whether a fault is still active. A fault with `times` ends with the last of them."""
         return fault in self._send("GET", "faults")["ids"]
 
@@ -83,17 +83,17 @@ class EmulatorControl:
     def settings(
         self,
         *,
-        detach_settles_seconds: float | None = None,
-        group_builds_seconds: float | None = None,
-        job_rolls_out_seconds: float | None = None,
+        detach_seconds: float | None = None,
+        group_build_seconds: float | None = None,
+        job_rollout_seconds: float | None = None,
         dynamic_groups_at_most: int | None = None,
         active_jobs_at_most: int | None = None,
     ) -> None:
         """Change the given settings, also for operations in progress. `account.Settings` describes each."""
         given = {
-            "detach_settles_seconds": detach_settles_seconds,
-            "group_builds_seconds": group_builds_seconds,
-            "job_rolls_out_seconds": job_rolls_out_seconds,
+            "detach_seconds": detach_seconds,
+            "group_build_seconds": group_build_seconds,
+            "job_rollout_seconds": job_rollout_seconds,
             "dynamic_groups_at_most": dynamic_groups_at_most,
             "active_jobs_at_most": active_jobs_at_most,
         }

@@ -34,7 +34,7 @@ class DynamicGroup(FakeThingGroup):
 
     def is_building(self, account: Account) -> bool:
         """Return whether AWS would still be adding Things to the group."""
-        return (utcnow() - self.created_at).total_seconds() < account.settings.group_builds_seconds
+        return (utcnow() - self.created_at).total_seconds() < account.settings.group_build_seconds
 
     def summary(self) -> dict[str, Any]:
         """Return the members that CreateDynamicThingGroup and DescribeThingGroup both return."""

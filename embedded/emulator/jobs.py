@@ -61,7 +61,7 @@ def create_job(call: Call, account: Account, forward: Forward) -> Response:
             message = f"Dynamic thing group {group.thing_group_name} is not ACTIVE yet."
             raise AwsError(400, "InvalidRequestException", message)
     selection = call.parameters.get("targetSelection", "SNAPSHOT")
-    _settle(account, call.region, *iot.jobs.values())
+    _apply_progress(account, call.region, *iot.jobs.values())
     active = [job for job in iot.jobs.values() if job.status == "IN_PROGRESS"]
     if sum(job.target_selection == selection for job in active) >= account.settings.active_jobs_at_most:
         message = f"There are {account.settings.active_jobs_at_most} active {selection} jobs already."
@@ -73,20 +73,20 @@ def create_job(call: Call, account: Account, forward: Forward) -> Response:
         # Moto creates one execution per target, even for a group. AWS creates them during the rollout.
         for key in [key for key in iot.job_executions if key[0] == job_id]:
             del iot.job_executions[key]
-        _settle(account, call.region, job)
+        _apply_progress(account, call.region, job)
     return response
 
 
 def describe_job(call: Call, account: Account, forward: Forward) -> Response:
     """Describe a job: count its executions, COMPLETED once all have ended. Moto does neither."""
-    _settle(account, call.region, _job(call, account))
+    _apply_progress(account, call.region, _job(call, account))
     return forward()
 
 
 def list_jobs(call: Call, account: Account, _forward: Forward) -> Response:
     """List jobs in pages, the newest first, with filters. Moto has neither filters nor pages."""
     iot, wanted = account.iot(call.region), call.parameters
-    _settle(account, call.region, *iot.jobs.values())
+    _apply_progress(account, call.region, *iot.jobs.values())
     groups = [
         group.arn
         for group in iot.thing_groups.values()
@@ -107,7 +107,7 @@ def list_jobs(call: Call, account: Account, _forward: Forward) -> Response:
 def cancel_job(call: Call, account: Account, forward: Forward) -> Response:
     """Cancel a job and its queued executions, with `force` also those in progress. Moto cancels none."""
     job = _job(call, account)
-    _settle(account, call.region, job)
+    _apply_progress(account, call.region, job)
     if job.status == "COMPLETED":
         raise AwsError(400, "InvalidRequestException", f"Job {job.job_id} is completed.")
     response = forward()
@@ -122,7 +122,7 @@ def cancel_job(call: Call, account: Account, forward: Forward) -> Response:
 def delete_job(call: Call, account: Account, forward: Forward) -> Response:
     """Delete a job with its executions. Moto keeps the executions, and fails if the job does not exist."""
     job = _job(call, account)
-    _settle(account, call.region, job)
+    _apply_progress(account, call.region, job)
     response = forward()
     iot = account.iot(call.region)
     if job.job_id not in iot.jobs:
@@ -135,7 +135,7 @@ def delete_job(call: Call, account: Account, forward: Forward) -> Response:
 def list_job_executions_for_job(call: Call, account: Account, _forward: Forward) -> Response:
     """List executions in pages; return 404 if the job does not exist. Moto does neither."""
     job = _job(call, account)
-    _settle(account, call.region, job)
+    _apply_progress(account, call.region, job)
     found = [
         (arn, {"thingArn": arn, "jobExecutionSummary": _summary_of_execution(execution)})
         for execution in _of_status(_executions(account, call.region, job), call)
@@ -146,7 +146,7 @@ def list_job_executions_for_job(call: Call, account: Account, _forward: Forward)
 
 def list_job_executions_for_thing(call: Call, account: Account, _forward: Forward) -> Response:
     """List the executions of one Thing in pages, for all jobs or one job."""
-    _settle(account, call.region, *account.iot(call.region).jobs.values())
+    _apply_progress(account, call.region, *account.iot(call.region).jobs.values())
     found = [
         (job_id, {"jobId": job_id, "jobExecutionSummary": _summary_of_execution(execution)})
         for execution in _of_status(_of_thing(call, account), call)
@@ -269,7 +269,7 @@ def _execution(call: Call, account: Account) -> FakeJobExecution:
     key = call.parameters["jobId"], call.parameters["thingName"]
     iot = account.iot(call.region)
     if key[0] in iot.jobs:
-        _settle(account, call.region, iot.jobs[key[0]])
+        _apply_progress(account, call.region, iot.jobs[key[0]])
     execution = iot.job_executions.get(key)
     number = call.parameters.get("executionNumber")
     if execution is None or number not in {None, execution.execution_number}:
@@ -295,7 +295,7 @@ def _of_status(executions: list[FakeJobExecution], call: Call) -> list[FakeJobEx
 
 def _pending(call: Call, account: Account) -> list[FakeJobExecution]:
     """Return the executions of a device that have not ended, in the order of execution."""
-    _settle(account, call.region, *account.iot(call.region).jobs.values())
+    _apply_progress(account, call.region, *account.iot(call.region).jobs.values())
     pending = [each for each in _of_thing(call, account) if each.status in _OPEN]
     return sorted(pending, key=lambda each: (each.status != "IN_PROGRESS", each.queued_at))
 
@@ -309,8 +309,8 @@ def _change(execution: FakeJobExecution, status: str) -> None:
     execution.version_number += 1
 
 
-def _settle(account: Account, region: str, *jobs: FakeJob) -> None:
-    """Apply what AWS does on its own: roll jobs out, count executions, complete jobs."""
+def _apply_progress(account: Account, region: str, *jobs: FakeJob) -> None:
+    """Update jobs as AWS does over time: roll them out, count their executions, complete them."""
     open_jobs = [job for job in jobs if job.status == "IN_PROGRESS"]
     for job in open_jobs:
         _roll_out(account, region, job)
@@ -331,7 +331,7 @@ def _roll_out(account: Account, region: str, job: FakeJob) -> None:
 
     Executions of Things that are deleted, or that leave the groups of a continuous job, become REMOVED.
     """
-    if (utcnow() - job.created_at).total_seconds() < account.settings.job_rolls_out_seconds:
+    if (utcnow() - job.created_at).total_seconds() < account.settings.job_rollout_seconds:
         return
     iot, is_first = account.iot(region), (region, job.job_id) not in account.reached
     reached = account.reached.setdefault((region, job.job_id), set())

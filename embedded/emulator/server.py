@@ -70,7 +70,7 @@ class Emulator:
             return error.response(call)
         response = respond_as_aws(call, self._account, lambda: self._forward(call))
         if call.changes_something:
-            self._state.note_change()
+            self._state.request_save()
         return response
 
     def _forward(self, call: Call) -> Response:
@@ -113,22 +113,22 @@ class Emulator:
             case "POST", "shadow":
                 payload = b64decode(content["payload"])
                 shadows.put_raw(self._account, content["region"], content["thing_name"], payload)
-                self._state.note_change()
+                self._state.request_save()
             case "DELETE", "shadow":
                 shadows.forget(self._account, content["region"], content["thing_name"])
-                self._state.note_change()
+                self._state.request_save()
             case "POST", "timeout":
                 found = jobs.time_out(
                     self._account, content["region"], content["job_id"], content["thing_name"]
                 )
-                self._state.note_change()
+                self._state.request_save()
                 return Response.of({}) if found else Response(HTTPStatus.NOT_FOUND, b"{}")
             case "POST", "reset":
                 self._account.reset()
                 self._faults.clear()
                 self._faults.forget_calls()
                 self._revoked_keys.clear()
-                self._state.note_change()
+                self._state.request_save()
             case _:
                 return Response(HTTPStatus.NOT_FOUND, b"{}")
         return Response.of({})

@@ -53,7 +53,7 @@ class StateFile:
             took = time.monotonic() - began
             time.sleep(max(0.0, took / _SHARE_OF_TIME - _PAUSE_SECONDS))
 
-    def note_change(self) -> None:
+    def request_save(self) -> None:
         """Request that the account is saved soon."""
         self._changed.set()
 

@@ -77,7 +77,7 @@ def delete_thing(call: Call, account: Account, forward: Forward) -> Response:
         return Response.of({})
     _refuse_other_version(call, thing)
     attached = any(thing_name == name for _, thing_name in account.iot(call.region).principal_things)
-    if attached or account.is_detach_settling(call.region, name):
+    if attached or account.is_detach_pending(call.region, name):
         message = f"Cannot delete. Thing {name} is still attached to one or more principals"
         raise AwsError(400, "InvalidRequestException", message)
     for group in account.iot(call.region).thing_groups.values():
@@ -89,7 +89,7 @@ def detach_thing_principal(call: Call, account: Account, forward: Forward) -> Re
     """Detach a principal and record the time, for `delete_thing`."""
     response = forward()
     if response.is_success:
-        account.note_detach(call.region, call.parameters["thingName"])
+        account.record_detach(call.region, call.parameters["thingName"])
     return response
 
 

@@ -53,9 +53,9 @@ class EventBridgeSink:
         except InvalidParameterError as error:
             # AWS gives ValidationException for every invalid field, so only the message shows which field it
             # is. The bus name comes from the settings, all other fields from the event.
-            if "busname" in error.what.lower():
+            if "busname" in error.message.lower():
                 raise
-            raise EventRefusedError(error.what) from None
+            raise EventRefusedError(error.message) from None
         # PutEvents answers 200 also where entries failed.
         if response["FailedEntryCount"]:
             (entry,) = response["Entries"]

@@ -47,9 +47,9 @@ class SnsSink:
         except InvalidParameterError as error:
             # AWS gives the code InvalidParameter for every parameter, so only the message shows which one it
             # is. The topic comes from the settings, all other parameters from the event.
-            if "TopicArn" in error.what:
+            if "TopicArn" in error.message:
                 raise
-            raise EventRefusedError(error.what) from None
+            raise EventRefusedError(error.message) from None
 
     def _fifo_parameters(self, event: CloudEvent) -> dict[str, str]:
         """Return the parameters that a FIFO topic requires; SNS refuses them for any other topic."""

@@ -42,7 +42,7 @@ PLATFORM = Actor("the platform")
 def _detaches_complete_immediately(stack: Addresses) -> Iterator[None]:
     """Other tests cover slow detaches, which would delay each of these tests by two seconds."""
     emulator = EmulatorControl(stack.aws_endpoint_url)
-    emulator.settings(detach_settles_seconds=0)
+    emulator.settings(detach_seconds=0)
     yield
     emulator.default_settings()
 
@@ -388,7 +388,7 @@ async def test_a_worker_finds_its_aws_location(
         await discover_location(aws, engine, None, retry_seconds=0.01)
     with Session(engine) as session:
         assert load_location(session) == enrolment.location
-    assert sum("is not known yet" in message for message in caplog.messages) == 2
+    assert sum("AWS location not found" in message for message in caplog.messages) == 2
 
 
 # Re-enrolment
@@ -470,7 +470,7 @@ async def test_a_replaced_certificate_is_erased_only_if_it_is_attached_to_this_t
     kept = {each.certificate_arn: each.kept_reason for each in enrolment.retired_certificates(device_id)}
     assert kept == {
         orphan: "it is not attached to this Thing",
-        shared["certificateArn"]: "it serves other Things too, and was detached from this one",
+        shared["certificateArn"]: "it is attached to other Things too, and was detached from this one",
     }
     for arn in kept:
         found = bridge.certificate(arn)

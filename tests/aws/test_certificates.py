@@ -25,7 +25,7 @@ def policy_name(aws: AwsClients) -> str:
 def certificates(aws: AwsClients, policy_name: str, stack: Addresses) -> Iterator[Certificates]:
     """The service, with an emulator that completes detachments at once."""
     emulator = EmulatorControl(stack.aws_endpoint_url)
-    emulator.settings(detach_settles_seconds=0)
+    emulator.settings(detach_seconds=0)
     yield Certificates(aws, policy_name=policy_name)
     emulator.default_settings()
 

@@ -320,7 +320,7 @@ async def test_a_worker_starts_without_keys_and_works_when_they_arrive(vault: Va
 async def test_a_failed_read_keeps_the_last_good_keys(
     vault: Vault, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Calls continue, the age counts from the last good read, and the error code is recorded."""
+    """Calls continue, the age counts from the last successful read, and the error code is recorded."""
     caplog.set_level(logging.INFO)
     vault.rotate()
     credentials = vault.credentials()
@@ -344,7 +344,7 @@ async def test_a_failed_read_keeps_the_last_good_keys(
     stored = row(engine, vault)
     assert stored is not None
     assert stored.fetched_at == good
-    assert "the last good keys stay in force: InvalidSecret: accessKeyId: is not valid" in caplog.text
+    assert "the last valid keys stay in use: InvalidSecret: accessKeyId: is not valid" in caplog.text
     shown = (repr(credentials.keys), repr(credentials), repr(vars(aws)))
     assert not vault.disclosed_in(caplog.text, *shown, stored)
 
@@ -478,7 +478,7 @@ async def test_a_foreign_tenant_is_denied_before_missing_keys_are_reported(
 
 
 def test_a_failed_read_of_one_worker_keeps_the_success_of_another(vault: Vault, engine: Engine) -> None:
-    """The row holds the last good read of any worker, and the result of the last read."""
+    """The row holds the last successful read of any worker, and the result of the last read."""
     first, second = vault.credentials(), vault.credentials()
     assert not second.refresh()
     vault.rotate()

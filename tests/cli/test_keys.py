@@ -55,6 +55,6 @@ async def test_wrong_arguments_for_a_key_are_refused(
 
 def test_keys_are_unique() -> None:
     """Ids and secrets differ, and each key is parsed from its text."""
-    created = [ApiKey.make() for _ in range(100)]
+    created = [ApiKey.generate() for _ in range(100)]
     assert len({key.id for key, _ in created}) == len({key.digest for key, _ in created}) == 100
-    assert all(ApiKey.read(text) == key for key, text in created)
+    assert all(ApiKey.parse(text) == key for key, text in created)

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import text
 from sqlmodel import Session
 
-from db.outbox import put
+from db.outbox import enqueue
 from domain.outbox import OUTBOX_SHARDS
 from domain.outgoing_event import AwsThingDecommissioned
 
@@ -22,11 +22,11 @@ def test_events_of_a_device_are_numbered_without_gaps(session: Session) -> None:
     device = uuid4()
     event = event_of(device)
     for number in (0, 0, 1, 0, 2, 2):
-        put(session, event, number)
+        enqueue(session, event, number)
     session.commit()
-    put(session, event, 1)
+    enqueue(session, event, 1)
     session.commit()
-    put(session, event, 3)
+    enqueue(session, event, 3)
     session.commit()
     numbers = session.execute(
         text("SELECT sequence FROM iotaws_outbox WHERE device_id = :device ORDER BY id"), {"device": device}
@@ -38,7 +38,7 @@ def test_events_of_a_device_are_numbered_without_gaps(session: Session) -> None:
 def test_shard_is_computed_from_the_device_id(session: Session, last_byte: int) -> None:
     """The last byte of the device id selects the shard, so that one publisher sends all of its events."""
     device = UUID(bytes=uuid4().bytes[:15] + bytes([last_byte]))
-    put(session, event_of(device))
+    enqueue(session, event_of(device))
     shard = session.execute(
         text("SELECT shard FROM iotaws_outbox WHERE device_id = :device"), {"device": device}
     ).scalar_one()

@@ -165,7 +165,7 @@ class RealApi:
             return create_key(session, tenant_id, "a test")
 
     def revoke(self, key: str) -> None:
-        read = ApiKey.read(key)
+        read = ApiKey.parse(key)
         assert read is not None
         with Session(self._engine) as session, session.begin():
             revoke_key(session, read.id)

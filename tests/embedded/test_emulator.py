@@ -93,7 +93,7 @@ def aws(shared: AwsClients) -> AwsClients:
     """Return the emulator with an empty account, in which detaches and groups take effect at once."""
     shared.control.reset()
     shared.control.default_settings()
-    shared.control.settings(detach_settles_seconds=0, group_builds_seconds=0)
+    shared.control.settings(detach_seconds=0, group_build_seconds=0)
     return shared
 
 
@@ -251,12 +251,12 @@ def test_an_attached_thing_cannot_be_deleted_until_its_detach_settles(aws: AwsCl
     """Deletion is refused while a principal is attached, and for some time after its detach."""
     _, arn = issue(aws)
     aws.iot.attach_thing_principal(thingName=thing, principal=arn)
-    aws.control.settings(detach_settles_seconds=60)
+    aws.control.settings(detach_seconds=60)
     error = refused("InvalidRequestException", aws.iot.delete_thing, thingName=thing)
     assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 400
     aws.iot.detach_thing_principal(thingName=thing, principal=arn)
     refused("InvalidRequestException", aws.iot.delete_thing, thingName=thing)
-    aws.control.settings(detach_settles_seconds=0)
+    aws.control.settings(detach_seconds=0)
     aws.iot.delete_thing(thingName=thing)
     refused("ResourceNotFoundException", aws.iot.describe_thing, thingName=thing)
 
@@ -363,11 +363,11 @@ def test_forget_shadow_resets_the_version(aws: AwsClients, thing: str) -> None:
 
 def test_a_dynamic_group_is_created_once_and_becomes_active(aws: AwsClients) -> None:
     """It is BUILDING at first. A repeated call returns it; another query or kind is a conflict."""
-    aws.control.settings(group_builds_seconds=3600)
+    aws.control.settings(group_build_seconds=3600)
     made = aws.iot.create_dynamic_thing_group(thingGroupName="pumps", queryString="thingName:pump*")
     assert (made["indexName"], made["queryVersion"]) == ("AWS_Things", "2017-09-30")
     assert aws.iot.describe_thing_group(thingGroupName="pumps")["status"] == "BUILDING"
-    aws.control.settings(group_builds_seconds=0)
+    aws.control.settings(group_build_seconds=0)
     described = aws.iot.describe_thing_group(thingGroupName="pumps")
     assert (described["status"], described["queryString"]) == ("ACTIVE", "thingName:pump*")
     assert described["thingGroupId"] == made["thingGroupId"]
@@ -628,11 +628,11 @@ def test_a_job_for_a_group_has_an_execution_for_each_thing(aws: AwsClients) -> N
 def test_a_continuous_job_follows_its_dynamic_group(aws: AwsClients) -> None:
     """A snapshot job keeps its first Things. A continuous job adds new Things and removes others."""
     aws.iot.create_thing(thingName="pump-1")
-    aws.control.settings(group_builds_seconds=3600)
+    aws.control.settings(group_build_seconds=3600)
     group = create_group(aws, "pumps", "thingName:pump* -attributes.retired:true")
     job = {"jobId": "early", "targets": [group], "document": "{}"}
     refused("InvalidRequestException", aws.iot.create_job, **job)
-    aws.control.settings(group_builds_seconds=0)
+    aws.control.settings(group_build_seconds=0)
     create_job(aws, "once", group)
     create_job(aws, "ever", group, targetSelection="CONTINUOUS")
     aws.jobs.update_job_execution(thingName="pump-1", jobId="ever", status="SUCCEEDED")
@@ -655,7 +655,7 @@ def test_a_continuous_job_follows_its_dynamic_group(aws: AwsClients) -> None:
 
 def test_a_job_has_no_executions_before_its_rollout(aws: AwsClients, thing: str) -> None:
     """Until the rollout it is in progress. A job cancelled before it never has an execution."""
-    aws.control.settings(job_rolls_out_seconds=3600)
+    aws.control.settings(job_rollout_seconds=3600)
     arn = aws.iot.describe_thing(thingName=thing)["thingArn"]
     for job_id in ("job-1", "job-2"):
         create_job(aws, job_id, arn)
@@ -665,7 +665,7 @@ def test_a_job_has_no_executions_before_its_rollout(aws: AwsClients, thing: str)
     refused("ResourceNotFoundException", aws.iot.describe_job_execution, **execution)
     assert "execution" not in aws.jobs.start_next_pending_job_execution(thingName=thing)
     aws.iot.cancel_job(jobId="job-2")
-    aws.control.settings(job_rolls_out_seconds=0)
+    aws.control.settings(job_rollout_seconds=0)
     described = aws.iot.describe_job_execution(**execution)["execution"]
     numbers = (described["executionNumber"], described["versionNumber"])
     assert (described["status"], *numbers) == ("QUEUED", 1, 1)
@@ -846,7 +846,7 @@ def test_a_fault_without_a_code_only_delays(aws: AwsClients) -> None:
     delay = aws.control.add_fault("iot:CreateThing", delay_seconds=2, times=1)
     with ThreadPoolExecutor() as pool:
         slow = pool.submit(aws.iot.create_thing, thingName="a")
-        while aws.control.awaits(delay):
+        while aws.control.is_fault_active(delay):
             time.sleep(0.02)
         aws.iot.create_thing(thingName="b")
         assert not slow.done()
@@ -927,7 +927,7 @@ def test_a_killed_emulator_has_saved_recent_changes(tmp_path: Path) -> None:
     with emulator(state) as (process, aws):
         aws.iot.create_thing(thingName="sensor-1")
         update_shadow(aws, "sensor-1", {"state": {"reported": {"on": True}}})
-        aws.control.settings(group_builds_seconds=0)
+        aws.control.settings(group_build_seconds=0)
         create_job(aws, "job-1", create_group(aws, "sensors", "thingName:sensor*"))
         execution = {"jobId": "job-1", "thingName": "sensor-1", "executionNumber": 1}
         aws.iot.delete_job_execution(**execution, force=True)  # type: ignore[arg-type]

@@ -51,7 +51,7 @@ async def test_a_command_survives_a_restart_of_worker_and_servers(tmp_path: Path
             worker.kill()
             await worker.wait()
     with stack_in(tmp_path) as addresses:
-        SimulatedDevice(addresses.aws_endpoint_url, device.thing_name).take_one(
+        SimulatedDevice(addresses.aws_endpoint_url, device.thing_name).execute_next_job(
             "SUCCEEDED", {"rebooted": "yes"}
         )
         client = await client_at(addresses)

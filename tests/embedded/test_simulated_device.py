@@ -46,13 +46,13 @@ def test_simulated_device_applies_a_desired_state(aws: AwsClients) -> None:
     """It reports the desired state and ends the job with its details. Then no job is left."""
     document = send(aws, "job-1", "shadow.applyDesiredState")
     device = SimulatedDevice(aws.url, THING)
-    assert device.take_one(status_details={"took": "1s"}) == document
+    assert device.execute_next_job(status_details={"took": "1s"}) == document
     state = get_shadow(aws, THING)["state"]
     assert (state["reported"], state.get("delta")) == ({"on": True, "net": {"port": 1}}, None)
     execution = aws.iot.describe_job_execution(jobId="job-1", thingName=THING)["execution"]
     assert (execution["status"], execution["statusDetails"]) == ("SUCCEEDED", {"detailsMap": {"took": "1s"}})
     assert aws.iot.describe_job(jobId="job-1")["job"]["status"] == "COMPLETED"
-    assert device.take_one() is None
+    assert device.execute_next_job() is None
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_simulated_device_applies_no_other_job(aws: AwsClients, operation: str, 
     """A job that fails, is rejected, or is not a desired state does not change the shadow."""
     before = get_shadow(aws, THING)
     send(aws, "job-1", operation)
-    SimulatedDevice(aws.url, THING).take_one(outcome)
+    SimulatedDevice(aws.url, THING).execute_next_job(outcome)
     assert get_shadow(aws, THING) == before
     execution = aws.iot.describe_job_execution(jobId="job-1", thingName=THING)["execution"]
     assert execution["status"] == outcome

@@ -28,7 +28,7 @@ from composition import compose_events
 from db.engine import open_engine
 from db.migrate import upgrade
 from db.models import OutboxRow
-from db.outbox import claim, oldest_unsent, put
+from db.outbox import claim, enqueue, oldest_unsent
 from domain.command import CommandTarget
 from domain.names import OUTBOX_PUBLISHER, event_queue, outbox_publisher_id
 from domain.outbox import OUTBOX_SHARDS, OutboxShard
@@ -130,7 +130,7 @@ def write_events(engine: Engine, device: UUID, events: int, *, since: int = 0) -
     """Write events of a device to the outbox in one transaction, numbered from `since`."""
     with Session(engine) as session:
         for number in range(since, since + events):
-            put(session, failed_event(device), number)
+            enqueue(session, failed_event(device), number)
         session.commit()
 
 
@@ -323,7 +323,7 @@ async def test_every_event_type_conforms_to_its_schema(engine: Engine, receiver:
     """An event is valid by the published schema of its type, and has no field that the schema lacks."""
     with Session(engine) as session:
         for event, distinction, _ in EXAMPLES:
-            put(session, event, *distinction)
+            enqueue(session, event, *distinction)
         session.commit()
 
     async def all_types() -> bool:
@@ -357,7 +357,7 @@ async def test_command_event_of_a_group_has_no_subject_and_no_sequence(
     )
     for _ in range(2):
         with Session(engine) as session:
-            put(session, event, event.job_id)
+            enqueue(session, event, event.job_id)
             session.commit()
     with Session(engine) as session:
         (row,) = session.exec(select(OutboxRow).where(OutboxRow.event_id == event.event_id(event.job_id)))

@@ -29,7 +29,7 @@ from composition import open_sink
 from db.engine import open_engine
 from db.migrate import upgrade
 from db.models import OutboxRow
-from db.outbox import list_refused, put, resend
+from db.outbox import enqueue, list_refused, resend
 from domain.names import outbox_publisher_id
 from domain.outgoing_event import DeviceDesiredStateChanged
 from embedded.emulator.control import EmulatorControl
@@ -614,7 +614,7 @@ async def test_sns_receives_the_cloud_event_as_message(
                 correlation_id=uuid4(),
                 job_id="granit-1",
             )
-            put(session, event, version)
+            enqueue(session, event, version)
         session.commit()
     with open_sink(Events(sink="sns", topic_arn=topic), aws) as sink:
         async with publishing(client, settings, outbox, sink, park_after=timedelta(0)):

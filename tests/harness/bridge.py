@@ -167,7 +167,7 @@ class Bridge:
         """Wait until the emulator has received the last call that a fault applies to."""
 
         async def received() -> bool:
-            return not self.emulator.awaits(fault)
+            return not self.emulator.is_fault_active(fault)
 
         await until(received, f"fault {fault} is used up", seconds)
 

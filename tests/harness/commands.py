@@ -129,7 +129,7 @@ class Commands:
     ) -> dict[str, Any] | None:
         """Act as the device: end its next job, and return the job's document, or None if there is no job."""
         simulated = SimulatedDevice(self.bridge.aws_endpoint_url, device.thing_name)
-        return simulated.take_one(outcome, status_details)
+        return simulated.execute_next_job(outcome, status_details)
 
     def start_execution(self, device: Device) -> None:
         """Act as the device: start its next job and leave it in progress."""

@@ -235,7 +235,7 @@ async def command(http: httpx2.AsyncClient, bridge: Bridge, device: Device, *, e
     await until(is_created, f"{job_id} is created")
     if executed:
         simulated = SimulatedDevice(bridge.aws_endpoint_url, device.thing_name)
-        await asyncio.to_thread(simulated.take_one)
+        await asyncio.to_thread(simulated.execute_next_job)
     assert (await http.delete(path)).status_code == 202
     await asyncio.wait_for(bridge.client.get_workflow_handle(job_id).result(), 60)
 

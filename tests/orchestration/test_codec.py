@@ -132,15 +132,15 @@ def loaded(**variables: str) -> ClientSettings:
 def test_settings_read_keys_and_never_show_them() -> None:
     """The settings return the keys for the codec, and no representation contains one."""
     settings = loaded(**{KEYS_SETTING: WRITTEN, KEY_ID_SETTING: NEW})
-    assert settings.encryption.in_use == EncryptionKeys(KEYS, NEW)
-    shown = f"{settings!r} {settings} {settings.encryption.in_use!r}"
+    assert settings.encryption.decoded_keys == EncryptionKeys(KEYS, NEW)
+    shown = f"{settings!r} {settings} {settings.encryption.decoded_keys!r}"
     assert not [key for key in KEYS.values() if str(key) in shown or base64.b64encode(key).decode() in shown]
 
 
 def test_keys_and_key_id_are_optional() -> None:
     """Without keys all payloads are plain; without a key id no new payload is encrypted."""
-    assert loaded().encryption.in_use is None
-    assert loaded(**{KEYS_SETTING: WRITTEN}).encryption.in_use == EncryptionKeys(KEYS, None)
+    assert loaded().encryption.decoded_keys is None
+    assert loaded(**{KEYS_SETTING: WRITTEN}).encryption.decoded_keys == EncryptionKeys(KEYS, None)
 
 
 SECRET = base64.b64encode(KEYS[OLD]).decode()

@@ -17,7 +17,7 @@ from aws.clients import AwsClients
 from db.bindings import Actor, open_binding
 from db.device_states import lock_or_create_state
 from db.engine import open_engine
-from db.enrolment import page_of_expiring
+from db.enrolment import expiring_query
 from db.models import AwsThingBinding, OutboxRow
 from domain.claim_check import CheckProgress, CheckTotals, ClaimCursor, ClaimPage
 from domain.device_state import DeviceState
@@ -162,7 +162,7 @@ def test_window_is_read_from_an_index(engine: Engine) -> None:
         # Otherwise PostgreSQL reads a table this small as a whole, or by a bitmap and then sorts.
         for way in ("seqscan", "bitmapscan", "sort"):
             session.execute(text(f"SET LOCAL enable_{way} = off"))
-        query = page_of_expiring(NOW, (NOW - DAY, uuid4()), 1)
+        query = expiring_query(NOW, (NOW - DAY, uuid4()), 1)
         compiled = query.compile(engine, compile_kwargs={"literal_binds": True})
         plan = "\n".join(session.execute(text(f"EXPLAIN {compiled}")).scalars())
     assert "Index Scan using ix_iotaws_thing_bindings_claim_certificate_expires_at" in plan

@@ -103,13 +103,13 @@ async def test_each_failed_execution_status_is_published(commands: Commands) -> 
 async def test_a_job_without_an_execution_yet_is_watched(commands: Commands) -> None:
     """A missing execution of an open job is not an end: AWS may roll the job out later."""
     device = commands.device("CMD-LATE")
-    commands.emulator.settings(job_rolls_out_seconds=1)
+    commands.emulator.settings(job_rollout_seconds=1)
     handle = await commands.send(command_for(device))
     await commands.wait_for_job(handle)
     with pytest.raises(ClientError, match="ResourceNotFound"):
         commands.execution(handle, device)
     await commands.wait_until_described(handle, 2)
-    commands.emulator.settings(job_rolls_out_seconds=0)
+    commands.emulator.settings(job_rollout_seconds=0)
     commands.execute_job(device)
     assert (await commands.wait_for_end(handle))["status"] == "SUCCEEDED"
 
@@ -137,7 +137,7 @@ async def test_a_command_is_not_sent_to_a_later_device_of_the_same_name(commands
     )
     handle = await commands.send(command_for(device))
     await commands.wait_for_activity(handle, "create_job", attempts=2)
-    assert commands.emulator.awaits(fault)
+    assert commands.emulator.is_fault_active(fault)
     await commands.bridge.send_and_wait(device, device.event("Decommissioned", 1))
     successor = commands.device("CMD-HEIR", device.tenant_id)
     commands.emulator.clear_faults()
@@ -247,7 +247,7 @@ async def test_a_command_cancelled_before_its_job_exists_creates_none(commands: 
     )
     handle = await commands.send(command_for(device))
     await commands.wait_for_activity(handle, "create_job", attempts=2)
-    assert commands.emulator.awaits(fault)
+    assert commands.emulator.is_fault_active(fault)
     await handle.signal("cancel")
     assert (await commands.wait_for_end(handle))["status"] == "CANCELED"
     assert commands.job(handle) is None

@@ -173,7 +173,7 @@ async def test_a_shadow_recreated_during_the_teardown_is_erased(faulty_bridge: B
     """A shadow is erased, even if a device that is still connected writes it during the deletion."""
     device = Device("LINGERING-1")
     await faulty_bridge.send_and_wait(device, device.event("Provisioned"))
-    faulty_bridge.emulator.settings(detach_settles_seconds=0)
+    faulty_bridge.emulator.settings(detach_seconds=0)
     deleting = faulty_bridge.emulator.add_fault(
         "iot:DeleteThing", resource=device.thing_name, delay_seconds=1.5, times=1
     )
@@ -183,7 +183,7 @@ async def test_a_shadow_recreated_during_the_teardown_is_erased(faulty_bridge: B
         thingName=device.thing_name, payload='{"state":{"reported":{"t":1}}}'
     )
     await faulty_bridge.wait_for_end(device)
-    faulty_bridge.emulator.settings(detach_settles_seconds=2)
+    faulty_bridge.emulator.settings(detach_seconds=2)
     assert faulty_bridge.shadow_names(device) == []
 
 

@@ -18,7 +18,7 @@ from db.device_states import lock_state
 from db.enrolment import EnrolmentDeniedError, enrol
 from db.erasure import NotErasableError, WrongHashKeyError, erase_device, erase_some, require_hash_key
 from db.models import AwsThingBinding, DeviceRow, Erasure, Table
-from db.outbox import put
+from db.outbox import enqueue
 from domain.enrolment import Denial, Registration
 from domain.erasure import SerialHashing
 from domain.outgoing_event import AwsThingDecommissioned
@@ -112,7 +112,7 @@ async def test_device_with_unsent_events_is_not_erased(bridge: Bridge, session: 
     last = AwsThingDecommissioned(
         device_id=device.device_id, tenant_id=device.tenant_id, binding_id=uuid4(), thing_name=None, kept=[]
     )
-    put(session, last)
+    enqueue(session, last)
     with pytest.raises(NotErasableError, match="have not been sent yet: wait until they are"):
         erase_device(session, device.device_id, HASHING, TEST)
 

@@ -128,7 +128,7 @@ async def test_decommissioning_recovers_from_a_crash_at_any_point(
 ) -> None:
     """After each crash nothing of the device is left in AWS, and one event reports its end."""
     # Retries of pending detachments would make the crash points differ between devices.
-    crashing.emulator.settings(detach_settles_seconds=0)
+    crashing.emulator.settings(detach_seconds=0)
     probe = Device("CRASH-END-PROBE")
     await send_and_wait(crashing, probe, "Provisioned")
     provisioning_points = len(crashes.seen[probe.workflow_id])
@@ -142,7 +142,7 @@ async def test_decommissioning_recovers_from_a_crash_at_any_point(
     }
     crashes.due |= {device.workflow_id: point for point, device in devices.items()}
     await asyncio.gather(*(send_and_wait(crashing, device, "Decommissioned") for device in devices.values()))
-    crashing.emulator.settings(detach_settles_seconds=2)
+    crashing.emulator.settings(detach_seconds=2)
     assert not crashes.due
     for point, device in devices.items():
         assert crashing.require_binding(device).provisioning_status is ProvisioningStatus.DECOMMISSIONED, (

@@ -15,7 +15,7 @@ _REJECTIONS_KEPT: Final = 20
 
 
 class Inbox:
-    """Accept every signal, and store in the state what it asks for or why it is rejected.
+    """Accepts every signal, and stores in the state the event, the retry or the reason for the rejection.
 
     Args:
         state: the state of the run.
@@ -29,7 +29,7 @@ class Inbox:
         if signal == RETRY_SIGNAL:
             self._state.retries_received += 1
         elif signal != DEVICE_EVENT_SIGNAL:
-            # The name is a sender's text, and may be anything: it is not repeated.
+            # The name is text of the sender and can be anything, so it is not repeated.
             self.reject(
                 "unknown",
                 Fault(field="signal", reason=f"must be {DEVICE_EVENT_SIGNAL} or {RETRY_SIGNAL}"),
@@ -65,7 +65,7 @@ class Inbox:
         return event
 
     def put_back(self, event: LifecycleEvent) -> None:
-        """Return an event to the queue that could not be applied."""
+        """Put an event that could not be applied back into the queue."""
         self._state.queued.append(event)
 
 
@@ -73,7 +73,7 @@ def _decode(arguments: Sequence[RawValue]) -> LifecycleEvent:
     """Read the one argument of the signal `device_event`.
 
     Raises:
-        InvalidEventError: it is not one plain JSON document with a valid lifecycle event.
+        InvalidEventError: there is not exactly one argument, or it is not a valid event in plain JSON.
     """
     if len(arguments) != 1:
         raise InvalidEventError(

@@ -1,4 +1,4 @@
-"""The view of a device's workflow: current details, search attributes, summaries, the `status` answer."""
+"""The view of a device's workflow: current details, search attributes, summaries, the `status` response."""
 
 from uuid import UUID
 
@@ -14,7 +14,7 @@ from workflows.device_lifecycle.state import LastError, LifecycleState, Rejected
 
 
 class DeviceLifecycleStatus(CamelModel):
-    """The answer to the `status` query."""
+    """The response to the `status` query."""
 
     device_id: UUID | None
     thing_name: str | None
@@ -28,7 +28,7 @@ class DeviceLifecycleStatus(CamelModel):
 
 
 def status_of(state: LifecycleState) -> DeviceLifecycleStatus:
-    """Return the answer to the `status` query."""
+    """Return the response to the `status` query."""
     return DeviceLifecycleStatus(
         device_id=state.device_id,
         thing_name=state.device.thing_name if state.device else None,

@@ -1,4 +1,4 @@
-"""The state of a `DeviceLifecycle` run, passed whole to the next run where a history has grown long."""
+"""The state of a `DeviceLifecycle` run, passed to the next run when the history has grown long."""
 
 from datetime import datetime
 from typing import Final, Self
@@ -45,7 +45,7 @@ class LastError(CamelModel):
 
 
 class LifecycleState(BaseModel):
-    """All that a run remembers, and small predicates over it."""
+    """The state of a run, and predicates on it."""
 
     queued: list[LifecycleEvent] = []
     """Valid events that are not applied yet, in order of arrival."""
@@ -58,7 +58,7 @@ class LifecycleState(BaseModel):
     resumes: bool = False
     """True in a run that continues an earlier one, until it has read the device's snapshot."""
     snapshot: DeviceSnapshot = DeviceSnapshot()
-    """The device as the last applied event left it in the database."""
+    """The device as it was in the database after the last applied event."""
     status: ProvisioningStatus | None = None
     """The status of the binding; newer than that of the snapshot once a step has completed."""
     step: str = WAITING_FOR_EVENT
@@ -116,7 +116,7 @@ class LifecycleState(BaseModel):
 
     @property
     def has_status_to_report(self) -> bool:
-        """Return whether the shadow is behind the desired status, which no queued event can change again."""
+        """Return whether the shadow lacks the desired status, and no queued event may change that status."""
         return (
             self.status is ProvisioningStatus.ACTIVE
             and self.snapshot.status_to_report is not None
@@ -143,7 +143,7 @@ class LifecycleState(BaseModel):
         self.retries_handled = max(self.retries_handled, received)
 
     def find_fault(self, event: LifecycleEvent) -> Fault | None:
-        """Return why a valid event cannot be an event of this device, as far as the run can tell."""
+        """Return the field in which a valid event differs from this device, as far as that is known here."""
         if event.device_id != self.device_id:
             return Fault(field="deviceId", reason="is not the device of this workflow")
         if self.device is None:
@@ -153,7 +153,7 @@ class LifecycleState(BaseModel):
             tenant_id=self.device.tenant_id,
             serial_number=self.snapshot.serial_number,
         )
-        return owner.refuses(event)
+        return owner.fault_of(event)
 
     def log_fields(self) -> dict[str, str]:
         """Return the ids for a log line, as far as they are known."""

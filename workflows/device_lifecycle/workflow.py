@@ -42,7 +42,7 @@ Result = TypeVar("Result")
 
 @workflow.defn(name=DEVICE_LIFECYCLE)
 class DeviceLifecycle:
-    """Run one device (see docs/reference.md, "Temporal").
+    """The workflow of one device (see docs/reference.md, "Temporal").
 
     A signal handler only validates and queues. `run` handles what is queued: it applies an event to the
     device's state in the database, and then provisions, reports or tears down until AWS matches that state.
@@ -57,7 +57,7 @@ class DeviceLifecycle:
 
     @workflow.run
     async def run(self, argument: RawValue = NO_ARGUMENT) -> None:
-        """Handle everything that is queued, also what arrives meanwhile, then end.
+        """Handle all queued events and retries, including those that arrive meanwhile, then end.
 
         Args:
             argument: the state of the previous run, where this one was continued as new; a client sends none.
@@ -91,8 +91,8 @@ class DeviceLifecycle:
     async def _handle_next(self) -> None:
         """Apply the next event, or read the stored state for a retry, and bring AWS to that state."""
         retries = self._state.retries_received
-        goes_on = self._state.resumes or self._state.retry_requested
-        event = None if goes_on else self._inbox.next_event()
+        reads_state = self._state.resumes or self._state.retry_requested
+        event = None if reads_state else self._inbox.next_event()
         self._state.resumes = False
         self._accept(await self._apply_or_put_back(event))
         await self._reconcile()
@@ -138,7 +138,7 @@ class DeviceLifecycle:
     # Provisioning
 
     async def _reconcile(self) -> None:
-        """Bring AWS to the state of the device, or wait for an operator where that failed."""
+        """Bring AWS to the state of the device, or wait for an operator after a failure."""
         device = self._state.device
         if device is None:
             return
@@ -157,7 +157,7 @@ class DeviceLifecycle:
             await self._erase_retired_certificates(device)
 
     async def _provision(self, device: Device) -> None:
-        """Run the steps to Active. Each returns at once where an earlier run has completed it."""
+        """Run the steps to Active. Each returns at once if an earlier run has completed it."""
         for title, step in _PROVISIONING:
             if self._state.decommission_queued:
                 return
@@ -174,7 +174,7 @@ class DeviceLifecycle:
     async def _run_step_with_credentials(
         self, title: str, step: Callable[[Any, Device], StepResult], device: Device
     ) -> StepResult:
-        """Run a step, and run it again for as long as the bridge has no AWS keys: that fails no device."""
+        """Run a step, and repeat it while the bridge has no AWS keys, which must not make a device Failed."""
         while True:
             try:
                 return await self._run_step(title, step, device, self._retry_limit)
@@ -190,7 +190,7 @@ class DeviceLifecycle:
                     raise
 
     async def _fail(self, device: Device, error: ActivityError) -> None:
-        # A retry that was sent before the failure does not answer it.
+        # A retry that was sent before the failure does not count as a retry of it.
         self._state.mark_retries_handled()
         result = await workflow.execute_activity_method(
             BindingActivities.mark_failed,
@@ -245,7 +245,7 @@ class DeviceLifecycle:
     # Teardown
 
     async def _tear_down(self, device: Device) -> None:
-        """Erase the device from AWS, however long that takes, by a plan made before anything is undone."""
+        """Erase the device from AWS, without a time limit, by a plan made before the first deletion."""
         while not self._state.is_torn_down:
             self._state.mark_retries_handled()
             try:
@@ -299,7 +299,7 @@ class DeviceLifecycle:
         )
 
     async def _wait_for(self, condition: Callable[[], bool], at_most: timedelta | None = None) -> None:
-        """Wait for a condition; continue as new where signals have made the history long meanwhile."""
+        """Wait for a condition; continue as new if signals have made the history long meanwhile."""
         history_is_long = workflow.info().is_continue_as_new_suggested
         try:
             await workflow.wait_condition(lambda: condition() or history_is_long(), timeout=at_most)
