@@ -36,7 +36,10 @@ def create(
     ] = False,
     label: Annotated[str | None, typer.Option(metavar="TEXT", help="A name for `keys list`.")] = None,
 ) -> None:
-    """Create a key for a tenant or an operator, and print it once: only its hash is stored."""
+    """Create a key for a tenant or an operator, and print it.
+
+    It is printed this once: only its hash is stored.
+    """
     if (tenant is None) != operator:
         raise typer.BadParameter("either --tenant UUID or --operator is needed")
     if tenant == NO_TENANT:
@@ -50,7 +53,10 @@ def create(
 
 @app.command(name="list")
 def list_() -> None:
-    """List every key, revoked ones too, the oldest first; a key is shown by its id, never by its text."""
+    """List every key, revoked ones too, the oldest first.
+
+    A key is shown by its id, never by its text.
+    """
     with transaction() as session:
         from db.api_keys import list_keys
 
@@ -65,7 +71,10 @@ def revoke(
         str, typer.Argument(metavar="ID", help="The key's id, the eight characters after `tb_`.")
     ],
 ) -> None:
-    """Revoke a key; running servers refuse it within IOT_AWS_API__KEY_CACHE_SECONDS."""
+    """Revoke a key.
+
+    Running servers refuse it within IOT_AWS_API__KEY_CACHE_SECONDS.
+    """
     with transaction() as session:
         from db.api_keys import revoke_key
 
