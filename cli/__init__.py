@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from cli import bindings, commands, development, events, keys, migration, sending, servers
-from cli.application import INTERRUPTED, CommandGroup, print_version
+from cli.application import CommandGroup, print_version
+from cli.exit_codes import INTERRUPTED
 
 app = typer.Typer(
     name="thingbridge",

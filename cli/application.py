@@ -1,15 +1,12 @@
 """The behaviour that all commands share: the help on settings, errors in one sentence, the version."""
 
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from cli.development import COMMANDS as DEVELOPMENT_COMMANDS
 from domain.operator_error import OperatorError
-
-INTERRUPTED: Final = 130
-"""The exit code of a command that Ctrl-C ended, as in shells."""
 
 
 class CommandGroup(TyperGroup):

@@ -30,8 +30,8 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 from temporalio.client import Client
 
-from cli.application import INTERRUPTED
 from cli.desired_state import DesiredStateDemo
+from cli.exit_codes import INTERRUPTED
 from cli.output import runnable, standard_output
 from cli.stack import print_addresses, running_api, running_stack
 from db.engine import open_engine

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from moto.iot.models import FakeThing, IoTBackend
     from moto.secretsmanager.models import SecretsManagerBackend
 
-    from embedded.emulator.shadows import Shadow
+    from embedded.emulator.shadow_document import Shadow
 
 Forward = Callable[[], Response]
 """Forward the call to moto and return the response of moto."""

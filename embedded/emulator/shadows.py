@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from embedded.emulator.calls import AwsError, Response
+from embedded.emulator.shadow_document import SECTIONS, Shadow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,59 +21,8 @@ if TYPE_CHECKING:
     from embedded.emulator.account import Account, Difference, Forward
     from embedded.emulator.calls import Call
 
-_SECTIONS = ("desired", "reported")
 _DOCUMENT_LIMIT_BYTES = 8 * 1024
 _NAMES_PER_PAGE = 25
-
-
-@dataclass
-class Shadow:
-    """One shadow. A deleted shadow is kept because its version continues when it is created again."""
-
-    version: int = 0
-    timestamp: int = 0
-    deleted: bool = False
-    state: dict[str, dict[str, Any]] = field(default_factory=lambda: {section: {} for section in _SECTIONS})
-    metadata: dict[str, dict[str, Any]] = field(
-        default_factory=lambda: {section: {} for section in _SECTIONS}
-    )
-    raw: bytes | None = None
-    """The bytes that a test has set as the document."""
-
-    def update(self, state: Mapping[str, Any] | None) -> None:
-        """Merge the `state` of a document. Null removes a value, a section or the whole state."""
-        self._count_version()
-        for section in _SECTIONS:
-            change = None if state is None else state.get(section, {})
-            if change is None:
-                self.state[section], self.metadata[section] = {}, {}
-            else:
-                _merge(self.state[section], self.metadata[section], change, self.timestamp)
-
-    def delete(self) -> None:
-        """Delete the state and keep the version."""
-        self._count_version()
-        self.deleted = True
-        self.state = {section: {} for section in _SECTIONS}
-        self.metadata = {section: {} for section in _SECTIONS}
-
-    def document(self) -> dict[str, Any]:
-        """Return the document of GetThingShadow."""
-        state = {section: content for section, content in self.state.items() if content}
-        delta = _difference(self.state["desired"], self.state["reported"])
-        metadata = {section: content for section, content in self.metadata.items() if content}
-        return {
-            "state": {**state, **({"delta": delta} if delta else {})},
-            "metadata": metadata,
-            "version": self.version,
-            "timestamp": self.timestamp,
-        }
-
-    def _count_version(self) -> None:
-        self.version += 1
-        self.timestamp = int(time.time())
-        self.deleted = False
-        self.raw = None
 
 
 def get_thing_shadow(call: Call, account: Account, _forward: Forward) -> Response:
@@ -96,7 +45,7 @@ def update_thing_shadow(call: Call, account: Account, _forward: Forward) -> Resp
         raise AwsError(409, "ConflictException", "Version conflict")
     shadows[name] = current
     current.update(request["state"])
-    sections = [section for section in _SECTIONS if (request["state"] or {}).get(section) is not None]
+    sections = [section for section in SECTIONS if (request["state"] or {}).get(section) is not None]
     accepted = {
         "state": request["state"],
         "metadata": {section: current.metadata[section] for section in sections},
@@ -160,42 +109,11 @@ def _read(payload: bytes) -> dict[str, Any]:
         if not isinstance(state, dict):
             raise AwsError(400, "InvalidRequestException", "State node must be an object")
         for section, content in state.items():
-            if section not in _SECTIONS:
+            if section not in SECTIONS:
                 raise AwsError(400, "InvalidRequestException", f"State contains an invalid node: '{section}'")
             if not isinstance(content, dict | None):
                 raise AwsError(400, "InvalidRequestException", f"{section} node must be an object")
     return request
-
-
-def _merge(target: dict[str, Any], metadata: dict[str, Any], change: Mapping[str, Any], now: int) -> None:
-    for key, value in change.items():
-        if value is None:
-            target.pop(key, None)
-            metadata.pop(key, None)
-        elif isinstance(value, dict):
-            if not isinstance(target.get(key), dict):
-                target[key], metadata[key] = {}, {}
-            _merge(target[key], metadata[key], value, now)
-        else:
-            target[key], metadata[key] = value, _stamp(value, now)
-
-
-def _stamp(value: Any, now: int) -> Any:
-    return [_stamp(each, now) for each in value] if isinstance(value, list) else {"timestamp": now}
-
-
-def _difference(desired: Mapping[str, Any], reported: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the desired values that are not reported. Objects are compared member by member."""
-    delta = {}
-    for key, wanted in desired.items():
-        held = reported.get(key)
-        if isinstance(wanted, dict) and isinstance(held, dict):
-            nested = _difference(wanted, held)
-            if nested:
-                delta[key] = nested
-        elif wanted != held:
-            delta[key] = wanted
-    return delta
 
 
 DIFFERENCES: Mapping[str, Difference] = {
