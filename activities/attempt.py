@@ -74,9 +74,9 @@ def application_error(error: StepError, attempt: int = 1) -> ApplicationError:
     """
     match error:
         case PermanentError():
-            return _error(f"{error.detail}. {error.code.remedy}", error.code, permanent=True)
+            return _error(str(error), error.code, permanent=True)
         case RetryLaterError():
-            return _error(error.detail, error.kind, delay=timedelta(seconds=error.seconds))
+            return _error(str(error), error.kind, delay=timedelta(seconds=error.seconds))
         case AwsError(retryable=True):
             return _error(str(error), error.kind, delay=_backoff(attempt))
         case AwsError():

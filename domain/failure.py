@@ -100,7 +100,7 @@ class PermanentError(StepError):
     """
 
     def __init__(self, code: FailureCode, detail: str) -> None:
-        super().__init__(detail)
+        super().__init__(f"{detail}. {code.remedy}")
         self.code = code
         self.detail = detail
 
@@ -117,5 +117,4 @@ class RetryLaterError(StepError):
     def __init__(self, kind: str, detail: str, seconds: float) -> None:
         super().__init__(detail)
         self.kind = kind
-        self.detail = detail
         self.seconds = seconds
