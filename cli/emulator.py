@@ -1,6 +1,7 @@
 """The AWS emulator alone, for `thingbridge emulator`."""
 
 import os
+import shlex
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -19,17 +20,20 @@ from embedded.processes import (
     is_free,
     is_ok,
 )
-from embedded.stack import emulator_command, server_environment
+from embedded.stack import ca_file, emulator_command, server_environment
 
 
-def run_emulator(port: int, state: Path | None) -> None:
+def run_emulator(port: int, mqtt_port: int, state: Path | None) -> None:
     """Run the emulator until SIGTERM or Ctrl-C.
 
     Raises:
         OperatorError: the port is in use, or the state cannot be kept in that file, or the emulator stopped.
     """
-    if not is_free(port):
-        raise OperatorError(f"cannot listen on {HOST}, port {port}: it is in use; choose another --port")
+    for option, chosen in (("--port", port), ("--mqtt-port", mqtt_port)):
+        if not is_free(chosen):
+            raise OperatorError(
+                f"cannot listen on {HOST}, port {chosen}: it is in use; choose another {option}"
+            )
     if state is not None:
         _require_writable(state)
     # SIGTERM ends the command like Ctrl-C, so that the temporary folder is removed.
@@ -37,11 +41,16 @@ def run_emulator(port: int, state: Path | None) -> None:
     with tempfile.TemporaryDirectory(prefix="thingbridge-emulator-") as folder:
         log_file = Path(folder) / "emulator.log"
         try:
-            with _running(port, (state or Path(folder) / "aws.state").absolute(), log_file) as process:
+            file = (state or Path(folder) / "aws.state").absolute()
+            with _running(port, mqtt_port, file, log_file) as process:
                 standard_output().print(
                     f"AWS emulator at http://{HOST}:{port}, until Ctrl-C. In another shell:\n"
                     f"export AWS_ENDPOINT_URL=http://{HOST}:{port}\n"
-                    f"export AWS_REGION={REGION} AWS_ACCESS_KEY_ID=embedded AWS_SECRET_ACCESS_KEY=embedded",
+                    f"export AWS_REGION={REGION} AWS_ACCESS_KEY_ID=embedded AWS_SECRET_ACCESS_KEY=embedded\n"
+                    f"A device that has its certificate and key, and whose Thing is NAME:\n"
+                    f"mosquitto_pub -h localhost -p {mqtt_port} --cafile {shlex.quote(str(ca_file(file)))}"
+                    " --cert NAME.pem --key NAME.key -i NAME -q 1 -t '$aws/things/NAME/shadow/update'"
+                    """ -m '{"state": {"reported": {"on": true}}}'""",
                     soft_wrap=True,
                 )
                 process.wait_stopped()
@@ -53,12 +62,12 @@ def run_emulator(port: int, state: Path | None) -> None:
 
 
 @contextmanager
-def _running(port: int, state: Path, log_file: Path) -> Iterator[ServerProcess]:
+def _running(port: int, mqtt_port: int, state: Path, log_file: Path) -> Iterator[ServerProcess]:
     """Start the emulator, and stop it at the end."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     process = ServerProcess(
         "the AWS emulator",
-        emulator_command(port, state),
+        emulator_command(port, mqtt_port, state),
         log_file,
         environment=server_environment(),
         keep_open=nothing,

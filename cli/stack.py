@@ -35,7 +35,9 @@ _JOB_INTERVAL_VARIABLE: Final = "IOT_AWS_JOBS__STATUS_POLL_INTERVAL_SECONDS"
 _JOB_INTERVAL: Final = "15"
 
 
-def run_dev(data: Path, *, temporal_port: int, ui_port: int, aws_port: int, api_port: int) -> None:
+def run_dev(
+    data: Path, *, temporal_port: int, ui_port: int, aws_port: int, mqtt_port: int, api_port: int
+) -> None:
     """Run the stack, a worker and the HTTP API until Ctrl-C.
 
     Raises:
@@ -43,7 +45,7 @@ def run_dev(data: Path, *, temporal_port: int, ui_port: int, aws_port: int, api_
     """
     console = standard_output()
     with running_stack(
-        data, console, temporal_port=temporal_port, ui_port=ui_port, aws_port=aws_port
+        data, console, temporal_port=temporal_port, ui_port=ui_port, aws_port=aws_port, mqtt_port=mqtt_port
     ) as addresses:
         settings = Settings.load()
         telemetry.configure(settings.log.level, "text", measured=True)
@@ -56,7 +58,13 @@ def run_dev(data: Path, *, temporal_port: int, ui_port: int, aws_port: int, api_
 
 @contextmanager
 def running_stack(
-    data: Path, console: Console, *, temporal_port: int = 7233, ui_port: int = 8233, aws_port: int = 4566
+    data: Path,
+    console: Console,
+    *,
+    temporal_port: int = 7233,
+    ui_port: int = 8233,
+    aws_port: int = 4566,
+    mqtt_port: int = 8883,
 ) -> Iterator[Addresses]:
     """Run the embedded servers, migrated; the environment of this process then refers to them alone.
 
@@ -71,6 +79,7 @@ def running_stack(
                 temporal_port=temporal_port,
                 ui_port=ui_port,
                 aws_port=aws_port,
+                mqtt_port=mqtt_port,
                 on_progress=status.update,
             ) as addresses,
         ):
@@ -120,6 +129,7 @@ def print_addresses(console: Console, addresses: Addresses, api_url: str, data: 
         f"Temporal       {addresses.temporal_address}\n"
         f"PostgreSQL     {addresses.database_url}\n"
         f"AWS emulator   {addresses.aws_endpoint_url}\n"
+        f"MQTT           localhost:{addresses.mqtt_port}, CA file {escape(addresses.ca_file)}\n"
         f"data           {escape(str(data.absolute()))}\n"
         "In another shell:\n"
         + "".join(f"  [bold]{escape(command)}[/bold]\n" for command in commands)

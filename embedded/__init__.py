@@ -4,3 +4,6 @@ from typing import Final
 
 REGION: Final = "eu-west-1"
 """The region of the emulated account, used by every client of it."""
+
+ACCOUNT: Final = "123456789012"
+"""The number of the emulated account."""

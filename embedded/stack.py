@@ -42,6 +42,10 @@ class Addresses:
     temporal_ui_url: str
     database_url: str
     aws_endpoint_url: str
+    mqtt_port: int
+    """The port of the MQTT endpoint for devices, on `localhost`."""
+    ca_file: str
+    """The certificate of the authority that signed the certificate of the MQTT endpoint."""
 
     def environment(self) -> dict[str, str]:
         """Return the variables that make thingbridge, and any AWS or Temporal client, use this stack."""
@@ -88,11 +92,12 @@ class Stack:
         temporal_port: int = 7233,
         ui_port: int = 8233,
         aws_port: int = 4566,
+        mqtt_port: int = 8883,
         temporal_settings: Mapping[str, int | str] = MappingProxyType({}),
         on_progress: Callable[[str], None] | None = None,
     ) -> None:
         self._data_dir = data_dir.absolute()
-        self._preferred_ports = (temporal_port, ui_port, aws_port)
+        self._preferred_ports = (temporal_port, ui_port, aws_port, mqtt_port)
         self._temporal_settings = {
             # One partition: with several, a task may wait in one while the worker polls another.
             "matching.numTaskqueueReadPartitions": 1,
@@ -126,7 +131,7 @@ class Stack:
         logs.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self._data_dir)
         self._report("starting PostgreSQL, Temporal and the AWS emulator")
-        temporal_port, ui_port, aws_port = choose_ports(*self._preferred_ports)
+        temporal_port, ui_port, aws_port, mqtt_port = choose_ports(*self._preferred_ports)
 
         # The two slower servers first: they start while PostgreSQL creates its data directory.
         temporal = self._run(
@@ -134,7 +139,7 @@ class Stack:
         )
         emulator = self._run(
             "the AWS emulator",
-            emulator_command(aws_port, self._data_dir / "aws.state"),
+            emulator_command(aws_port, mqtt_port, self._data_dir / "aws.state"),
             logs / "aws.log",
             self._lock,
         )
@@ -157,6 +162,8 @@ class Stack:
             temporal_ui_url=f"http://{HOST}:{ui_port}",
             database_url=postgres.url,
             aws_endpoint_url=f"http://{HOST}:{aws_port}",
+            mqtt_port=mqtt_port,
+            ca_file=str(ca_file(self._data_dir / "aws.state")),
         )
 
     def _stop(self) -> None:
@@ -191,10 +198,15 @@ def temporal_command(port: int, ui_port: int, database: Path) -> list[str]:
     return [*command, "--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=NORMAL"]
 
 
-def emulator_command(port: int, state: Path) -> list[str]:
+def emulator_command(port: int, mqtt_port: int, state: Path) -> list[str]:
     """Return the command that starts the AWS emulator on a state file. It needs `server_environment`."""
-    command = [sys.executable, "-P", "-m", "embedded.emulator.server", "--port", str(port)]
-    return [*command, "--state", str(state)]
+    command = [sys.executable, "-P", "-m", "embedded.emulator", "--port", str(port)]
+    return [*command, "--mqtt-port", str(mqtt_port), "--state", str(state)]
+
+
+def ca_file(state: Path) -> Path:
+    """Return the file where the emulator of a state file writes the certificate of its authority."""
+    return state.with_name(state.name + ".ca.pem")
 
 
 def server_environment() -> dict[str, str]:

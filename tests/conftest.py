@@ -43,7 +43,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
     }
     folder = tmp_path_factory.mktemp("stack")
     with Stack(
-        folder, temporal_port=0, ui_port=0, aws_port=0, temporal_settings=faster_than_production
+        folder, temporal_port=0, ui_port=0, aws_port=0, mqtt_port=0, temporal_settings=faster_than_production
     ) as addresses:
         isolate(os.environ, addresses)
         os.environ["IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME"] = POLICY

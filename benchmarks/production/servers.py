@@ -233,11 +233,11 @@ def temporal_server(folder: Path, port: int, ui_port: int) -> Server:
     )
 
 
-def aws_emulator(folder: Path, port: int) -> Server:
+def aws_emulator(folder: Path, port: int, mqtt_port: int) -> Server:
     """Return the AWS emulator."""
     return Server(
         "AWS emulator",
-        emulator_command(port, folder / "aws.state"),
+        emulator_command(port, mqtt_port, folder / "aws.state"),
         server_environment(),
         folder / "aws.log",
         lambda _: is_ok(port, "/_emulator/calls"),

@@ -1,4 +1,4 @@
-"""Parse requests to the emulator with the service models of botocore."""
+"""Parse requests to the emulator with the service models of botocore, and form responses to them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote
 
 import botocore.session
+from botocore.model import ListShape, MapShape, StringShape, StructureShape
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
-    from _typeshed.wsgi import WSGIEnvironment
-    from botocore.model import OperationModel, ServiceModel
+    from botocore.model import OperationModel, ServiceModel, Shape
 
 _SERVICE_OF_SIGNING_NAME = {"iotdata": "iot-data"}
 """The boto name of each service whose signatures contain another name."""
 
-_UNSIGNED = "unsigned"
-"""The service of a request that is not signed, and therefore names no service."""
-
 _REST_SERVICES = ("iot", "iot-data", "iot-jobs-data")
 """Services whose operation follows from method and path. Requests to other services name the operation."""
+
+_CREDENTIAL = re.compile(r"Credential=([^/]+)/[^/]+/([^/]+)/([^/]+)/")
+_CLASSES_OF_JAVA = {r"\p{Upper}": "A-Z", r"\p{Digit}": "0-9", r"\p{C}": r"\x00-\x1f\x7f"}
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,10 @@ class Call:
     service: str
     name: str
     region: str
+    access_key_id: str
     parameters: Mapping[str, Any]
-    environ: WSGIEnvironment
+    headers: Mapping[str, str]
+    path: str
     body: bytes
     model: OperationModel | None = None
 
@@ -47,22 +49,32 @@ class Call:
         return f"{self.service}:{self.name}"
 
     @property
-    def is_signed(self) -> bool:
-        """True if the request names its service."""
-        return self.service != _UNSIGNED
-
-    @property
     def changes_something(self) -> bool:
         """True if the call may change the state of the emulator."""
         return not self.name.startswith(("Describe", "Get", "List", "Search", "BatchGet"))
 
     def mentions(self, text: str) -> bool:
         """Return whether the path, the query, the body or a parameter header contains the text."""
-        headers = [str(value) for name, value in self.environ.items() if name.startswith("HTTP_X_AMZN_")]
-        path = str(self.environ.get("RAW_URI", ""))
-        return any(
-            text in held for held in [path, unquote(path), self.body.decode(errors="replace"), *headers]
-        )
+        headers = [value for name, value in self.headers.items() if name.startswith("x-amzn-")]
+        places = [self.path, unquote(self.path), self.body.decode(errors="replace"), *headers]
+        return any(text in place for place in places)
+
+    def validate(self) -> None:
+        """Refuse a text that violates the length or the pattern of its model, as AWS does for every text.
+
+        Raises:
+            AwsError: a parameter is invalid.
+        """
+        if self.model is None or self.model.input_shape is None:
+            return
+        for location, text, shape in _texts("", self.parameters, self.model.input_shape):
+            limits = shape.metadata
+            pattern = _pattern(limits["pattern"]) if "pattern" in limits else None
+            fits = limits.get("min", 0) <= len(text) <= limits.get("max", len(text))
+            if not fits or (pattern and not pattern.fullmatch(text)):
+                code = "InvalidRequestException" if self.service in _REST_SERVICES else "ValidationException"
+                message = f"1 validation error detected: Value at '{location}' does not satisfy {dict(limits)}"
+                raise AwsError(400, code, message)
 
 
 @dataclass(frozen=True)
@@ -71,17 +83,31 @@ class Response:
 
     status: int
     body: bytes
-    headers: Mapping[str, str] = field(default_factory=lambda: {"Content-Type": "application/json"})
+    headers: Mapping[str, str] = field(default_factory=lambda: {"content-type": "application/json"})
 
     @property
     def is_success(self) -> bool:
         """True if the call succeeded."""
         return self.status < HTTPStatus.BAD_REQUEST
 
+    @property
+    def members(self) -> dict[str, Any]:
+        """The members of a JSON body."""
+        members: dict[str, Any] = json.loads(self.body)
+        return members
+
     @classmethod
     def of(cls, members: Mapping[str, Any]) -> Response:
         """Return a success whose output has these members."""
         return cls(HTTPStatus.OK, json.dumps(members).encode())
+
+
+if TYPE_CHECKING:
+    Forward = Callable[[], Awaitable[Response]]
+    """Forward the call to ministack and return the response of ministack."""
+
+    Difference = Callable[[Call, Forward], Awaitable[Response]]
+    """Handle a call as AWS does, for an operation that ministack implements differently."""
 
 
 class AwsError(Exception):
@@ -96,73 +122,64 @@ class AwsError(Exception):
     def response(self, call: Call) -> Response:
         """Return the error in the protocol of the call, so that boto can parse it."""
         if call.service in _REST_SERVICES:
-            headers = {"Content-Type": "application/json", "x-amzn-ErrorType": self.code}
+            headers = {"content-type": "application/json", "x-amzn-errortype": self.code}
             return Response(self.status, json.dumps(self.members).encode(), headers)
-        if "HTTP_X_AMZ_TARGET" in call.environ:
+        if "x-amz-target" in call.headers:
             return Response(self.status, json.dumps({"__type": self.code, **self.members}).encode())
         error = f"<Code>{self.code}</Code><Message>{self.members['message']}</Message>"
         body = f"<ErrorResponse><Error>{error}</Error><RequestId>embedded</RequestId></ErrorResponse>"
-        return Response(self.status, body.encode(), {"Content-Type": "text/xml"})
+        return Response(self.status, body.encode(), {"content-type": "text/xml"})
 
 
-def read_call(environ: WSGIEnvironment, body: bytes) -> Call:
-    """Parse a request."""
-    service, region = _service_and_region(environ.get("HTTP_AUTHORIZATION", ""))
+def read_call(method: str, path: str, query: str, headers: Mapping[str, str], body: bytes) -> Call:
+    """Parse a request. `path` is the path as it was sent, with its percent encoding."""
+    signature = _CREDENTIAL.search(headers.get("authorization", ""))
+    access_key_id, region, signing_name = signature.groups() if signature else ("", "us-east-1", "unsigned")
+    service = _SERVICE_OF_SIGNING_NAME.get(signing_name, signing_name)
+    name, parameters, model = _read_operation(service, method, path, query, headers, body)
+    whole_path = f"{path}?{query}" if query else path
+    return Call(service, name, region, access_key_id, parameters, headers, whole_path, body, model)
+
+
+def _read_operation(
+    service: str, method: str, path: str, query: str, headers: Mapping[str, str], body: bytes
+) -> tuple[str, Mapping[str, Any], OperationModel | None]:
     if service in _REST_SERVICES:
-        return _read_rest_call(service, region, environ, body)
-    target = environ.get("HTTP_X_AMZ_TARGET", "")
-    if target:
+        for template, model in _rest_operations(service)[method]:
+            if labels := template.fullmatch(path):
+                return model.name, _read_parameters(model, labels.groupdict(), query, headers, body), model
+        return f"{method} {path}", {}, None
+    if target := headers.get("x-amz-target"):
         name = target.rpartition(".")[2]
-        model = _model(service).operation_model(name) if service == "secretsmanager" else None
-        return Call(service, name, region, json.loads(body or b"{}"), environ, body, model)
+        known = _model(service).operation_model(name) if service == "secretsmanager" else None
+        return name, json.loads(body or b"{}"), known
     form = parse_qs(body.decode(errors="replace"))
-    return Call(service, form.get("Action", ["Unknown"])[0], region, {}, environ, body)
-
-
-def _service_and_region(authorization: str) -> tuple[str, str]:
-    """Parse the credential scope of the signature: `Credential=KEY/DATE/REGION/SERVICE/aws4_request`."""
-    scope = re.search(r"Credential=[^/]+/[^/]+/([^/]+)/([^/]+)/", authorization)
-    if scope is None:
-        return _UNSIGNED, "us-east-1"
-    region, service = scope.groups()
-    return _SERVICE_OF_SIGNING_NAME.get(service, service), region
-
-
-def _read_rest_call(service: str, region: str, environ: WSGIEnvironment, body: bytes) -> Call:
-    method, path = environ["REQUEST_METHOD"], environ["RAW_URI"].partition("?")[0]
-    for template, model in _rest_operations(service)[method]:
-        labels = template.fullmatch(path)
-        if labels:
-            parameters = _read_parameters(model, labels.groupdict(), environ, body)
-            return Call(service, model.name, region, parameters, environ, body, model)
-    return Call(service, f"{method} {path}", region, {}, environ, body)
+    return form.get("Action", ["Unknown"])[0], {}, None
 
 
 def _read_parameters(
-    model: OperationModel, labels: Mapping[str, str], environ: WSGIEnvironment, body: bytes
+    model: OperationModel, labels: Mapping[str, str], query: str, headers: Mapping[str, str], body: bytes
 ) -> dict[str, Any]:
     """Collect the input of the operation from path, query, headers and body, as its model declares."""
     if model.input_shape is None:
         return {}
-    query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+    in_query = parse_qs(query, keep_blank_values=True)
     payload = model.input_shape.serialization.get("payload")
     content = json.loads(body) if body and payload is None else {}
     parameters: dict[str, Any] = {}
     for name, shape in model.input_shape.members.items():
-        location = shape.serialization.get("location")
         serialized_name = shape.serialization.get("name", name)
-        if name == payload:
-            parameters[name] = body
-        elif location == "uri":
-            parameters[name] = _typed(unquote(labels[_group(serialized_name)]), shape.type_name)
-        elif location == "querystring" and serialized_name in query:
-            parameters[name] = _typed(query[serialized_name][0], shape.type_name)
-        elif location == "header":
-            header = environ.get("HTTP_" + serialized_name.upper().replace("-", "_"))
-            if header is not None:
-                parameters[name] = _typed(header, shape.type_name)
-        elif location is None and serialized_name in content:
-            parameters[name] = content[serialized_name]
+        match shape.serialization.get("location"):
+            case "uri":
+                parameters[name] = _typed(unquote(labels[_group(serialized_name)]), shape.type_name)
+            case "querystring" if serialized_name in in_query:
+                parameters[name] = _typed(in_query[serialized_name][0], shape.type_name)
+            case "header" if serialized_name.lower() in headers:
+                parameters[name] = _typed(headers[serialized_name.lower()], shape.type_name)
+            case None if name == payload:
+                parameters[name] = body
+            case None if serialized_name in content:
+                parameters[name] = content[serialized_name]
     return parameters
 
 
@@ -173,13 +190,8 @@ def _typed(text: str, type_name: str) -> Any:
 
 
 @cache
-def _session() -> botocore.session.Session:
-    return botocore.session.get_session()
-
-
-@cache
 def _model(service: str) -> ServiceModel:
-    return _session().get_service_model(service)
+    return botocore.session.get_session().get_service_model(service)
 
 
 @cache
@@ -205,3 +217,30 @@ def _rest_operations(service: str) -> Mapping[str, list[tuple[re.Pattern[str], O
 def _group(label: str) -> str:
     """Return the name of the regular expression group for a path label."""
     return label.replace("-", "_")
+
+
+def _texts(location: str, value: Any, shape: Shape) -> Iterator[tuple[str, str, Shape]]:
+    match shape, value:
+        case StringShape(), str():
+            yield location, value, shape
+        case StructureShape(), dict():
+            for name in value.keys() & shape.members.keys():
+                yield from _texts(f"{location}.{name}".lstrip("."), value[name], shape.members[name])
+        case ListShape(), list():
+            for member in value:
+                yield from _texts(location, member, shape.member)
+        case MapShape(), dict():
+            for key, member in value.items():
+                yield from _texts(location, key, shape.key)
+                yield from _texts(location, member, shape.value)
+
+
+@cache
+def _pattern(text: str) -> re.Pattern[str] | None:
+    """Compile a pattern of the model. Return None for the few patterns that only Java supports."""
+    for java, python in _CLASSES_OF_JAVA.items():
+        text = text.replace(java, python)
+    try:
+        return re.compile(text)
+    except re.error:
+        return None

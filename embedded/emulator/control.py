@@ -84,6 +84,8 @@ class EmulatorControl:
         self,
         *,
         detach_seconds: float | None = None,
+        secret_deletion_seconds: float | None = None,
+        disconnect_seconds: float | None = None,
         group_build_seconds: float | None = None,
         job_rollout_seconds: float | None = None,
         dynamic_groups_at_most: int | None = None,
@@ -92,6 +94,8 @@ class EmulatorControl:
         """Change the given settings, also for operations in progress. `account.Settings` describes each."""
         given = {
             "detach_seconds": detach_seconds,
+            "secret_deletion_seconds": secret_deletion_seconds,
+            "disconnect_seconds": disconnect_seconds,
             "group_build_seconds": group_build_seconds,
             "job_rollout_seconds": job_rollout_seconds,
             "dynamic_groups_at_most": dynamic_groups_at_most,

@@ -1,29 +1,92 @@
-"""Faults that tests inject into the emulator, and the number of calls per operation."""
+"""What tests make of correct calls: errors and delays on demand, quotas, and revoked access keys."""
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
+from base64 import b64decode
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from embedded.emulator.calls import AwsError
+from embedded.emulator.calls import AwsError, Response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
-    from embedded.emulator.calls import Call, Response
+    from embedded.emulator.calls import Call
+
+AWS_QUOTAS: Mapping[str, float] = {
+    **dict.fromkeys(
+        (
+            "iot:CreateThing",
+            "iot:UpdateThing",
+            "iot:DeleteThing",
+            "iot:AttachThingPrincipal",
+            "iot:DetachThingPrincipal",
+            "iot:AddThingToThingGroup",
+            "iot-data:DeleteConnection",
+        ),
+        100,
+    ),
+    "iot:DescribeThing": 350,
+    **dict.fromkeys(
+        (
+            "iot:CreateKeysAndCertificate",
+            "iot:UpdateCertificate",
+            "iot:DeleteCertificate",
+            "iot:DescribeCertificate",
+            "iot:GetPolicy",
+            "iot:ListThings",
+            "iot:ListCertificates",
+            "iot:ListPrincipalThings",
+            "iot:RegisterThing",
+            "iot:CreateJob",
+            "iot:DescribeJob",
+            "iot:CancelJob",
+            "iot:DeleteJob",
+            "iot:DescribeJobExecution",
+            "iot:ListJobExecutionsForThing",
+        ),
+        10,
+    ),
+    **dict.fromkeys(
+        (
+            "iot:CreateCertificateFromCsr",
+            "iot:AttachPolicy",
+            "iot:DetachPolicy",
+            "iot:ListAttachedPolicies",
+            "iot:SearchIndex",
+        ),
+        15,
+    ),
+    "iot:ListThingPrincipals": 20,
+    **dict.fromkeys(("iot:CreateDynamicThingGroup", "iot:DeleteDynamicThingGroup"), 5),
+    **dict.fromkeys(
+        (
+            "secretsmanager:CreateSecret",
+            "secretsmanager:DeleteSecret",
+            "secretsmanager:PutSecretValue",
+            "secretsmanager:TagResource",
+        ),
+        50,
+    ),
+}
+"""The default quotas of AWS, in calls per second for each account and region.
+
+Source: "AWS IoT Core endpoints and quotas" and "AWS Secrets Manager endpoints and quotas".
+"""
 
 
 @dataclass
 class Fault:
-    """An error or delay, with the calls it applies to. `EmulatorControl.add_fault` describes the fields."""
+    """An error, response or delay, and the calls it applies to. `EmulatorControl.add_fault` describes it."""
 
     operations: list[str]
     resource: str | None = None
     code: str | None = None
+    payload: str | None = None
     status: int = 400
     times: int | None = None
     when: str = "before"
@@ -36,61 +99,90 @@ class Fault:
         return named and (self.resource is None or call.mentions(self.resource))
 
 
+@dataclass
+class _TokenBucket:
+    """The calls of one operation that AWS accepts now: one second's worth, refilled continuously."""
+
+    per_second: float
+    tokens: float
+    filled_at: float
+
+    def take(self) -> bool:
+        now = time.monotonic()
+        refilled = self.tokens + (now - self.filled_at) * self.per_second
+        self.tokens, self.filled_at = min(max(self.per_second, 1.0), refilled), now
+        if self.tokens < 1:
+            return False
+        self.tokens -= 1
+        return True
+
+
 class Faults:
-    """The active faults, and the number of calls of each operation."""
+    """The active faults, quotas and revoked keys, and the number of calls of each operation."""
 
     def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._faults: list[Fault] = []
-        self._calls: Counter[str] = Counter()
+        self.faults: list[Fault] = []
+        self.calls: Counter[str] = Counter()
+        """Counts every call, including those that a fault, a quota or a revoked key made fail."""
+        self.refused_keys: Counter[str] = Counter()
+        self._revoked_at: dict[str, float] = {}
+        self._buckets: dict[str, _TokenBucket] = {}
 
-    def add(self, fault: Mapping[str, Any]) -> str:
+    def add(self, given: Mapping[str, Any]) -> str:
         """Add a fault and return its id."""
-        added = Fault(**fault)
+        added = Fault(**given)
         if added.when not in {"before", "after"}:
             raise ValueError(f'"when" must be "before" or "after", not {added.when!r}')
-        with self._guard:
-            self._faults.append(added)
+        self.faults.append(added)
         return added.id
 
-    def ids(self) -> list[str]:
-        """Return the ids of the active faults."""
-        with self._guard:
-            return [fault.id for fault in self._faults]
+    def limit(self, quotas: Mapping[str, float]) -> None:
+        """Enforce these quotas, in calls per second by operation, instead of the present ones."""
+        for operation, per_second in quotas.items():
+            if per_second <= 0:
+                raise ValueError(f"the quota of {operation} must be positive, not {per_second}")
+        now = time.monotonic()
+        self._buckets = {
+            operation: _TokenBucket(per_second, max(per_second, 1.0), now)
+            for operation, per_second in quotas.items()
+        }
 
-    def clear(self) -> None:
-        """Remove all faults."""
-        with self._guard:
-            self._faults.clear()
+    def revoke(self, access_key_id: str, grace_seconds: float) -> None:
+        """Refuse a key after a grace period. On AWS, too, a revocation needs time to reach every service."""
+        self._revoked_at[access_key_id] = time.monotonic() + grace_seconds
 
-    def calls(self) -> dict[str, int]:
-        """Return the number of calls of each operation, including the calls that a fault made fail."""
-        with self._guard:
-            return dict(self._calls)
+    def restore_keys(self) -> None:
+        """Accept every key again."""
+        self._revoked_at.clear()
+        self.refused_keys.clear()
 
-    def forget_calls(self) -> None:
-        """Reset the counts to zero."""
-        with self._guard:
-            self._calls.clear()
-
-    def around(self, call: Call, respond: Callable[[Call], Response]) -> Response:
-        """Handle a call with `respond`, or return the error of a matching fault before or after it."""
+    async def around(self, call: Call, respond: Callable[[Call], Awaitable[Response]]) -> Response:
+        """Handle a call with `respond`, unless a revoked key, a quota or a fault prevents it."""
+        self.calls[call.operation] += 1
+        if time.monotonic() >= self._revoked_at.get(call.access_key_id, float("inf")):
+            self.refused_keys[call.access_key_id] += 1
+            code = "InvalidClientTokenId" if call.service == "sts" else "UnrecognizedClientException"
+            message = "The security token included in the request is invalid."
+            return AwsError(403, code, message).response(call)
+        bucket = self._buckets.get(call.operation)
+        if bucket is not None and not bucket.take():
+            return AwsError(429, "ThrottlingException", "Rate exceeded").response(call)
         fault = self._next_fault(call)
         if fault is None:
-            return respond(call)
-        time.sleep(fault.delay_seconds)
+            return await respond(call)
+        await asyncio.sleep(fault.delay_seconds)
+        if fault.payload is not None:
+            return Response(fault.status, b64decode(fault.payload))
         if fault.code is None:
-            return respond(call)
+            return await respond(call)
         if fault.when == "after":
-            respond(call)
+            await respond(call)
         return AwsError(fault.status, fault.code, "an injected fault").response(call)
 
     def _next_fault(self, call: Call) -> Fault | None:
-        with self._guard:
-            self._calls[call.operation] += 1
-            fault = next((each for each in self._faults if each.matches(call)), None)
-            if fault is not None and fault.times is not None:
-                fault.times -= 1
-                if fault.times == 0:
-                    self._faults.remove(fault)
-            return fault
+        fault = next((each for each in self.faults if each.matches(call)), None)
+        if fault is not None and fault.times is not None:
+            fault.times -= 1
+            if fault.times == 0:
+                self.faults.remove(fault)
+        return fault

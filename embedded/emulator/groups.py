@@ -1,187 +1,166 @@
-"""Thing groups: dynamic groups, which moto does not have, and their differences from static groups."""
+"""The fleet index: searches, and dynamic thing groups, which ministack does not have."""
 
 from __future__ import annotations
 
-from datetime import UTC
+import json
+import time
 from typing import TYPE_CHECKING, Any
 
-from moto.core.utils import utcnow
-from moto.iot.models import FakeThingGroup
+from ministack.services import iot
 
 from embedded.emulator.calls import AwsError, Response
 from embedded.emulator.queries import read_query
+from embedded.emulator.registry import paged
+from embedded.emulator.settings import SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from moto.iot.models import FakeThing, IoTBackend
-
-    from embedded.emulator.account import Account, Difference, Forward
-    from embedded.emulator.calls import Call
+    from embedded.emulator.calls import Call, Difference, Forward
 
 _INDEX = "AWS_Things"
 _QUERY_VERSION = "2017-09-30"
+_SUMMARY = ("thingGroupName", "thingGroupArn", "thingGroupId", "indexName", "queryString", "queryVersion")
 
 
-class DynamicGroup(FakeThingGroup):
-    """A group of the Things that a query finds. It is in moto's registry, so moto lists it too."""
-
-    def __init__(self, name: str, query: str, properties: dict[str, Any], iot: IoTBackend) -> None:
-        # The parent must be None: moto reads any text as the name of a parent.
-        super().__init__(name, None, properties, iot.account_id, iot.region_name, iot.thing_groups)  # type: ignore[arg-type]
-        self.query = query
-        self.created_at = utcnow()
-
-    def is_building(self, account: Account) -> bool:
-        """Return whether AWS would still be adding Things to the group."""
-        return (utcnow() - self.created_at).total_seconds() < account.settings.group_build_seconds
-
-    def summary(self) -> dict[str, Any]:
-        """Return the members that CreateDynamicThingGroup and DescribeThingGroup both return."""
-        return {
-            "thingGroupName": self.thing_group_name,
-            "thingGroupArn": self.arn,
-            "thingGroupId": self.thing_group_id,
-            "indexName": _INDEX,
-            "queryString": self.query,
-            "queryVersion": _QUERY_VERSION,
-        }
+async def search_index(call: Call, _forward: Forward) -> Response:
+    """Return the Things that a query finds. Ministack knows neither OR, NOT nor `shadow.hasDelta`."""
+    _require_index(call.parameters.get("indexName", _INDEX))
+    finds = read_query(call.parameters["queryString"])
+    documents = [document for thing in iot._things.values() if finds(document := _indexed(thing))]
+    page = paged("things", documents, call, key=lambda each: each["thingName"])
+    things = [
+        {name: value for name, value in document.items() if value is not None}
+        | {"shadow": json.dumps(document["shadow"])}
+        for document in page.members["things"]
+    ]
+    return Response.of(page.members | {"things": things})
 
 
-def things_in(group: FakeThingGroup, account: Account, region: str) -> list[FakeThing]:
-    """Return the Things of a group. A dynamic group runs its query each time, and is empty while building."""
-    if not isinstance(group, DynamicGroup):
-        return list(group.things.values())
-    if group.is_building(account):
-        return []
-    finds = read_query(group.query)
-    return [thing for thing in account.iot(region).things.values() if finds(_indexed(thing, account, region))]
-
-
-def create_dynamic_thing_group(call: Call, account: Account, _forward: Forward) -> Response:
+async def create_dynamic_thing_group(call: Call, _forward: Forward) -> Response:
     """Return the existing group for a repeated call, and refuse another query under the same name."""
-    wanted, iot = call.parameters, account.iot(call.region)
+    wanted = call.parameters
     name, query = wanted["thingGroupName"], wanted["queryString"]
-    properties = wanted.get("thingGroupProperties", {})
-    if wanted.get("indexName", _INDEX) != _INDEX:
-        raise AwsError(404, "ResourceNotFoundException", f"There is no index {wanted['indexName']}.")
+    description = wanted.get("thingGroupProperties", {}).get("thingGroupDescription")
+    _require_index(wanted.get("indexName", _INDEX))
     if wanted.get("queryVersion", _QUERY_VERSION) != _QUERY_VERSION:
         message = f"There is no query version {wanted['queryVersion']}."
         raise AwsError(400, "InvalidRequestException", message)
     read_query(query)
-    existing = _group(name, account, call)
+    existing = iot._thing_groups.get(name)
     if existing is not None:
-        if not isinstance(existing, DynamicGroup):
+        same = existing["thingGroupProperties"].get("thingGroupDescription") == description
+        if existing.get("queryString") != query or not same:
             raise _exists(existing)
-        if (existing.query, existing.thing_group_properties) != (query, properties):
-            raise _exists(existing)
-        return Response.of(existing.summary())
-    at_most = account.settings.dynamic_groups_at_most
-    if sum(isinstance(group, DynamicGroup) for group in iot.thing_groups.values()) >= at_most:
-        message = f"The account has {at_most} dynamic thing groups, which is the quota."
+        return Response.of({member: existing[member] for member in _SUMMARY})
+    if len(dynamic_groups()) >= SETTINGS.dynamic_groups_at_most:
+        message = f"The account has {SETTINGS.dynamic_groups_at_most} dynamic thing groups, which is the quota."
         raise AwsError(410, "LimitExceededException", message)
-    group = DynamicGroup(name, query, properties, iot)
-    iot.thing_groups[group.arn] = group
-    return Response.of(group.summary())
+    iot._create_thing_group(name, {"thingGroupProperties": wanted.get("thingGroupProperties", {})})
+    group = iot._thing_groups[name]
+    group |= {"indexName": _INDEX, "queryString": query, "queryVersion": _QUERY_VERSION, "status": "BUILDING"}
+    return Response.of({member: group[member] for member in _SUMMARY})
 
 
-def delete_dynamic_thing_group(call: Call, account: Account, _forward: Forward) -> Response:
+async def delete_dynamic_thing_group(call: Call, _forward: Forward) -> Response:
     """Delete a dynamic group. Succeed if the group does not exist, and refuse to delete a static group."""
-    group = _group(call.parameters["thingGroupName"], account, call)
-    if group is None:
-        return Response.of({})
-    if not isinstance(group, DynamicGroup):
-        message = f"Thing group {group.thing_group_name} is not dynamic."
-        raise AwsError(400, "InvalidRequestException", message)
-    expected = call.parameters.get("expectedVersion")
-    if expected is not None and expected != group.version:
-        message = f"The version for thing group {group.thing_group_name} does not match the expected version."
+    name, expected = call.parameters["thingGroupName"], call.parameters.get("expectedVersion")
+    group = iot._thing_groups.get(name)
+    if group is not None and "queryString" not in group:
+        raise AwsError(400, "InvalidRequestException", f"Thing group {name} is not dynamic.")
+    if group is not None and expected not in {None, group["version"]}:
+        message = f"The version for thing group {name} does not match the expected version."
         raise AwsError(409, "VersionConflictException", message)
-    del account.iot(call.region).thing_groups[group.arn]
+    iot._delete_thing_group(name)
     return Response.of({})
 
 
-def describe_thing_group(call: Call, account: Account, forward: Forward) -> Response:
-    """Describe a group. A dynamic group also has its query and its status."""
-    group = _group(call.parameters["thingGroupName"], account, call)
-    if not isinstance(group, DynamicGroup):
-        return forward()
-    return Response.of(
-        group.summary()
-        | {
-            "version": group.version,
-            "thingGroupProperties": group.thing_group_properties,
-            "thingGroupMetadata": {"creationDate": group.created_at.replace(tzinfo=UTC).timestamp()},
-            "status": "BUILDING" if group.is_building(account) else "ACTIVE",
-        }
-    )
-
-
-def create_thing_group(call: Call, account: Account, forward: Forward) -> Response:
+async def create_thing_group(call: Call, forward: Forward) -> Response:
     """Refuse a group with the name of a dynamic group, or with a dynamic group as its parent."""
-    existing = _group(call.parameters["thingGroupName"], account, call)
-    if isinstance(existing, DynamicGroup):
+    existing = iot._thing_groups.get(call.parameters["thingGroupName"])
+    if existing is not None and "queryString" in existing:
         raise _exists(existing)
-    parent = call.parameters.get("parentGroupName")
-    if parent is not None and isinstance(_group(parent, account, call), DynamicGroup):
-        raise AwsError(
-            400, "InvalidRequestException", f"Thing group {parent} is dynamic: it cannot have children."
-        )
-    return forward()
-
-
-def change_static_group(call: Call, account: Account, forward: Forward) -> Response:
-    """Refuse an operation of static groups on a dynamic group."""
-    name, arn = call.parameters.get("thingGroupName"), call.parameters.get("thingGroupArn", "")
-    group = account.iot(call.region).thing_groups.get(arn) if name is None else _group(name, account, call)
-    if isinstance(group, DynamicGroup):
-        message = f"Thing group {group.thing_group_name} is dynamic: {call.name} works only on static groups."
+    parent = call.parameters.get("parentGroupName", "")
+    if "queryString" in (iot._thing_groups.get(parent) or {}):
+        message = f"Thing group {parent} is dynamic: it cannot have children."
         raise AwsError(400, "InvalidRequestException", message)
-    return forward()
+    return await forward()
 
 
-def list_things_in_thing_group(call: Call, account: Account, forward: Forward) -> Response:
-    """List the Things of a group. Those of a dynamic group are the ones that its query finds."""
-    group = _group(call.parameters["thingGroupName"], account, call)
-    if not isinstance(group, DynamicGroup):
-        return forward()
-    return Response.of({"things": [thing.thing_name for thing in things_in(group, account, call.region)]})
+async def change_static_group(call: Call, forward: Forward) -> Response:
+    """Refuse an operation of static groups on a dynamic group."""
+    name = call.parameters.get("thingGroupName") or call.parameters.get("thingGroupArn", "").rpartition("/")[2]
+    if "queryString" in (iot._thing_groups.get(name) or {}):
+        message = f"Thing group {name} is dynamic: {call.name} works only on static groups."
+        raise AwsError(400, "InvalidRequestException", message)
+    return await forward()
 
 
-def _group(name: str, account: Account, call: Call) -> FakeThingGroup | None:
-    iot = account.iot(call.region)
-    arn = f"arn:{iot.partition}:iot:{call.region}:{iot.account_id}:thinggroup/{name}"
-    return iot.thing_groups.get(arn)
+def dynamic_groups() -> list[dict[str, Any]]:
+    """Return the dynamic groups of the account and region of the call."""
+    return [group for group in iot._thing_groups.values() if "queryString" in group]
 
 
-def _exists(group: FakeThingGroup) -> AwsError:
-    message = f"Thing group {group.thing_group_name} already exists in account with different properties"
-    members = {"resourceId": group.thing_group_id, "resourceArn": group.arn}
+async def refresh() -> None:
+    """Let every dynamic group contain the Things that its query finds, as AWS does with a little delay.
+
+    A group is without Things, and its status is BUILDING, for some time after it was created.
+    """
+    for group in dynamic_groups():
+        if time.time() < group["creationDate"] + SETTINGS.group_build_seconds:
+            continue
+        group["status"] = "ACTIVE"
+        finds = read_query(group["queryString"])
+        found = {name for name, thing in iot._things.items() if finds(_indexed(thing))}
+        for name in found.symmetric_difference(group["things"]):
+            change = iot._add_thing_to_group if name in found else iot._remove_thing_from_group
+            await change({"thingGroupName": group["thingGroupName"], "thingName": name})
+
+
+def is_building(target: str) -> bool:
+    """Return whether a target of a job is a dynamic group that AWS is still building."""
+    group = iot._thing_groups.get(target.rpartition(":thinggroup/")[2]) or {}
+    return group.get("status") == "BUILDING"
+
+
+def _require_index(name: str) -> None:
+    if name != _INDEX or iot._thing_indexing_mode() == "OFF":
+        raise AwsError(404, "ResourceNotFoundException", f"There is no index {name}: UpdateIndexingConfiguration.")
+
+
+def _exists(group: Mapping[str, Any]) -> AwsError:
+    message = f"Thing group {group['thingGroupName']} already exists in account with different properties"
+    members = {"resourceId": group["thingGroupId"], "resourceArn": group["thingGroupArn"]}
     return AwsError(409, "ResourceAlreadyExistsException", message, **members)
 
 
-def _indexed(thing: FakeThing, account: Account, region: str) -> dict[str, Any]:
-    """Return the document of a Thing in the fleet index. No Thing is ever connected in the emulator."""
-    shadow = account.classic_shadow(region, thing.thing_name)
-    state: dict[str, Any] = shadow.document()["state"] if shadow else {}
+def _indexed(thing: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the document of a Thing in the fleet index."""
+    status, shadow = iot.get_thing_shadow(thing["thingName"], "")
+    state = shadow["state"] if status == 200 else {}
     return {
-        "thingName": thing.thing_name,
-        "thingId": thing.thing_id,
-        "thingTypeName": thing.thing_type.thing_type_name if thing.thing_type else None,
-        "attributes": thing.attributes,
+        "thingName": thing["thingName"],
+        "thingId": thing["thingId"],
+        "thingTypeName": thing["thingTypeName"],
+        "thingGroupNames": thing["thingGroupNames"],
+        "attributes": thing["attributes"],
         "shadow": {**state, "hasDelta": "delta" in state},
-        "connectivity": {"connected": False},
+        "connectivity": iot._thing_connectivity(iot.get_account_id(), iot.get_region(), thing["thingName"]),
     }
 
 
 DIFFERENCES: Mapping[str, Difference] = {
+    "iot:SearchIndex": search_index,
     "iot:CreateDynamicThingGroup": create_dynamic_thing_group,
     "iot:DeleteDynamicThingGroup": delete_dynamic_thing_group,
-    "iot:DescribeThingGroup": describe_thing_group,
     "iot:CreateThingGroup": create_thing_group,
-    "iot:UpdateThingGroup": change_static_group,
-    "iot:DeleteThingGroup": change_static_group,
-    "iot:AddThingToThingGroup": change_static_group,
-    "iot:RemoveThingFromThingGroup": change_static_group,
-    "iot:ListThingsInThingGroup": list_things_in_thing_group,
+    **dict.fromkeys(
+        (
+            "iot:UpdateThingGroup",
+            "iot:DeleteThingGroup",
+            "iot:AddThingToThingGroup",
+            "iot:RemoveThingFromThingGroup",
+        ),
+        change_static_group,
+    ),
 }

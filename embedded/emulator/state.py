@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
-import threading
 import time
-from typing import TYPE_CHECKING
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from ministack import app
+from ministack.core import persistence
 
 from embedded.processes import ServerError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from embedded.emulator.account import Account
-
 _PAUSE_SECONDS = 1.0
 _SHARE_OF_TIME = 0.05
 """The maximum share of time spent on saving: a large account is saved less often."""
+
+_VERSION = version("ministack")
 
 
 class StateFile:
     """Writes the account to its file about one second after a change."""
 
-    def __init__(self, path: Path, account: Account) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._account = account
-        self._changed = threading.Event()
-        self._saving = threading.RLock()
+        self._changed = asyncio.Event()
 
     def load(self) -> None:
         """Load the account from the file, if the file exists.
@@ -37,41 +40,45 @@ class StateFile:
         if not self._path.exists():
             return
         try:
-            self._account.load(self._path.read_bytes())
+            saved = json.loads(self._path.read_bytes(), object_hook=persistence._json_object_hook)
+            if saved["ministack"] != _VERSION:
+                raise ValueError(f"ministack {saved['ministack']} wrote it, but this is ministack {_VERSION}")  # noqa: TRY301
+            for service, state in saved["services"].items():
+                app._get_module(app._state_map[service]).load_persisted_state(state)
         except Exception as error:
             raise ServerError(
                 f"cannot read the AWS state in {self._path}: {error}. Delete it to start with no resources."
             ) from error
 
-    def save_changes(self) -> None:
-        """Save after each change, in an endless loop that needs its own thread."""
+    async def save_changes(self) -> None:
+        """Save after each change, in an endless loop."""
         while True:
-            self._changed.wait()
-            time.sleep(_PAUSE_SECONDS)
+            await self._changed.wait()
+            await asyncio.sleep(_PAUSE_SECONDS)
             began = time.monotonic()
-            self.save()
-            took = time.monotonic() - began
-            time.sleep(max(0.0, took / _SHARE_OF_TIME - _PAUSE_SECONDS))
+            self._changed.clear()
+            state = self._copy()
+            await asyncio.to_thread(self._write, state)
+            await asyncio.sleep(max(0.0, (time.monotonic() - began) / _SHARE_OF_TIME - _PAUSE_SECONDS))
 
     def request_save(self) -> None:
         """Request that the account is saved soon."""
         self._changed.set()
 
     def save(self) -> None:
-        """Write a temporary file and rename it, so that the state file is always complete."""
-        with self._saving:
-            self._changed.clear()
-            dumped = self._account.dump()
-            incomplete = self._path.with_name(self._path.name + ".incomplete")
-            # Readable only by its owner, because it contains the values of secrets.
-            with os.fdopen(os.open(incomplete, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(dumped)
-                file.flush()
-                os.fsync(file.fileno())
-            incomplete.rename(self._path)
+        """Save at once."""
+        self._write(self._copy())
 
-    def save_and_close(self) -> None:
-        """Save for the last time and keep the account locked, so that no later call can succeed unsaved."""
-        with self._saving:  # acquired before the account's lock, as in `save`
-            self._account.lock.acquire()
-            self.save()
+    def _copy(self) -> dict[str, Any]:
+        services = {name: copy() for name, copy in app._build_persistence_save_dict().items()}
+        return {"ministack": _VERSION, "services": services}
+
+    def _write(self, state: dict[str, Any]) -> None:
+        """Write a temporary file and rename it, so that the state file is always complete."""
+        incomplete = self._path.with_name(self._path.name + ".incomplete")
+        # Readable only by its owner, because it contains the values of secrets.
+        with os.fdopen(os.open(incomplete, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(state, file, default=persistence._json_default)
+            file.flush()
+            os.fsync(file.fileno())
+        incomplete.rename(self._path)

@@ -55,8 +55,8 @@ class AwsClients:
 @contextmanager
 def emulator(state: Path) -> Iterator[tuple[subprocess.Popen[bytes], AwsClients]]:
     """Run an emulator process on a state file, and yield it with its clients."""
-    (port,) = choose_ports(0)
-    command = [sys.executable, "-m", "embedded.emulator.server", "--port", str(port), "--state", str(state)]
+    port, mqtt_port = choose_ports(0, 0)
+    command = emulator_command(port, mqtt_port, state)
     url = f"http://127.0.0.1:{port}"
     config = Config(retries={"total_max_attempts": 1}, proxies={}, max_pool_connections=32)
     iot = SESSION.client("iot", endpoint_url=url, config=config)
@@ -64,7 +64,7 @@ def emulator(state: Path) -> Iterator[tuple[subprocess.Popen[bytes], AwsClients]
     secrets = SESSION.client("secretsmanager", endpoint_url=url, config=config)
     jobs = SESSION.client("iot-jobs-data", endpoint_url=url, config=config)
     sts = SESSION.client("sts", endpoint_url=url, config=config)
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, env=server_environment())
     try:
         control = EmulatorControl(url)
         for _ in range(3000):
@@ -93,7 +93,7 @@ def aws(shared: AwsClients) -> AwsClients:
     """Return the emulator with an empty account, in which detaches and groups take effect at once."""
     shared.control.reset()
     shared.control.default_settings()
-    shared.control.settings(detach_seconds=0, group_build_seconds=0)
+    shared.control.settings(detach_seconds=0, secret_deletion_seconds=0, group_build_seconds=0)
     return shared
 
 
@@ -914,7 +914,7 @@ def test_a_port_in_use_is_reported(tmp_path: Path) -> None:
     """The process ends with one sentence that names the address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        command = emulator_command(port, tmp_path / "aws.state")
+        command = emulator_command(port, port, tmp_path / "aws.state")
         ended = subprocess.run(command, env=server_environment(), capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     (sentence,) = ended.stderr.splitlines()

@@ -68,7 +68,7 @@ async def test_a_command_survives_a_restart_of_worker_and_servers(tmp_path: Path
 
 
 def stack_in(folder: Path) -> Stack:
-    return Stack(folder / "stack", temporal_port=0, ui_port=0, aws_port=0)
+    return Stack(folder / "stack", temporal_port=0, ui_port=0, aws_port=0, mqtt_port=0)
 
 
 def environment_at(addresses: Addresses) -> dict[str, str]:

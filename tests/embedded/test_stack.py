@@ -41,7 +41,7 @@ import psycopg
 from embedded.stack import Stack
 # A shell that starts the tests in the background ignores SIGINT, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-with Stack(pathlib.Path(sys.argv[1]), temporal_port=0, ui_port=0, aws_port=0) as addresses:
+with Stack(pathlib.Path(sys.argv[1]), temporal_port=0, ui_port=0, aws_port=0, mqtt_port=0) as addresses:
     try:
         print(json.dumps(dataclasses.asdict(addresses)), flush=True)
         time.sleep(60)
@@ -54,7 +54,7 @@ with Stack(pathlib.Path(sys.argv[1]), temporal_port=0, ui_port=0, aws_port=0) as
 
 def stack_on(data_dir: Path) -> Stack:
     """Return a stack on free ports."""
-    return Stack(data_dir, temporal_port=0, ui_port=0, aws_port=0)
+    return Stack(data_dir, temporal_port=0, ui_port=0, aws_port=0, mqtt_port=0)
 
 
 @contextmanager
@@ -257,7 +257,7 @@ def test_isolate_removes_every_other_aws_and_temporal(tmp_path: Path) -> None:
         "TEMPORAL_CONFIG_FILE": str(config),
         "NO_PROXY": "example.com",
     }
-    addresses = Addresses("127.0.0.1:1", "http://127.0.0.1:2", "postgresql://", "http://127.0.0.1:3")
+    addresses = Addresses("127.0.0.1:1", "http://127.0.0.1:2", "postgresql://", "http://127.0.0.1:3", 4, "ca.pem")
     isolate(environ, addresses)
     expected = addresses.environment()
     assert expected.items() <= environ.items()
