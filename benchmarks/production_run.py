@@ -73,8 +73,8 @@ from db.models import AwsThingBinding, RetiredCertificate
 from domain.names import CLAIM_CERTIFICATE_CHECK_SCHEDULE
 from domain.provisioning_status import ProvisioningStatus
 from embedded import REGION
-from embedded.emulator.client import aws_client
-from embedded.emulator.control import EmulatorControl
+from embedded.aws_client import aws_client
+from embedded.emulator_control import EmulatorControl
 from embedded.policy import create_device_policy
 from embedded.processes import HOST, child_environment, choose_ports, is_ok
 from embedded.simulated_device import SimulatedDevice

@@ -35,7 +35,7 @@ from domain.delta_poll import PollTotals
 from domain.names import SHADOW_DELTA_POLL, TASK_QUEUE, thing_name
 from domain.outgoing_event import OutgoingEventType
 from domain.provisioning_status import ProvisioningStatus
-from embedded.emulator.control import EmulatorControl
+from embedded.emulator_control import EmulatorControl
 from embedded.stack import Addresses, Stack, isolate
 from orchestration.client import connect, end_process
 from orchestration.schedules import schedules, upsert_schedules

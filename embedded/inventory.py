@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from embedded.emulator.client import aws_client
+from embedded.aws_client import aws_client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,7 @@ import json
 from contextlib import suppress
 
 from embedded import REGION
-from embedded.emulator.client import aws_client
+from embedded.aws_client import aws_client
 
 _THING = "${iot:Connection.Thing.ThingName}"
 _OWN_TOPICS = tuple(f"$aws/things/{_THING}/{channel}/*" for channel in ("shadow", "jobs"))

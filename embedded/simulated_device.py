@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from embedded.emulator.client import aws_client
+from embedded.aws_client import aws_client
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -28,7 +28,7 @@ from db.models import AwsThingBinding, BindingTransition, OutboxRow
 from domain.names import OUTBOX_PUBLISHER, tenant_key
 from domain.outgoing_event import OutgoingEventType
 from domain.provisioning_status import ProvisioningStatus
-from embedded.emulator.client import aws_client
+from embedded.aws_client import aws_client
 from embedded.inventory import Inventory, reported_status, take_inventory
 
 _SCHEMAS: Final = Path(__file__).parent.parent.parent / "docs" / "events"

@@ -22,7 +22,7 @@ from db.models import AwsThingBinding, OutboxRow
 from domain.names import thing_name
 from domain.outgoing_event import OutgoingEventType
 from domain.provisioning_status import ProvisioningStatus
-from embedded.emulator.client import aws_client
+from embedded.aws_client import aws_client
 from embedded.simulated_device import SimulatedDevice, desire
 
 POLICY: Final = "production-run"

@@ -1,7 +1,5 @@
 """Run the AWS emulator: `python -m embedded.emulator --port 4566 --mqtt-port 8883 --state aws.state`."""
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import os

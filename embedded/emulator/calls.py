@@ -1,23 +1,17 @@
-"""Parse requests to the emulator with the service models of botocore, and form responses to them."""
-
-from __future__ import annotations
+"""Calls to the emulator, parsed with the service models of botocore, and responses to them."""
 
 import json
 import re
-from collections import defaultdict
+from base64 import b64decode, b64encode
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import botocore.session
-from botocore.model import ListShape, MapShape, StringShape, StructureShape
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
-
-    from botocore.model import OperationModel, ServiceModel, Shape
+from botocore.model import OperationModel, ServiceModel, StringShape
+from botocore.validate import ParamValidator
 
 _SERVICE_OF_SIGNING_NAME = {"iotdata": "iot-data"}
 """The boto name of each service whose signatures contain another name."""
@@ -26,13 +20,14 @@ _REST_SERVICES = ("iot", "iot-data", "iot-jobs-data")
 """Services whose operation follows from method and path. Requests to other services name the operation."""
 
 _CREDENTIAL = re.compile(r"Credential=([^/]+)/[^/]+/([^/]+)/([^/]+)/")
-_CLASSES_OF_JAVA = {r"\p{Upper}": "A-Z", r"\p{Digit}": "0-9", r"\p{C}": r"\x00-\x1f\x7f"}
+_PER_PAGE = 25
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of one AWS operation."""
+    """One call of one AWS operation. Its path includes the query."""
 
+    method: str
     service: str
     name: str
     region: str
@@ -41,7 +36,7 @@ class Call:
     headers: Mapping[str, str]
     path: str
     body: bytes
-    model: OperationModel | None = None
+    model: OperationModel | None
 
     @property
     def operation(self) -> str:
@@ -60,21 +55,20 @@ class Call:
         return any(text in place for place in places)
 
     def validate(self) -> None:
-        """Refuse a text that violates the length or the pattern of its model, as AWS does for every text.
+        """Refuse a text that violates the length or the pattern in its model, as AWS does.
 
         Raises:
             AwsError: a parameter is invalid.
         """
         if self.model is None or self.model.input_shape is None:
             return
-        for location, text, shape in _texts("", self.parameters, self.model.input_shape):
-            limits = shape.metadata
-            pattern = _pattern(limits["pattern"]) if "pattern" in limits else None
-            fits = limits.get("min", 0) <= len(text) <= limits.get("max", len(text))
-            if not fits or (pattern and not pattern.fullmatch(text)):
-                code = "InvalidRequestException" if self.service in _REST_SERVICES else "ValidationException"
-                message = f"1 validation error detected: Value at '{location}' does not satisfy {dict(limits)}"
-                raise AwsError(400, code, message)
+        try:
+            report = _Validator().validate(self.parameters, self.model.input_shape).generate_report()
+        except ValueError as error:
+            report = str(error)
+        if report:
+            code = "InvalidRequestException" if self.service in _REST_SERVICES else "ValidationException"
+            raise AwsError(400, code, report)
 
 
 @dataclass(frozen=True)
@@ -86,28 +80,15 @@ class Response:
     headers: Mapping[str, str] = field(default_factory=lambda: {"content-type": "application/json"})
 
     @property
-    def is_success(self) -> bool:
-        """True if the call succeeded."""
-        return self.status < HTTPStatus.BAD_REQUEST
-
-    @property
     def members(self) -> dict[str, Any]:
         """The members of a JSON body."""
         members: dict[str, Any] = json.loads(self.body)
         return members
 
     @classmethod
-    def of(cls, members: Mapping[str, Any]) -> Response:
+    def of(cls, members: Mapping[str, Any]) -> "Response":
         """Return a success whose output has these members."""
-        return cls(HTTPStatus.OK, json.dumps(members).encode())
-
-
-if TYPE_CHECKING:
-    Forward = Callable[[], Awaitable[Response]]
-    """Forward the call to ministack and return the response of ministack."""
-
-    Difference = Callable[[Call, Forward], Awaitable[Response]]
-    """Handle a call as AWS does, for an operation that ministack implements differently."""
+        return cls(200, json.dumps(members).encode())
 
 
 class AwsError(Exception):
@@ -131,30 +112,73 @@ class AwsError(Exception):
         return Response(self.status, body.encode(), {"content-type": "text/xml"})
 
 
+class RefusedError(Exception):
+    """Ministack refused the call with this response."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response)
+        self.response = response
+
+
+Forward = Callable[[], Awaitable[Response]]
+"""Forward the call to ministack, and return its response, or raise `RefusedError`."""
+
+Difference = Callable[[Call, Forward], Awaitable[Response]]
+"""Handle a call as AWS does, for an operation that ministack implements differently."""
+
+DIFFERENCES: dict[str, Difference] = {}
+
+
+def difference(operation: str) -> Callable[[Difference], Difference]:
+    """Return a decorator that registers a function as the difference of an operation."""
+
+    def register(handle: Difference) -> Difference:
+        DIFFERENCES[operation] = handle
+        return handle
+
+    return register
+
+
+def paged(name: str, found: Mapping[str, object], call: Call, *, reverse: bool = False) -> Response:
+    """Return one page of the entries, sorted by their keys, as this member of the response.
+
+    The token is the last key of a page: the page after it is complete, also if that entry was deleted.
+    """
+    given = call.parameters
+    after = given.get("nextToken") or given.get("marker")
+    keys = sorted(found, reverse=reverse)
+    if after is not None:
+        last = b64decode(after).decode()
+        keys = [key for key in keys if (key < last if reverse else key > last)]
+    page = keys[: given.get("maxResults") or given.get("pageSize") or _PER_PAGE]
+    members: dict[str, object] = {name: [found[key] for key in page]}
+    if len(keys) > len(page):
+        members["nextMarker" if name == "certificates" else "nextToken"] = b64encode(
+            page[-1].encode()
+        ).decode()
+    return Response.of(members)
+
+
 def read_call(method: str, path: str, query: str, headers: Mapping[str, str], body: bytes) -> Call:
-    """Parse a request. `path` is the path as it was sent, with its percent encoding."""
+    """Parse a request. The path still has its percent encoding."""
     signature = _CREDENTIAL.search(headers.get("authorization", ""))
     access_key_id, region, signing_name = signature.groups() if signature else ("", "us-east-1", "unsigned")
     service = _SERVICE_OF_SIGNING_NAME.get(signing_name, signing_name)
-    name, parameters, model = _read_operation(service, method, path, query, headers, body)
-    whole_path = f"{path}?{query}" if query else path
-    return Call(service, name, region, access_key_id, parameters, headers, whole_path, body, model)
-
-
-def _read_operation(
-    service: str, method: str, path: str, query: str, headers: Mapping[str, str], body: bytes
-) -> tuple[str, Mapping[str, Any], OperationModel | None]:
+    name, parameters, model = f"{method} {path}", {}, None
     if service in _REST_SERVICES:
-        for template, model in _rest_operations(service)[method]:
+        for template, found in _rest_operations(service, method):
             if labels := template.fullmatch(path):
-                return model.name, _read_parameters(model, labels.groupdict(), query, headers, body), model
-        return f"{method} {path}", {}, None
-    if target := headers.get("x-amz-target"):
-        name = target.rpartition(".")[2]
-        known = _model(service).operation_model(name) if service == "secretsmanager" else None
-        return name, json.loads(body or b"{}"), known
-    form = parse_qs(body.decode(errors="replace"))
-    return form.get("Action", ["Unknown"])[0], {}, None
+                name, model = found.name, found
+                parameters = _read_parameters(found, labels.groupdict(), query, headers, body)
+                break
+    elif target := headers.get("x-amz-target"):
+        name, parameters = target.rpartition(".")[2], json.loads(body or b"{}")
+        model = _model(service).operation_model(name) if service == "secretsmanager" else None
+    else:
+        name = parse_qs(body.decode(errors="replace")).get("Action", [name])[0]
+    return Call(
+        method, service, name, region, access_key_id, parameters, headers, f"{path}?{query}", body, model
+    )
 
 
 def _read_parameters(
@@ -163,23 +187,19 @@ def _read_parameters(
     """Collect the input of the operation from path, query, headers and body, as its model declares."""
     if model.input_shape is None:
         return {}
-    in_query = parse_qs(query, keep_blank_values=True)
     payload = model.input_shape.serialization.get("payload")
-    content = json.loads(body) if body and payload is None else {}
+    places: dict[str | None, Mapping[str, Any]] = {
+        "uri": {name: unquote(value) for name, value in labels.items()},
+        "querystring": {name: values[0] for name, values in parse_qs(query, keep_blank_values=True).items()},
+        "header": headers,
+        None: {payload: body} if payload else json.loads(body or b"{}"),
+    }
     parameters: dict[str, Any] = {}
     for name, shape in model.input_shape.members.items():
-        serialized_name = shape.serialization.get("name", name)
-        match shape.serialization.get("location"):
-            case "uri":
-                parameters[name] = _typed(unquote(labels[_group(serialized_name)]), shape.type_name)
-            case "querystring" if serialized_name in in_query:
-                parameters[name] = _typed(in_query[serialized_name][0], shape.type_name)
-            case "header" if serialized_name.lower() in headers:
-                parameters[name] = _typed(headers[serialized_name.lower()], shape.type_name)
-            case None if name == payload:
-                parameters[name] = body
-            case None if serialized_name in content:
-                parameters[name] = content[serialized_name]
+        location, serialized_name = shape.serialization.get("location"), shape.serialization.get("name", name)
+        found = places[location].get(serialized_name.lower() if location == "header" else serialized_name)
+        if found is not None:
+            parameters[name] = _typed(found, shape.type_name) if location else found
     return parameters
 
 
@@ -195,51 +215,30 @@ def _model(service: str) -> ServiceModel:
 
 
 @cache
-def _rest_operations(service: str) -> Mapping[str, list[tuple[re.Pattern[str], OperationModel]]]:
-    """Return the operations of a service by HTTP method, those with the fewest path labels first."""
-    operations = defaultdict(list)
-    service_model = _model(service)
-    for name in service_model.operation_names:
-        model = service_model.operation_model(name)
-        path = model.http["requestUri"].partition("?")[0]
-        literals_and_labels = re.split(r"\{(\w+)\+?\}", path)
-        pattern = "".join(
-            f"(?P<{_group(part)}>[^/]+)" if index % 2 else re.escape(part)
-            for index, part in enumerate(literals_and_labels)
-        )
-        operations[model.http["method"]].append((len(literals_and_labels), re.compile(pattern), model))
-    return {
-        method: [(template, model) for _, template, model in sorted(found, key=lambda each: each[0])]
-        for method, found in operations.items()
-    }
+def _rest_operations(service: str, method: str) -> list[tuple[re.Pattern[str], OperationModel]]:
+    """Return the operations of a service with this HTTP method, those with the fewest path labels first."""
+    models = [_model(service).operation_model(name) for name in _model(service).operation_names]
+    models = [model for model in models if model.http["method"] == method]
+    models.sort(key=lambda model: model.http["requestUri"].count("{"))
+    paths = [re.escape(model.http["requestUri"].partition("?")[0]) for model in models]
+    labelled = [re.sub(r"\\\{(\w+)(\\\+)?\\\}", r"(?P<\1>[^/]+)", path) for path in paths]
+    return list(zip(map(re.compile, labelled), models, strict=True))
 
 
-def _group(label: str) -> str:
-    """Return the name of the regular expression group for a path label."""
-    return label.replace("-", "_")
+class _Validator(ParamValidator):
+    """Also checks what botocore leaves to AWS: the longest length and the pattern of texts."""
 
-
-def _texts(location: str, value: Any, shape: Shape) -> Iterator[tuple[str, str, Shape]]:
-    match shape, value:
-        case StringShape(), str():
-            yield location, value, shape
-        case StructureShape(), dict():
-            for name in value.keys() & shape.members.keys():
-                yield from _texts(f"{location}.{name}".lstrip("."), value[name], shape.members[name])
-        case ListShape(), list():
-            for member in value:
-                yield from _texts(location, member, shape.member)
-        case MapShape(), dict():
-            for key, member in value.items():
-                yield from _texts(location, key, shape.key)
-                yield from _texts(location, member, shape.value)
+    def _validate_string(self, param: Any, shape: StringShape, errors: object, name: str) -> None:
+        limits = shape.metadata
+        pattern = _pattern(limits["pattern"]) if "pattern" in limits else None
+        fits = limits.get("min", 0) <= len(param) <= limits.get("max", len(param))
+        if not fits or (pattern and not pattern.fullmatch(param)):
+            raise ValueError(f"1 validation error detected: {name} does not satisfy {dict(limits)}")
 
 
 @cache
 def _pattern(text: str) -> re.Pattern[str] | None:
     """Compile a pattern of the model. Return None for the few patterns that only Java supports."""
-    for java, python in _CLASSES_OF_JAVA.items():
-        text = text.replace(java, python)
     try:
         return re.compile(text)
     except re.error:

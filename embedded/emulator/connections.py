@@ -1,27 +1,19 @@
 """MQTT connections: DeleteConnection, and the end of connections whose certificate is no longer active."""
 
-from __future__ import annotations
-
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from ministack.services import iot
 
-from embedded.emulator.calls import AwsError, Response
+from embedded.emulator.calls import AwsError, Call, Forward, Response, difference
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from embedded.emulator.calls import Call, Difference, Forward
-
-_NOT_AUTHORIZED = iot.RC5_NOT_AUTHORIZED
 _ADMINISTRATIVE_ACTION = 0x98
 """MQTT 5, section 2.4: the reason code of a disconnection that an operator asked for."""
 
 _ending: set[asyncio.Task[None]] = set()
 
 
+@difference("iot-data:DeleteConnection")
 async def delete_connection(call: Call, _forward: Forward) -> Response:
     """End the connection of a client, and forget its session if the call says so."""
     wanted = call.parameters
@@ -29,8 +21,6 @@ async def delete_connection(call: Call, _forward: Forward) -> Response:
     session = iot._connected_clients.get(key)
     if session is None:
         raise AwsError(404, "ResourceNotFoundException", f"Client {wanted['clientId']} is not connected.")
-    if wanted.get("preventWillMessage"):
-        session._will_topic = None
     await _end(session, _ADMINISTRATIVE_ACTION)
     if wanted.get("cleanSession"):
         iot._persistent_sessions.pop(key, None)
@@ -45,10 +35,10 @@ def end_later(certificate_id: str, seconds: float) -> None:
         active = iot._mtls_active_registrations(certificate_id)
         for session in [] if active else list(iot._connected_clients.values()):
             if session.certificate_id == certificate_id:
-                await _end(session, _NOT_AUTHORIZED)
+                await _end(session, iot.RC5_NOT_AUTHORIZED)
 
     task = asyncio.get_running_loop().create_task(end())
-    _ending.add(task)
+    _ending.add(task)  # the loop itself does not keep it alive
     task.add_done_callback(_ending.discard)
 
 
@@ -59,6 +49,3 @@ async def _end(session: iot._WSSession, reason: int) -> None:
             await session.send_bytes(iot._make_disconnect(reason))
         await session._send({"type": "websocket.close", "code": 1000})
     await session.cleanup()
-
-
-DIFFERENCES: Mapping[str, Difference] = {"iot-data:DeleteConnection": delete_connection}

@@ -1,82 +1,16 @@
 """What tests make of correct calls: errors and delays on demand, quotas, and revoked access keys."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from base64 import b64decode
 from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from math import inf
+from typing import Any
 from uuid import uuid4
 
-from embedded.emulator.calls import AwsError, Response
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
-
-    from embedded.emulator.calls import Call
-
-AWS_QUOTAS: Mapping[str, float] = {
-    **dict.fromkeys(
-        (
-            "iot:CreateThing",
-            "iot:UpdateThing",
-            "iot:DeleteThing",
-            "iot:AttachThingPrincipal",
-            "iot:DetachThingPrincipal",
-            "iot:AddThingToThingGroup",
-            "iot-data:DeleteConnection",
-        ),
-        100,
-    ),
-    "iot:DescribeThing": 350,
-    **dict.fromkeys(
-        (
-            "iot:CreateKeysAndCertificate",
-            "iot:UpdateCertificate",
-            "iot:DeleteCertificate",
-            "iot:DescribeCertificate",
-            "iot:GetPolicy",
-            "iot:ListThings",
-            "iot:ListCertificates",
-            "iot:ListPrincipalThings",
-            "iot:RegisterThing",
-            "iot:CreateJob",
-            "iot:DescribeJob",
-            "iot:CancelJob",
-            "iot:DeleteJob",
-            "iot:DescribeJobExecution",
-            "iot:ListJobExecutionsForThing",
-        ),
-        10,
-    ),
-    **dict.fromkeys(
-        (
-            "iot:CreateCertificateFromCsr",
-            "iot:AttachPolicy",
-            "iot:DetachPolicy",
-            "iot:ListAttachedPolicies",
-            "iot:SearchIndex",
-        ),
-        15,
-    ),
-    "iot:ListThingPrincipals": 20,
-    **dict.fromkeys(("iot:CreateDynamicThingGroup", "iot:DeleteDynamicThingGroup"), 5),
-    **dict.fromkeys(
-        (
-            "secretsmanager:CreateSecret",
-            "secretsmanager:DeleteSecret",
-            "secretsmanager:PutSecretValue",
-            "secretsmanager:TagResource",
-        ),
-        50,
-    ),
-}
-"""The default quotas of AWS, in calls per second for each account and region.
-
-Source: "AWS IoT Core endpoints and quotas" and "AWS Secrets Manager endpoints and quotas".
-"""
+from embedded.emulator.calls import AwsError, Call, Response
 
 
 @dataclass
@@ -104,10 +38,11 @@ class _TokenBucket:
     """The calls of one operation that AWS accepts now: one second's worth, refilled continuously."""
 
     per_second: float
-    tokens: float
-    filled_at: float
+    tokens: float = inf
+    filled_at: float = 0.0
 
     def take(self) -> bool:
+        """Take the token of a call, and return whether there was one."""
         now = time.monotonic()
         refilled = self.tokens + (now - self.filled_at) * self.per_second
         self.tokens, self.filled_at = min(max(self.per_second, 1.0), refilled), now
@@ -128,9 +63,9 @@ class Faults:
         self._revoked_at: dict[str, float] = {}
         self._buckets: dict[str, _TokenBucket] = {}
 
-    def add(self, given: Mapping[str, Any]) -> str:
+    def add(self, **fault: Any) -> str:
         """Add a fault and return its id."""
-        added = Fault(**given)
+        added = Fault(**fault)
         if added.when not in {"before", "after"}:
             raise ValueError(f'"when" must be "before" or "after", not {added.when!r}')
         self.faults.append(added)
@@ -138,14 +73,9 @@ class Faults:
 
     def limit(self, quotas: Mapping[str, float]) -> None:
         """Enforce these quotas, in calls per second by operation, instead of the present ones."""
-        for operation, per_second in quotas.items():
-            if per_second <= 0:
-                raise ValueError(f"the quota of {operation} must be positive, not {per_second}")
-        now = time.monotonic()
-        self._buckets = {
-            operation: _TokenBucket(per_second, max(per_second, 1.0), now)
-            for operation, per_second in quotas.items()
-        }
+        if min(quotas.values(), default=1) <= 0:
+            raise ValueError(f"every quota must be positive: {quotas}")
+        self._buckets = {operation: _TokenBucket(per_second) for operation, per_second in quotas.items()}
 
     def revoke(self, access_key_id: str, grace_seconds: float) -> None:
         """Refuse a key after a grace period. On AWS, too, a revocation needs time to reach every service."""
@@ -156,10 +86,17 @@ class Faults:
         self._revoked_at.clear()
         self.refused_keys.clear()
 
+    def reset(self) -> None:
+        """Forget all of it."""
+        self.faults.clear()
+        self.calls.clear()
+        self._buckets.clear()
+        self.restore_keys()
+
     async def around(self, call: Call, respond: Callable[[Call], Awaitable[Response]]) -> Response:
         """Handle a call with `respond`, unless a revoked key, a quota or a fault prevents it."""
         self.calls[call.operation] += 1
-        if time.monotonic() >= self._revoked_at.get(call.access_key_id, float("inf")):
+        if time.monotonic() >= self._revoked_at.get(call.access_key_id, inf):
             self.refused_keys[call.access_key_id] += 1
             code = "InvalidClientTokenId" if call.service == "sts" else "UnrecognizedClientException"
             message = "The security token included in the request is invalid."

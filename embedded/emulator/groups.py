@@ -1,99 +1,57 @@
-"""The fleet index: searches, and dynamic thing groups, which ministack does not have."""
-
-from __future__ import annotations
+"""The fleet index, which is always on: searches, and dynamic thing groups, which ministack does not have."""
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from ministack.services import iot
 
-from embedded.emulator.calls import AwsError, Response
+from embedded.emulator.calls import AwsError, Call, Forward, Response, difference, paged
 from embedded.emulator.queries import read_query
-from embedded.emulator.registry import paged
 from embedded.emulator.settings import SETTINGS
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from embedded.emulator.calls import Call, Difference, Forward
-
-_INDEX = "AWS_Things"
-_QUERY_VERSION = "2017-09-30"
 _SUMMARY = ("thingGroupName", "thingGroupArn", "thingGroupId", "indexName", "queryString", "queryVersion")
 
 
+@difference("iot:SearchIndex")
 async def search_index(call: Call, _forward: Forward) -> Response:
     """Return the Things that a query finds. Ministack knows neither OR, NOT nor `shadow.hasDelta`."""
-    _require_index(call.parameters.get("indexName", _INDEX))
     finds = read_query(call.parameters["queryString"])
-    documents = [document for thing in iot._things.values() if finds(document := _indexed(thing))]
-    page = paged("things", documents, call, key=lambda each: each["thingName"])
-    things = [
-        {name: value for name, value in document.items() if value is not None}
-        | {"shadow": json.dumps(document["shadow"])}
-        for document in page.members["things"]
-    ]
-    return Response.of(page.members | {"things": things})
+    documents = {name: document for name, thing in iot._things.items() if finds(document := _indexed(thing))}
+    found = {name: each | {"shadow": json.dumps(each["shadow"])} for name, each in documents.items()}
+    return paged("things", found, call)
 
 
+@difference("iot:CreateDynamicThingGroup")
 async def create_dynamic_thing_group(call: Call, _forward: Forward) -> Response:
     """Return the existing group for a repeated call, and refuse another query under the same name."""
-    wanted = call.parameters
-    name, query = wanted["thingGroupName"], wanted["queryString"]
-    description = wanted.get("thingGroupProperties", {}).get("thingGroupDescription")
-    _require_index(wanted.get("indexName", _INDEX))
-    if wanted.get("queryVersion", _QUERY_VERSION) != _QUERY_VERSION:
-        message = f"There is no query version {wanted['queryVersion']}."
-        raise AwsError(400, "InvalidRequestException", message)
+    name, query = call.parameters["thingGroupName"], call.parameters["queryString"]
     read_query(query)
     existing = iot._thing_groups.get(name)
-    if existing is not None:
-        same = existing["thingGroupProperties"].get("thingGroupDescription") == description
-        if existing.get("queryString") != query or not same:
-            raise _exists(existing)
-        return Response.of({member: existing[member] for member in _SUMMARY})
-    if len(dynamic_groups()) >= SETTINGS.dynamic_groups_at_most:
-        message = f"The account has {SETTINGS.dynamic_groups_at_most} dynamic thing groups, which is the quota."
-        raise AwsError(410, "LimitExceededException", message)
-    iot._create_thing_group(name, {"thingGroupProperties": wanted.get("thingGroupProperties", {})})
-    group = iot._thing_groups[name]
-    group |= {"indexName": _INDEX, "queryString": query, "queryVersion": _QUERY_VERSION, "status": "BUILDING"}
-    return Response.of({member: group[member] for member in _SUMMARY})
+    if existing is None:
+        if len(dynamic_groups()) >= SETTINGS.dynamic_groups_at_most:
+            message = f"{SETTINGS.dynamic_groups_at_most} dynamic thing groups are the quota of the account."
+            raise AwsError(410, "LimitExceededException", message)
+        iot._create_thing_group(name, call.parameters)
+        existing = iot._thing_groups[name]
+        existing |= {"indexName": "AWS_Things", "queryVersion": "2017-09-30"}
+        existing |= {"queryString": query, "status": "BUILDING"}
+    elif existing.get("queryString") != query:
+        message = f"Thing group {name} already exists in account with different properties"
+        members = {"resourceId": existing["thingGroupId"], "resourceArn": existing["thingGroupArn"]}
+        raise AwsError(409, "ResourceAlreadyExistsException", message, **members)
+    return Response.of({member: existing[member] for member in _SUMMARY})
 
 
+@difference("iot:DeleteDynamicThingGroup")
 async def delete_dynamic_thing_group(call: Call, _forward: Forward) -> Response:
-    """Delete a dynamic group. Succeed if the group does not exist, and refuse to delete a static group."""
-    name, expected = call.parameters["thingGroupName"], call.parameters.get("expectedVersion")
-    group = iot._thing_groups.get(name)
-    if group is not None and "queryString" not in group:
+    """Delete a dynamic group. Succeed if there is no such group, and refuse to delete a static group."""
+    name = call.parameters["thingGroupName"]
+    if "queryString" not in iot._thing_groups.get(name, {"queryString": ""}):
         raise AwsError(400, "InvalidRequestException", f"Thing group {name} is not dynamic.")
-    if group is not None and expected not in {None, group["version"]}:
-        message = f"The version for thing group {name} does not match the expected version."
-        raise AwsError(409, "VersionConflictException", message)
     iot._delete_thing_group(name)
     return Response.of({})
-
-
-async def create_thing_group(call: Call, forward: Forward) -> Response:
-    """Refuse a group with the name of a dynamic group, or with a dynamic group as its parent."""
-    existing = iot._thing_groups.get(call.parameters["thingGroupName"])
-    if existing is not None and "queryString" in existing:
-        raise _exists(existing)
-    parent = call.parameters.get("parentGroupName", "")
-    if "queryString" in (iot._thing_groups.get(parent) or {}):
-        message = f"Thing group {parent} is dynamic: it cannot have children."
-        raise AwsError(400, "InvalidRequestException", message)
-    return await forward()
-
-
-async def change_static_group(call: Call, forward: Forward) -> Response:
-    """Refuse an operation of static groups on a dynamic group."""
-    name = call.parameters.get("thingGroupName") or call.parameters.get("thingGroupArn", "").rpartition("/")[2]
-    if "queryString" in (iot._thing_groups.get(name) or {}):
-        message = f"Thing group {name} is dynamic: {call.name} works only on static groups."
-        raise AwsError(400, "InvalidRequestException", message)
-    return await forward()
 
 
 def dynamic_groups() -> list[dict[str, Any]]:
@@ -119,48 +77,18 @@ async def refresh() -> None:
 
 def is_building(target: str) -> bool:
     """Return whether a target of a job is a dynamic group that AWS is still building."""
-    group = iot._thing_groups.get(target.rpartition(":thinggroup/")[2]) or {}
-    return group.get("status") == "BUILDING"
-
-
-def _require_index(name: str) -> None:
-    if name != _INDEX or iot._thing_indexing_mode() == "OFF":
-        raise AwsError(404, "ResourceNotFoundException", f"There is no index {name}: UpdateIndexingConfiguration.")
-
-
-def _exists(group: Mapping[str, Any]) -> AwsError:
-    message = f"Thing group {group['thingGroupName']} already exists in account with different properties"
-    members = {"resourceId": group["thingGroupId"], "resourceArn": group["thingGroupArn"]}
-    return AwsError(409, "ResourceAlreadyExistsException", message, **members)
+    group = iot._thing_groups.get(target.rpartition(":thinggroup/")[2], {})
+    return bool(group.get("status") == "BUILDING")
 
 
 def _indexed(thing: Mapping[str, Any]) -> dict[str, Any]:
     """Return the document of a Thing in the fleet index."""
-    status, shadow = iot.get_thing_shadow(thing["thingName"], "")
-    state = shadow["state"] if status == 200 else {}
+    _, shadow = iot.get_thing_shadow(thing["thingName"], "")
+    state = shadow.get("state", {})
+    connectivity = iot._thing_connectivity(iot.get_account_id(), iot.get_region(), thing["thingName"])
+    members = ("thingName", "thingId", "thingTypeName", "thingGroupNames", "attributes")
     return {
-        "thingName": thing["thingName"],
-        "thingId": thing["thingId"],
-        "thingTypeName": thing["thingTypeName"],
-        "thingGroupNames": thing["thingGroupNames"],
-        "attributes": thing["attributes"],
+        **{name: thing[name] for name in members if thing[name] is not None},
         "shadow": {**state, "hasDelta": "delta" in state},
-        "connectivity": iot._thing_connectivity(iot.get_account_id(), iot.get_region(), thing["thingName"]),
+        "connectivity": connectivity,
     }
-
-
-DIFFERENCES: Mapping[str, Difference] = {
-    "iot:SearchIndex": search_index,
-    "iot:CreateDynamicThingGroup": create_dynamic_thing_group,
-    "iot:DeleteDynamicThingGroup": delete_dynamic_thing_group,
-    "iot:CreateThingGroup": create_thing_group,
-    **dict.fromkeys(
-        (
-            "iot:UpdateThingGroup",
-            "iot:DeleteThingGroup",
-            "iot:AddThingToThingGroup",
-            "iot:RemoveThingFromThingGroup",
-        ),
-        change_static_group,
-    ),
-}

@@ -1,86 +1,70 @@
 """Secrets Manager: the differences of ministack from AWS."""
 
-from __future__ import annotations
-
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from ministack.services import secretsmanager
 
-from embedded.emulator.calls import AwsError, Response
+from embedded.emulator.calls import AwsError, Call, Forward, Response, difference
 from embedded.emulator.settings import SETTINGS
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from embedded.emulator.calls import Call, Difference, Forward
-
-_deleted_at: dict[tuple[str, str], float] = {}
-"""When a secret was deleted by force, by region and name. A restart takes longer than the deletion."""
+deleted_at: dict[tuple[str, str], float] = {}
+"""When a secret was deleted by force, by region and name. Not saved: a restart takes longer."""
 
 
+@difference("secretsmanager:CreateSecret")
 async def create_secret(call: Call, forward: Forward) -> Response:
     """Make the token of the request the version id, and return the secret of a repeated request.
 
     Refuse the name of a secret that is scheduled for deletion, also for some time after a forced deletion.
     """
     name, token = call.parameters["Name"], call.parameters["ClientRequestToken"]
-    deleted_at = _deleted_at.get((call.region, name))
-    pending = deleted_at is not None and time.monotonic() < deleted_at + SETTINGS.secret_deletion_seconds
     existing = secretsmanager._secrets.get(name)
-    if pending or (existing and existing["DeletedDate"]):
-        message = "You can't create this secret because a secret with this name is already scheduled for deletion."
-        raise AwsError(400, "InvalidRequestException", message)
-    if existing and _is_repeated(call, existing):
+    ends = deleted_at.get((call.region, name), 0.0) + SETTINGS.secret_deletion_seconds
+    if (existing and existing["DeletedDate"]) or (not existing and time.monotonic() < ends):
+        scheduled = "a secret with this name is already scheduled for deletion"
+        raise AwsError(400, "InvalidRequestException", f"You can't create this secret because {scheduled}.")
+    if existing and _has_version(existing, call):
         return Response.of({"ARN": existing["ARN"], "Name": name, "VersionId": token})
-    response = await forward()
-    if not response.is_success:
-        return response
-    secret = secretsmanager._secrets[name]
-    secret["Versions"][token] = secret["Versions"].pop(response.members["VersionId"])
-    return Response.of(response.members | {"VersionId": token})
+    created = (await forward()).members
+    versions = secretsmanager._secrets[name]["Versions"]
+    versions[token] = versions.pop(created["VersionId"])
+    return Response.of(created | {"VersionId": token})
 
 
+@difference("secretsmanager:PutSecretValue")
 async def put_secret_value(call: Call, forward: Forward) -> Response:
     """Ignore a repeated request, and refuse another value under the same token."""
     _, secret = secretsmanager._resolve(call.parameters["SecretId"])
     token = call.parameters["ClientRequestToken"]
-    if secret and not secret["DeletedDate"] and token in secret["Versions"]:
-        if not _is_repeated(call, secret):
-            message = f"You can't use ClientRequestToken {token} because that value is already in use for a version."
-            raise AwsError(400, "ResourceExistsException", message)
-        stages = secret["Versions"][token]["Stages"]
-        members = {"ARN": secret["ARN"], "Name": secret["Name"], "VersionId": token, "VersionStages": stages}
-        return Response.of(members)
+    if not secret or secret["DeletedDate"] or token not in secret["Versions"]:
+        return await forward()
+    if not _has_version(secret, call):
+        message = (
+            f"You can't use ClientRequestToken {token} because that value is already in use for a version."
+        )
+        raise AwsError(400, "ResourceExistsException", message)
+    stages = secret["Versions"][token]["Stages"]
+    return Response.of(
+        {"ARN": secret["ARN"], "Name": secret["Name"], "VersionId": token, "VersionStages": stages}
+    )
+
+
+@difference("secretsmanager:DeleteSecret")
+async def delete_secret(call: Call, forward: Forward) -> Response:
+    """Record a forced deletion, which succeeds also if there is no such secret."""
+    secret_id = call.parameters["SecretId"]
+    _, secret = secretsmanager._resolve(secret_id)
+    if not call.parameters.get("ForceDeleteWithoutRecovery"):
+        return await forward()
+    if secret is None:
+        return Response.of({"ARN": secret_id, "Name": secret_id, "DeletionDate": int(time.time())})
+    deleted_at[call.region, secret["Name"]] = time.monotonic()
     return await forward()
 
 
-async def delete_secret(call: Call, forward: Forward) -> Response:
-    """Record a forced deletion. It succeeds also if there is no such secret."""
-    _, secret = secretsmanager._resolve(call.parameters["SecretId"])
-    force = call.parameters.get("ForceDeleteWithoutRecovery", False)
-    if secret is None and force:
-        name = call.parameters["SecretId"]
-        return Response.of({"ARN": name, "Name": name, "DeletionDate": int(time.time())})
-    response = await forward()
-    if response.is_success and force:
-        _deleted_at[call.region, secret["Name"]] = time.monotonic()
-    return response
-
-
-def forget_deletions() -> None:
-    """Forget the deletions that are pending."""
-    _deleted_at.clear()
-
-
-def _is_repeated(call: Call, secret: Mapping[str, Any]) -> bool:
+def _has_version(secret: Mapping[str, Any], call: Call) -> bool:
     """Return whether the secret already has the version that the request creates."""
     version = secret["Versions"].get(call.parameters["ClientRequestToken"])
     return version is not None and version["SecretString"] == call.parameters.get("SecretString")
-
-
-DIFFERENCES: Mapping[str, Difference] = {
-    "secretsmanager:CreateSecret": create_secret,
-    "secretsmanager:PutSecretValue": put_secret_value,
-    "secretsmanager:DeleteSecret": delete_secret,
-}

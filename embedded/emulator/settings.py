@@ -1,27 +1,23 @@
 """Delays and quotas of AWS that tests can change."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 
 @dataclass
 class Settings:
-    """The delays of AWS's asynchronous operations, and the quotas on the number of resources."""
+    """The delays of AWS's asynchronous operations in seconds, and a quota."""
 
     detach_seconds: float = 2.0
-    """Seconds for which a Thing or certificate cannot be deleted after the two were detached."""
+    """A Thing and a certificate cannot be deleted so long after the two were detached."""
     secret_deletion_seconds: float = 1.0
-    """Seconds for which the name of a secret cannot be used again after a forced deletion."""
+    """The name of a secret cannot be used again so long after a forced deletion."""
     disconnect_seconds: float = 60.0
-    """Seconds after which a connection ends whose certificate is no longer active."""
+    """A connection ends so long after its certificate was deactivated."""
     group_build_seconds: float = 1.0
-    """Seconds for which a new dynamic group is BUILDING, without Things and not usable as a job's target."""
+    """A new dynamic group is BUILDING so long: without Things, and not usable as a job's target."""
     job_rollout_seconds: float = 0.0
-    """Seconds between CreateJob and the creation of the executions."""
+    """A job has no executions so long."""
     dynamic_groups_at_most: int = 100
-    active_jobs_at_most: int = 100
-    """The quota of jobs in progress, for each target selection."""
 
 
 SETTINGS = Settings()

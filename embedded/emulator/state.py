@@ -1,21 +1,17 @@
 """The file that stores the emulated account across restarts."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os
 import time
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from ministack import app
 from ministack.core import persistence
 
 from embedded.processes import ServerError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _PAUSE_SECONDS = 1.0
 _SHARE_OF_TIME = 0.05

@@ -24,7 +24,7 @@ from domain.claim_check import CheckTotals
 from domain.device_state import DesiredStatus, DeviceState, StatusChange
 from domain.names import TASK_QUEUE
 from domain.provisioning_status import ProvisioningStatus
-from embedded.emulator.control import EmulatorControl
+from embedded.emulator_control import EmulatorControl
 from embedded.stack import Addresses
 from settings import ApiSettings
 from tests.harness.bridge import Bridge, Device, until

@@ -10,7 +10,7 @@ from aws.clients import AwsClients
 from aws.errors import NotFoundError
 from domain.failure import FailureCode, PermanentError
 from domain.names import id_of_certificate
-from embedded.emulator.control import EmulatorControl
+from embedded.emulator_control import EmulatorControl
 from embedded.stack import Addresses
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from embedded.emulator.client import aws_client
+from embedded.aws_client import aws_client
 from embedded.processes import choose_ports
 from tests.harness.command_line import (
     call,

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -20,7 +20,7 @@ from botocore.exceptions import ClientError
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from embedded.emulator.control import EmulatorControl
+from embedded.emulator_control import EmulatorControl
 from embedded.policy import create_device_policy
 from embedded.processes import choose_ports
 from embedded.stack import emulator_command, server_environment
@@ -132,6 +132,14 @@ def get_shadow(aws: AwsClients, thing_name: str, **name: str) -> dict[str, Any]:
     return document
 
 
+def wait_until(reached: Callable[[], bool]) -> None:
+    """Return when the condition holds; fail after a minute."""
+    ends = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
 def create_group(aws: AwsClients, name: str, query: str, **more: Any) -> str:
     """Create a dynamic group and return its ARN."""
     return aws.iot.create_dynamic_thing_group(thingGroupName=name, queryString=query, **more)["thingGroupArn"]
@@ -167,15 +175,12 @@ def test_create_thing_returns_the_existing_thing(aws: AwsClients, thing: str) ->
 
 
 def test_create_thing_refuses_another_configuration(aws: AwsClients, thing: str) -> None:
-    """Other attributes or another type are a conflict, and the error names the existing Thing."""
-    existing = aws.iot.describe_thing(thingName=thing)
+    """Other attributes or another type are a conflict."""
     other = {"attributes": {"deviceId": "2"}}
     error = refused(
         "ResourceAlreadyExistsException", aws.iot.create_thing, thingName=thing, attributePayload=other
     )
     assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 409
-    assert error.response["resourceId"] == existing["thingId"]  # type: ignore[typeddict-item]
-    assert error.response["resourceArn"] == existing["thingArn"]  # type: ignore[typeddict-item]
     aws.iot.create_thing_type(thingTypeName="sensor")
     refused(
         "ResourceAlreadyExistsException",
@@ -202,23 +207,13 @@ def test_valid_thing_names_are_accepted(aws: AwsClients) -> None:
 
 
 def test_invalid_attributes_are_refused(aws: AwsClients, thing: str) -> None:
-    """A value with a space is refused, and so is a fourth attribute of a Thing without a type."""
-    attributes = dict.fromkeys("abcd", "1")
-    create, update = aws.iot.create_thing, aws.iot.update_thing
-    refused(
-        "InvalidRequestException",
-        create,
-        thingName="other",
-        attributePayload={"attributes": {"a": "white space"}},
-    )
-    refused("InvalidRequestException", create, thingName="other", attributePayload={"attributes": attributes})
-    aws.iot.create_thing_type(thingTypeName="sensor")
-    create(thingName="typed", thingTypeName="sensor", attributePayload={"attributes": attributes})
-    three = dict.fromkeys("abc", "1")
-    merged = {"attributes": three, "merge": True}
-    refused("InvalidRequestException", update, thingName=thing, attributePayload=merged)
-    update(thingName=thing, attributePayload={"attributes": three})
-    assert aws.iot.describe_thing(thingName=thing)["attributes"] == three
+    """A value with a space is refused. An empty value removes the attribute."""
+    invalid = {"attributes": {"a": "white space"}}
+    refused("InvalidRequestException", aws.iot.create_thing, thingName="other", attributePayload=invalid)
+    for merge in (True, False):
+        changed = {"attributes": {"deviceId": "", "a": "1"}, "merge": merge}
+        aws.iot.update_thing(thingName=thing, attributePayload=changed)  # type: ignore[arg-type]
+        assert aws.iot.describe_thing(thingName=thing)["attributes"] == {"a": "1"}
 
 
 def test_update_thing_checks_the_expected_version(aws: AwsClients, thing: str) -> None:
@@ -261,6 +256,48 @@ def test_an_attached_thing_cannot_be_deleted_until_its_detach_settles(aws: AwsCl
     refused("ResourceNotFoundException", aws.iot.describe_thing, thingName=thing)
 
 
+def test_a_certificate_cannot_be_deleted_until_its_detach_settles(aws: AwsClients, thing: str) -> None:
+    """DetachThingPrincipal is asynchronous for both sides."""
+    certificate_id, arn = issue(aws)
+    aws.iot.attach_thing_principal(thingName=thing, principal=arn)
+    aws.control.settings(detach_seconds=60)
+    aws.iot.detach_thing_principal(thingName=thing, principal=arn)
+    refused("DeleteConflictException", aws.iot.delete_certificate, certificateId=certificate_id)
+    aws.control.settings(detach_seconds=0)
+    aws.iot.delete_certificate(certificateId=certificate_id)
+
+
+def test_an_exclusive_principal_serves_one_thing(aws: AwsClients, thing: str) -> None:
+    """It cannot be attached to a second Thing, and one with another Thing cannot become exclusive."""
+    attach = aws.iot.attach_thing_principal
+    aws.iot.create_thing(thingName="other")
+    _, exclusive = issue(aws)
+    for _ in range(2):
+        attach(thingName=thing, principal=exclusive, thingPrincipalType="EXCLUSIVE_THING")
+    refused("InvalidRequestException", attach, thingName="other", principal=exclusive)
+    _, shared = issue(aws)
+    attach(thingName=thing, principal=shared)
+    refused(
+        "InvalidRequestException",
+        attach,
+        thingName="other",
+        principal=shared,
+        thingPrincipalType="EXCLUSIVE_THING",
+    )
+    attach(thingName="other", principal=shared)
+
+
+def test_things_are_listed_in_pages(aws: AwsClients) -> None:
+    """The pages have every Thing, also if one is deleted between two pages."""
+    for name in "abcde":
+        aws.iot.create_thing(thingName=name)
+    first = aws.iot.list_things(maxResults=2)
+    aws.iot.delete_thing(thingName="b")
+    rest = aws.iot.list_things(maxResults=3, nextToken=first["nextToken"])
+    assert "nextToken" not in rest
+    assert [thing["thingName"] for thing in first["things"] + rest["things"]] == list("abcde")
+
+
 def test_delete_connection_of_an_unconnected_client_returns_404(aws: AwsClients) -> None:
     """The error has the form in which AWS returns it."""
     refused("ResourceNotFoundException", aws.data.delete_connection, clientId="sensor-1")
@@ -290,7 +327,7 @@ def test_update_shadow_without_a_thing_creates_the_shadow(aws: AwsClients) -> No
     """The registry needs no such Thing. The version of a deleted shadow continues."""
     assert update_shadow(aws, "gone", {"state": {"reported": {"on": 1}}})["version"] == 1
     aws.data.delete_thing_shadow(thingName="gone")
-    assert update_shadow(aws, "gone", {"state": {"reported": {"on": 2}}})["version"] == 3
+    assert update_shadow(aws, "gone", {"state": {"reported": {"on": 2}}})["version"] == 2
     assert get_shadow(aws, "gone")["state"] == {"reported": {"on": 2}}
 
 
@@ -337,16 +374,13 @@ def test_named_shadows_are_listed_in_pages(aws: AwsClients, thing: str) -> None:
     assert "nextToken" not in third
 
 
-def test_put_raw_shadow_accepts_any_bytes(aws: AwsClients, thing: str) -> None:
-    """The bytes are returned unchanged. The next update continues from the state before them."""
+def test_a_fault_can_return_any_bytes(aws: AwsClients, thing: str) -> None:
+    """The bytes are returned unchanged, instead of the shadow."""
     update_shadow(aws, thing, {"state": {"desired": {"on": True}}})
     for payload in (b"no JSON \xff", b"[]", b""):
-        aws.control.put_raw_shadow(thing, payload)
+        aws.control.add_fault("iot-data:GetThingShadow", resource=thing, payload=payload, times=1)
         assert aws.data.get_thing_shadow(thingName=thing)["payload"].read() == payload
-    assert update_shadow(aws, thing, {"state": {"reported": {"on": False}}})["version"] == 2
-    assert get_shadow(aws, thing)["state"]["delta"] == {"on": True}
-    aws.control.put_raw_shadow("never-updated", b"{}")
-    assert get_shadow(aws, "never-updated") == {}
+    assert get_shadow(aws, thing)["state"]["desired"] == {"on": True}
 
 
 def test_forget_shadow_resets_the_version(aws: AwsClients, thing: str) -> None:
@@ -383,19 +417,13 @@ def test_a_dynamic_group_is_created_once_and_becomes_active(aws: AwsClients) -> 
     assert {group["groupName"] for group in groups} == {"pumps", "static"}
 
 
-def test_dynamic_and_static_groups_have_separate_operations(aws: AwsClients, thing: str) -> None:
-    """The operations of one kind refuse the other kind, and a repeated deletion succeeds."""
+def test_dynamic_and_static_groups_are_deleted_separately(aws: AwsClients) -> None:
+    """A dynamic group is no static group, and a repeated deletion succeeds."""
     iot = aws.iot
     create_group(aws, "pumps", "thingName:pump*")
     iot.create_thing_group(thingGroupName="static")
-    refused("InvalidRequestException", iot.delete_thing_group, thingGroupName="pumps")
     refused("InvalidRequestException", iot.delete_dynamic_thing_group, thingGroupName="static")
-    refused("ResourceAlreadyExistsException", iot.create_thing_group, thingGroupName="pumps")
-    refused(
-        "InvalidRequestException", iot.create_thing_group, thingGroupName="child", parentGroupName="pumps"
-    )
-    member = {"thingGroupName": "pumps", "thingName": thing}
-    refused("InvalidRequestException", iot.add_thing_to_thing_group, **member)
+    assert "queryString" not in iot.describe_thing_group(thingGroupName="static")
     for _ in range(2):
         iot.delete_dynamic_thing_group(thingGroupName="pumps")
         iot.delete_thing_group(thingGroupName="static")
@@ -432,7 +460,6 @@ def test_a_query_finds_things(aws: AwsClients) -> None:
         "(thingName:pump-2 OR thingName:valve) AND attributes.model:P1": {"valve"},
         "thingName:(pump* -pump-2)": {"pump-1"},
         "shadow.desired.net.port:1 AND shadow.hasDelta:true": {"valve"},
-        "p2": {"pump-2"},
     }
     for number, (query, found) in enumerate(queries.items()):
         create_group(aws, f"group-{number}", query)
@@ -453,9 +480,9 @@ def test_a_query_finds_things(aws: AwsClients) -> None:
         "NOT",
         'thingName:"a',
         "name:a",
-        "thingName:a;b",
+        "a",
+        "attributes.a:[1 TO 5]",
         "thingName:a\\",
-        " ".join("abcdefghijklm"),
     ],
 )
 def test_an_invalid_query_is_refused(aws: AwsClients, query: str) -> None:
@@ -464,6 +491,22 @@ def test_an_invalid_query_is_refused(aws: AwsClients, query: str) -> None:
     error = refused("InvalidQueryException", create, thingGroupName="group", queryString=query)
     assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 400
     refused("ResourceNotFoundException", aws.iot.describe_thing_group, thingGroupName="group")
+
+
+def test_a_search_finds_things_in_pages(aws: AwsClients) -> None:
+    """The index follows registry and shadows at once, and returns the document of each Thing."""
+    for name in "abc":
+        aws.iot.create_thing(thingName=name)
+        update_shadow(aws, name, {"state": {"desired": {"on": True}}})
+    update_shadow(aws, "b", {"state": {"reported": {"on": True}}})
+    query = "shadow.hasDelta:true"
+    first = aws.iot.search_index(queryString=query, maxResults=1)
+    second = aws.iot.search_index(queryString=query, nextToken=first["nextToken"])
+    found = [*first["things"], *second["things"]]
+    assert [thing["thingName"] for thing in found] == ["a", "c"]
+    assert json.loads(found[0]["shadow"])["desired"] == {"on": True}
+    assert found[0]["connectivity"] == {"connected": False}
+    refused("InvalidQueryException", aws.iot.search_index, queryString="name:a")
 
 
 # Certificates, policies and principals
@@ -584,14 +627,13 @@ def test_cancelling_a_job_cancels_its_executions(aws: AwsClients, thing: str) ->
     create_job(aws, "job-1", arn)
     aws.jobs.start_next_pending_job_execution(thingName=thing)
     create_job(aws, "job-2", arn)
-    for job_id in ("job-1", "job-2"):
-        aws.iot.cancel_job(jobId=job_id)
+    create_job(aws, "job-3", arn)
+    for job_id, force in {"job-1": False, "job-2": True, "job-3": True}.items():
+        aws.iot.cancel_job(jobId=job_id, force=force)
         assert aws.iot.describe_job(jobId=job_id)["job"]["status"] == "CANCELED"
     executions = aws.iot.list_job_executions_for_thing(thingName=thing)["executionSummaries"]
     statuses = {each["jobId"]: each["jobExecutionSummary"]["status"] for each in executions}
-    assert statuses == {"job-1": "IN_PROGRESS", "job-2": "CANCELED"}
-    aws.iot.cancel_job(jobId="job-1", force=True)
-    assert aws.iot.describe_job_execution(jobId="job-1", thingName=thing)["execution"]["status"] == "CANCELED"
+    assert statuses == {"job-1": "IN_PROGRESS", "job-2": "CANCELED", "job-3": "CANCELED"}
 
 
 def test_a_job_is_deleted_with_its_executions(aws: AwsClients, thing: str) -> None:
@@ -642,58 +684,45 @@ def test_a_continuous_job_follows_its_dynamic_group(aws: AwsClients) -> None:
     assert (counts["numberOfSucceededThings"], counts["numberOfQueuedThings"]) == (1, 2)
     for name in ("pump-1", "pump-2"):
         aws.iot.update_thing(thingName=name, attributePayload={"attributes": {"retired": "true"}})
-    aws.iot.delete_thing(thingName="pump-3")
     counts = aws.iot.describe_job(jobId="ever")["job"]["jobProcessDetails"]
-    assert (counts["numberOfSucceededThings"], counts["numberOfRemovedThings"]) == (1, 2)
+    assert (counts["numberOfSucceededThings"], counts["numberOfRemovedThings"]) == (1, 1)
     once, ever = (aws.iot.describe_job(jobId=job_id)["job"] for job_id in ("once", "ever"))
     assert once["jobProcessDetails"]["numberOfQueuedThings"] == 1
     assert (once["status"], ever["status"]) == ("IN_PROGRESS", "IN_PROGRESS")
     aws.iot.delete_thing(thingName="pump-1")
-    once = aws.iot.describe_job(jobId="once")["job"]
-    assert (once["status"], once["jobProcessDetails"]["numberOfRemovedThings"]) == ("COMPLETED", 1)
+    assert aws.iot.describe_job(jobId="once")["job"]["status"] == "COMPLETED"
 
 
 def test_a_job_has_no_executions_before_its_rollout(aws: AwsClients, thing: str) -> None:
     """Until the rollout it is in progress. A job cancelled before it never has an execution."""
-    aws.control.settings(job_rollout_seconds=3600)
+    aws.control.settings(job_rollout_seconds=1)
     arn = aws.iot.describe_thing(thingName=thing)["thingArn"]
     for job_id in ("job-1", "job-2"):
         create_job(aws, job_id, arn)
-    job = aws.iot.describe_job(jobId="job-1")["job"]
-    assert (job["status"], job["jobProcessDetails"]["processingTargets"]) == ("IN_PROGRESS", [arn])
+    assert aws.iot.describe_job(jobId="job-1")["job"]["status"] == "IN_PROGRESS"
     execution: dict[str, Any] = {"jobId": "job-1", "thingName": thing}
     refused("ResourceNotFoundException", aws.iot.describe_job_execution, **execution)
     assert "execution" not in aws.jobs.start_next_pending_job_execution(thingName=thing)
     aws.iot.cancel_job(jobId="job-2")
-    aws.control.settings(job_rollout_seconds=0)
+    wait_until(lambda: bool(aws.iot.list_job_executions_for_job(jobId="job-1")["executionSummaries"]))
     described = aws.iot.describe_job_execution(**execution)["execution"]
     numbers = (described["executionNumber"], described["versionNumber"])
     assert (described["status"], *numbers) == ("QUEUED", 1, 1)
-    assert (described["thingArn"], described["statusDetails"]) == (arn, {"detailsMap": {}})
     assert "startedAt" not in described
-    assert "processingTargets" not in aws.iot.describe_job(jobId="job-1")["job"]["jobProcessDetails"]
     refused("ResourceNotFoundException", aws.iot.describe_job_execution, **execution | {"executionNumber": 2})
     refused("ResourceNotFoundException", aws.iot.describe_job_execution, **execution | {"jobId": "job-2"})
     assert aws.iot.describe_job(jobId="job-2")["job"]["status"] == "CANCELED"
 
 
-def test_jobs_have_quotas(aws: AwsClients, thing: str) -> None:
-    """A document over 32 KB is refused, and so is a job above the quota of jobs in progress."""
+def test_a_large_job_document_is_refused(aws: AwsClients, thing: str) -> None:
+    """A document may have 32,768 characters."""
     arn = aws.iot.describe_thing(thingName=thing)["thingArn"]
-    create, job = aws.iot.create_job, {"jobId": "large", "targets": [arn]}
-    refused("InvalidRequestException", create, **job, document=json.dumps("x" * 32 * 1024))
-    refused("InvalidRequestException", create, **job, document='"' + "ä" * 17 * 1024 + '"')
-    aws.control.settings(active_jobs_at_most=1)
-    create_job(aws, "job-1", arn)
-    error = refused("LimitExceededException", create, **job, document="{}")
-    assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 410
-    create_job(aws, "continuous", arn, targetSelection="CONTINUOUS")
-    aws.jobs.update_job_execution(thingName=thing, jobId="job-1", status="SUCCEEDED")
-    create_job(aws, "job-2", arn)
+    job = {"jobId": "large", "targets": [arn], "document": json.dumps("x" * 32 * 1024)}
+    refused("InvalidRequestException", aws.iot.create_job, **job)
 
 
 def test_jobs_and_executions_are_listed_in_pages(aws: AwsClients) -> None:
-    """Executions are listed in order of creation, jobs newest first and filtered by group and status."""
+    """Each page except the last has the token of the next page."""
     group = aws.iot.create_thing_group(thingGroupName="floor")["thingGroupArn"]
     names = [f"sensor-{number}" for number in range(5)]
     for name in names:
@@ -712,10 +741,8 @@ def test_jobs_and_executions_are_listed_in_pages(aws: AwsClients) -> None:
     assert sorted(each["thingArn"].rpartition("/")[2] for each in summaries) == names
     summaries = listed("list_job_executions_for_thing", "executionSummaries", thingName="sensor-0")
     assert [each["jobId"] for each in summaries] == job_ids
-    assert [each["jobId"] for each in listed("list_jobs", "jobs")] == job_ids[::-1]
-    running = listed("list_jobs", "jobs", thingGroupName="floor", status="IN_PROGRESS")
-    assert [each["jobId"] for each in running] == ["job-2", "job-0"]
-    assert listed("list_jobs", "jobs", thingGroupName="none") == []
+    running = listed("list_jobs", "jobs", status="IN_PROGRESS")
+    assert {each["jobId"] for each in running} == {"job-0", "job-2"}
     cancelled = listed("list_job_executions_for_job", "executionSummaries", jobId="job-1", status="QUEUED")
     assert cancelled == []
 
@@ -726,7 +753,7 @@ def test_an_ended_execution_accepts_no_report(aws: AwsClients, thing: str) -> No
     for job_id in ("cancelled", "timed-out", "alone"):
         create_job(aws, job_id, arn)
     update, describe = aws.jobs.update_job_execution, aws.jobs.describe_job_execution
-    refused("InvalidRequestException", update, thingName=thing, jobId="cancelled", status="CANCELED")
+    refused("InvalidStateTransitionException", update, thingName=thing, jobId="cancelled", status="CANCELED")
     reason = {"reasonCode": "WINDOW_CLOSED", "comment": "no answer"}
     refused(
         "InvalidRequestException", aws.iot.cancel_job, jobId="cancelled", **reason | {"reasonCode": "closed"}
@@ -790,6 +817,18 @@ def test_a_secret_deleted_with_force_frees_its_name(aws: AwsClients) -> None:
     assert "DeletedDate" in aws.secrets.describe_secret(SecretId="iot/key")
     delete(SecretId="iot/key", ForceDeleteWithoutRecovery=True)
     create(Name="iot/key", SecretString="4")
+
+
+def test_a_forced_deletion_of_a_secret_takes_some_time(aws: AwsClients) -> None:
+    """Its name cannot be used again at once, although the secret is not found any more."""
+    create = aws.secrets.create_secret
+    create(Name="iot/key", SecretString="1")
+    aws.control.settings(secret_deletion_seconds=60)
+    aws.secrets.delete_secret(SecretId="iot/key", ForceDeleteWithoutRecovery=True)
+    refused("ResourceNotFoundException", aws.secrets.describe_secret, SecretId="iot/key")
+    refused("InvalidRequestException", create, Name="iot/key", SecretString="2")
+    aws.control.settings(secret_deletion_seconds=0)
+    create(Name="iot/key", SecretString="2")
 
 
 def test_a_large_secret_is_refused(aws: AwsClients) -> None:
@@ -877,17 +916,42 @@ def test_reset_empties_the_account(aws: AwsClients, thing: str) -> None:
         aws.control.add_fault("*", when="never")  # type: ignore[arg-type]
 
 
-def test_settings_are_changed_one_at_a_time(aws: AwsClients, thing: str) -> None:
+def test_settings_are_changed_one_at_a_time(aws: AwsClients) -> None:
     """Other settings keep their values, an unknown name is refused, and all can be restored together."""
     aws.control.settings(dynamic_groups_at_most=0)
-    aws.control.settings(active_jobs_at_most=0)
+    aws.control.settings(detach_seconds=0)
     create = aws.iot.create_dynamic_thing_group
     refused("LimitExceededException", create, thingGroupName="group", queryString="thingName:a")
     with pytest.raises(OSError, match="400"):
-        aws.control._send("POST", "settings", {"dynamic_groups": 1})
+        aws.control.settings(dynamic_groups=1)
     aws.control.default_settings()
     create_group(aws, "group", "thingName:a")
-    create_job(aws, "job-1", aws.iot.describe_thing(thingName=thing)["thingArn"])
+
+
+def test_a_quota_throttles_the_calls_above_it(aws: AwsClients) -> None:
+    """A burst of one second's calls passes, the next is throttled, and other operations are not limited."""
+    aws.control.limit({"iot:CreateThing": 0.001})
+    aws.iot.create_thing(thingName="a")
+    error = refused("ThrottlingException", aws.iot.create_thing, thingName="b")
+    assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 429
+    aws.iot.describe_thing(thingName="a")
+    with pytest.raises(OSError, match="400"):
+        aws.control.limit({"iot:CreateThing": 0})
+    aws.control.limit({})
+    aws.iot.create_thing(thingName="b")
+
+
+def test_a_quota_refills_with_time(aws: AwsClients) -> None:
+    """After a burst the quota passes calls at its rate: here a call needs a token of a tenth of a second."""
+    aws.control.limit({"iot:DescribeThing": 10})
+    aws.iot.create_thing(thingName="a")
+    began, passed = time.monotonic(), 0
+    while passed < 20:
+        with suppress(aws.iot.exceptions.ThrottlingException):
+            aws.iot.describe_thing(thingName="a")
+            passed += 1
+    assert time.monotonic() - began > 0.9
+    aws.control.limit({})
 
 
 # The server

@@ -257,7 +257,9 @@ def test_isolate_removes_every_other_aws_and_temporal(tmp_path: Path) -> None:
         "TEMPORAL_CONFIG_FILE": str(config),
         "NO_PROXY": "example.com",
     }
-    addresses = Addresses("127.0.0.1:1", "http://127.0.0.1:2", "postgresql://", "http://127.0.0.1:3", 4, "ca.pem")
+    addresses = Addresses(
+        "127.0.0.1:1", "http://127.0.0.1:2", "postgresql://", "http://127.0.0.1:3", 4, "ca.pem"
+    )
     isolate(environ, addresses)
     expected = addresses.environment()
     assert expected.items() <= environ.items()

@@ -32,7 +32,7 @@ from db.models import OutboxRow
 from db.outbox import enqueue, list_refused, resend
 from domain.names import outbox_publisher_id
 from domain.outgoing_event import DeviceDesiredStateChanged
-from embedded.emulator.control import EmulatorControl
+from embedded.emulator_control import EmulatorControl
 from embedded.stack import Addresses
 from events.cloud_events import cloud_event
 from events.publisher import Publisher

@@ -21,7 +21,7 @@ from db.bindings import newest_binding
 from db.models import AwsThingBinding, BindingTransition, OutboxRow
 from domain.names import TASK_QUEUE, device_workflow_id, thing_name
 from domain.provisioning_status import ProvisioningStatus
-from embedded.emulator.control import EmulatorControl
+from embedded.emulator_control import EmulatorControl
 from embedded.inventory import Certificate, take_inventory
 from settings import Settings
 from worker import compose_job_worker, compose_worker

@@ -438,7 +438,9 @@ def main() -> None:
     long = {"limit.historyCount.suggestContinueAsNew": 60}
     with (
         tempfile.TemporaryDirectory() as folder,
-        Stack(Path(folder), temporal_port=0, ui_port=0, aws_port=0, mqtt_port=0, temporal_settings=long) as addresses,
+        Stack(
+            Path(folder), temporal_port=0, ui_port=0, aws_port=0, mqtt_port=0, temporal_settings=long
+        ) as addresses,
     ):
         isolate(os.environ, addresses)
         os.environ["IOT_AWS_PROVISIONING__DEVICE_POLICY_NAME"] = POLICY
