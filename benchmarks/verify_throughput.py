@@ -69,7 +69,9 @@ def main(
     console = Console()
     with (
         tempfile.TemporaryDirectory() as folder,
-        Stack(Path(folder), temporal_port=0, ui_port=0, aws_port=0, mqtt_port=0, on_progress=console.print) as addresses,
+        Stack(
+            Path(folder), temporal_port=0, ui_port=0, aws_port=0, mqtt_port=0, on_progress=console.print
+        ) as addresses,
     ):
         isolate(os.environ, addresses)
         console.print(f"inserting {bindings} bindings")

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from cryptography.x509 import load_pem_x509_certificate
 from ministack.services import iot
 
 from embedded.emulator import connections
@@ -43,6 +44,9 @@ async def list_things(call: Call, _forward: Forward) -> Response:
     found = {
         name: {key: thing[key] for key in ("thingName", "thingArn", "attributes", "version", "thingTypeName")}
         for name, thing in iot._things.items()
+        if call.parameters.get("thingTypeName") in {None, thing["thingTypeName"]}
+        if thing["attributes"].get(call.parameters.get("attributeName"))
+        == call.parameters.get("attributeValue")
     }
     return paged("things", found, call)
 
@@ -66,11 +70,15 @@ async def attach_thing_principal(call: Call, forward: Forward) -> Response:
 
 @difference("iot:DetachThingPrincipal")
 async def detach_thing_principal(call: Call, forward: Forward) -> Response:
-    """Detach a principal, and record when."""
+    """Detach a principal, and record when. A repeated call records nothing."""
+    name, certificate_id = call.parameters["thingName"], call.parameters["principal"].rpartition("/")[2]
+    certificate = iot._certificates.get(certificate_id, {})
+    attached = iot._thing_arn(name) in certificate.get("attachedThings", [])
     response = await forward()
-    certificate_id = call.parameters["principal"].rpartition("/")[2]
-    for key in (call.parameters["thingName"], certificate_id):
-        detached_at[call.region, key] = time.monotonic()
+    if attached:
+        detached_at.update(
+            dict.fromkeys([(call.region, name), (call.region, certificate_id)], time.monotonic())
+        )
     return response
 
 
@@ -96,6 +104,16 @@ async def list_certificates(call: Call, _forward: Forward) -> Response:
         for each in iot._certificates.values()
     }
     return paged("certificates", found, call, reverse=not call.parameters.get("ascendingOrder", False))
+
+
+@difference("iot:DescribeCertificate")
+async def describe_certificate(_call: Call, forward: Forward) -> Response:
+    """Also return the validity of a certificate."""
+    described = (await forward()).members["certificateDescription"]
+    certificate = load_pem_x509_certificate(described["certificatePem"].encode())
+    times = (certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp())
+    validity = {"notBefore": times[0], "notAfter": times[1]}
+    return Response.of({"certificateDescription": described | {"validity": validity}})
 
 
 @difference("iot:UpdateCertificate")

@@ -140,6 +140,13 @@ def test_executions_of_a_thing_are_listed_in_pages(ministack: Ministack) -> None
 
 
 @differs
+def test_a_certificate_has_a_validity(ministack: Ministack) -> None:
+    certificate_id = ministack.iot.create_keys_and_certificate()["certificateId"]
+    described = ministack.iot.describe_certificate(certificateId=certificate_id)["certificateDescription"]
+    assert described.get("validity")
+
+
+@differs
 def test_an_exclusive_principal_serves_one_thing(ministack: Ministack) -> None:
     for name in ("exclusive", "other"):
         ministack.iot.create_thing(thingName=name)

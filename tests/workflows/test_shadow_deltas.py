@@ -277,7 +277,9 @@ async def test_a_bad_shadow_does_not_affect_other_devices(
     members = fleet.bind(len(BAD_SHADOWS) + 2)
     first, *bad, last = members
     for member, payload in zip(bad, BAD_SHADOWS.values(), strict=True):
-        fleet.bridge.emulator.put_raw_shadow(member.thing_name, payload)
+        fleet.bridge.emulator.add_fault(
+            "iot-data:GetThingShadow", resource=f"/{member.thing_name}/", payload=payload
+        )
     fleet.desire(first, {"on": True})
     long = {"text": "x" * 8100}  # AWS allows 8 KB
     fleet.desire(last, long)
