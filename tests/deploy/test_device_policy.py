@@ -13,9 +13,9 @@ from uuid import UUID, uuid4
 import pytest
 from awscrt.mqtt5 import ConnectReasonCode, PubackReasonCode, SubackReasonCode
 
+from aws.clients import AwsClients
 from domain.names import thing_name
 from embedded import ACCOUNT, REGION
-from embedded.emulator.client import aws_client
 from embedded.policy import device_policy
 from embedded.stack import Addresses
 from tests.deploy.test_terraform import FOLDER, document, fixed_statements
@@ -94,10 +94,10 @@ class ConnectableDevice:
 class Account:
     """The emulated account, in which devices are created without the bridge."""
 
-    def __init__(self, stack: Addresses) -> None:
+    def __init__(self, stack: Addresses, aws: AwsClients) -> None:
         self.stack = stack
-        self.iot = aws_client("iot", stack.aws_endpoint_url)
-        self.shadows = aws_client("iot-data", stack.aws_endpoint_url)
+        self.iot = aws.iot
+        self.shadows = aws.iot_data
         self.policy_name = self.create_policy(TERRAFORM_POLICY)
 
     def create_policy(self, policy: dict[str, Any]) -> str:
@@ -130,8 +130,8 @@ class Account:
 
 
 @pytest.fixture(scope="module")
-def account(stack: Addresses) -> Account:
-    return Account(stack)
+def account(stack: Addresses, aws: AwsClients) -> Account:
+    return Account(stack, aws)
 
 
 @pytest.fixture(scope="module")
