@@ -16,6 +16,8 @@ from domain.saga import Device, StepResult, TeardownPlan
 from observability.metrics import SWEEPS_DONE, SWEEPS_FAILED, SWEEPS_FOUND
 
 _SWEEP: Final = "retired_certificates"
+_DISCONNECTION_ATTEMPTS: Final = 3
+"""The attempts in which a decommissioned device that could not be disconnected delays its teardown."""
 
 
 class CertificateActivities:
@@ -86,13 +88,21 @@ class CertificateActivities:
 
     @activity.defn(name="revoke_certificates", no_thread_cancel_exception=True)
     def revoke_certificates(self, plan: TeardownPlan) -> None:
-        """Disconnect the device and delete its certificates; detach those that other Things use too."""
-        self._certificates.revoke(
+        """Disconnect the device and delete its certificates; detach those that other Things use too.
+
+        Raises:
+            AwsError: AWS refuses a call. The disconnection is repeated only if a retry can help, and a few
+                times, because AWS itself ends the connection of a deactivated certificate within minutes.
+        """
+        disconnection_error = self._certificates.revoke(
             plan.certificate_arns,
             thing_name=plan.device.thing_name,
             shared_arns=plan.shared_certificate_arns,
             disconnect=plan.thing,
         )
+        is_last = activity.info().attempt >= _DISCONNECTION_ATTEMPTS
+        if disconnection_error is not None and disconnection_error.retryable and not is_last:
+            raise disconnection_error
 
     @activity.defn(name="erase_retired_certificates", no_thread_cancel_exception=True)
     def erase_retired_certificates(self, device: Device) -> None:

@@ -74,6 +74,10 @@ class ThingActivities:
             raise RetryLaterError(
                 "DetachPending", f"AWS cannot delete the Thing yet: {error.message}", seconds=2
             ) from None
+        if plan.shared_certificate_arns:
+            # These certificates stay active, so AWS does not end a connection that was made with one of them
+            # before its detachment, which is now completed.
+            self._certificates.disconnect(name)
         # A device that is still connected can have created a shadow again before the Thing was deleted.
         self._shadows.delete_all(name)
 

@@ -1,5 +1,6 @@
 """X.509 certificates of devices: issue, attach, activate, revoke and delete them."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -8,9 +9,11 @@ from typing import Literal
 from pydantic import SecretStr
 
 from aws.clients import AwsClients
-from aws.errors import NotFoundError
+from aws.errors import AwsError, NotFoundError
 from domain.failure import FailureCode, PermanentError
 from domain.names import id_of_certificate
+
+logger = logging.getLogger("thingbridge.certificates")
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,7 @@ class Certificates:
             ConflictError: a Thing is attached, or AWS has not completed its detachment; retryable.
         """
         self.deactivate(arn)
-        for policy_name in self._policies_of(arn):
-            with suppress(NotFoundError):
-                self._aws.call(self._aws.iot.detach_policy, policyName=policy_name, target=arn)
-        with suppress(NotFoundError):
-            self._aws.call(
-                self._aws.iot.delete_certificate, certificateId=id_of_certificate(arn), forceDelete=True
-            )
+        self._delete_inactive(arn)
 
     def activate(self, arn: str) -> None:
         """Allow a certificate to connect.
@@ -103,7 +100,7 @@ class Certificates:
         thing_name: str | None,
         shared_arns: Sequence[str] = (),
         disconnect: bool = False,
-    ) -> None:
+    ) -> AwsError | None:
         """Revoke a Thing's certificates: deactivate, detach and delete them.
 
         Args:
@@ -112,19 +109,42 @@ class Certificates:
             shared_arns: certificates that other Things use too; they are only detached.
             disconnect: also close the connection of the device that uses the Thing's name.
 
+        Returns:
+            The error of the disconnection, which prevents nothing else; None if there was none.
+
         Raises:
             ConflictError: AWS has not completed a detachment; retryable.
         """
+        disconnection_error = None
         for arn in arns:
             self.deactivate(arn)
         if thing_name is not None:
+            # Before the disconnection: a device connects again at once if it has a usable certificate.
+            for arn in shared_arns:
+                self.detach(arn, thing_name)
             if disconnect:
-                self._disconnect(thing_name)
+                disconnection_error = self.disconnect(thing_name)
             # Also from a Thing that now belongs to another device: an attached certificate cannot be deleted.
-            for arn in (*arns, *shared_arns):
+            for arn in arns:
                 self.detach(arn, thing_name)
         for arn in arns:
-            self.delete(arn)
+            self._delete_inactive(arn)
+        return disconnection_error
+
+    def disconnect(self, thing_name: str) -> AwsError | None:
+        """Close the MQTT connection whose client id is the Thing name, and remove its session.
+
+        An error is logged and returned, not raised, because the connection of a deactivated certificate ends
+        without this call too, but only after minutes.
+        """
+        try:
+            self._aws.call(self._aws.iot_data.delete_connection, clientId=thing_name, cleanSession=True)
+        except NotFoundError:
+            return None
+        except AwsError as error:
+            logger.warning("device not disconnected: %s", error, extra={"thing_name": thing_name})
+            return error
+        return None
 
     def things_of(self, arn: str) -> list[str] | None:
         """Return the names of the Things a certificate is attached to; None if it does not exist."""
@@ -143,13 +163,14 @@ class Certificates:
             self._aws.iot.update_certificate, certificateId=id_of_certificate(arn), newStatus=status
         )
 
-    def _disconnect(self, thing_name: str) -> None:
-        """Close the MQTT connection whose client id is the Thing name.
-
-        After a deactivation alone, AWS keeps the connection open for minutes.
-        """
+    def _delete_inactive(self, arn: str) -> None:
+        for policy_name in self._policies_of(arn):
+            with suppress(NotFoundError):
+                self._aws.call(self._aws.iot.detach_policy, policyName=policy_name, target=arn)
         with suppress(NotFoundError):
-            self._aws.call(self._aws.iot_data.delete_connection, clientId=thing_name)
+            self._aws.call(
+                self._aws.iot.delete_certificate, certificateId=id_of_certificate(arn), forceDelete=True
+            )
 
     def _policies_of(self, arn: str) -> list[str]:
         pages = self._aws.iot.get_paginator("list_attached_policies").paginate(target=arn)
