@@ -1,4 +1,9 @@
-"""Things: create, adopt and delete them, where each call can be repeated."""
+"""Things: create, adopt and delete them, where each call can be repeated.
+
+They run on moto in this process. The version that guards a change of attributes, and a name that is taken
+during a creation, are tested on the emulator, in tests/workflows/test_provisioning_failures.py: moto checks
+neither.
+"""
 
 from uuid import uuid4
 
@@ -9,6 +14,11 @@ from aws.errors import InvalidRequestError
 from aws.things import ThingOwner, Things
 from domain.failure import FailureCode, PermanentError
 from domain.names import NO_TENANT
+
+
+@pytest.fixture
+def aws(moto_aws: AwsClients) -> AwsClients:
+    return moto_aws
 
 
 @pytest.fixture
