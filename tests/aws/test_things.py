@@ -1,8 +1,7 @@
 """Things: create, adopt and delete them, where each call can be repeated.
 
-They run on moto in this process. The version that guards a change of attributes, and a name that is taken
-during a creation, are tested on the emulator, in tests/workflows/test_provisioning_failures.py: moto checks
-neither.
+They run on moto in this process. A name that is taken during a creation is tested on the emulator, in
+tests/workflows/test_provisioning_failures.py: moto replaces the existing Thing.
 """
 
 from uuid import uuid4
