@@ -30,8 +30,8 @@ def dev(
     """Run everything on this machine, until Ctrl-C.
 
     That is Temporal and its UI, PostgreSQL, an AWS emulator with an MQTT
-    endpoint for devices, a worker and the HTTP API. Prints their addresses. The data is kept in the folder and used
-    again at the next start.
+    endpoint for devices, a worker and the HTTP API. Prints their addresses.
+    The data is kept in the folder and used again at the next start.
     """
     from cli.stack import run_dev
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -24,11 +25,20 @@ from orchestration.client import connect
 from orchestration.schedules import schedules, upsert_schedules
 from orchestration.search_attributes import register_search_attributes
 from settings import Settings
-from tests.harness.bridge import HASH_KEY, POLICY, Bridge, command_workers_on
+from tests.harness.bridge import HASH_KEY, POLICY, Bridge, command_workers_on, worker_on
 from tests.harness.commands import Commands, queues
 from tests.harness.enrolment import EnrolmentHarness
 from tests.harness.http_api import HttpApi, open_http_api
+from tests.harness.moto import moto_server, without_connections
 from worker import compose_worker
+
+EMULATORS = ("ministack", "moto")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test marked `both_emulators` once on each."""
+    if metafunc.definition.get_closest_marker("both_emulators") is not None:
+        metafunc.parametrize("emulator_name", EMULATORS, indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +109,57 @@ async def bridge(
     async with compose_worker(settings, client, aws, worker_engine):
         yield Bridge(client, engine, stack.aws_endpoint_url, clients)
     worker_engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def moto_url(stack: Addresses) -> Iterator[str]:
+    """A server of moto, for tests marked `both_emulators`."""
+    with moto_server(Path(stack.ca_file).with_name("moto.log")) as url:
+        create_device_policy(url, POLICY)
+        yield url
+
+
+@pytest.fixture(scope="session")
+def moto_aws_clients(moto_url: str, settings: Settings) -> AwsClients:
+    """The AWS clients of the worker on moto."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", moto_url)
+        return without_connections(AwsClients(settings.worker.max_concurrent_activities))
+
+
+@pytest_asyncio.fixture(scope="session")
+async def moto_bridge(
+    moto_url: str, moto_aws_clients: AwsClients, engine: Engine, client: Client, settings: Settings
+) -> AsyncIterator[Bridge]:
+    """The bridge with a worker on moto. It shares Temporal and the database with `bridge`, but no queue."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", moto_url)
+        clients = clients_of_tests()
+    bridge = Bridge(client, engine, moto_url, clients, queue="moto")
+    async with worker_on(bridge.queue, settings, bridge, moto_aws_clients, engine):
+        yield bridge
+
+
+@pytest.fixture
+def emulator_name(request: pytest.FixtureRequest) -> str:
+    """The emulator of the test: ministack's, unless the mark `both_emulators` selects moto."""
+    return str(getattr(request, "param", EMULATORS[0]))
+
+
+@pytest.fixture
+def bridge_on_emulator(emulator_name: str, request: pytest.FixtureRequest) -> Bridge:
+    """The bridge on the emulator of the test. A module with marked tests overrides `bridge` with it."""
+    bridge = request.getfixturevalue("moto_bridge" if emulator_name == "moto" else "bridge")
+    assert isinstance(bridge, Bridge)
+    return bridge
+
+
+@pytest.fixture
+def aws_on_emulator(emulator_name: str, request: pytest.FixtureRequest) -> AwsClients:
+    """The AWS clients of the worker of `bridge_on_emulator`."""
+    aws = request.getfixturevalue("moto_aws_clients" if emulator_name == "moto" else "aws")
+    assert isinstance(aws, AwsClients)
+    return aws
 
 
 @pytest_asyncio.fixture(scope="session")

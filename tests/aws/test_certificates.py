@@ -1,6 +1,9 @@
-"""Certificates: issue, attach, activate, revoke and delete them, where each call can be repeated."""
+"""Certificates: issue, attach, activate, revoke and delete them, where each call can be repeated.
 
-from collections.abc import Iterator
+They run on moto in this process. A detachment that AWS has not completed is tested on the emulator, in
+tests/workflows/test_decommission.py: moto completes each at once.
+"""
+
 from uuid import uuid4
 
 import pytest
@@ -10,8 +13,11 @@ from aws.clients import AwsClients
 from aws.errors import AccessDeniedError, NotFoundError
 from domain.failure import FailureCode, PermanentError
 from domain.names import id_of_certificate
-from embedded.emulator_control import EmulatorControl
-from embedded.stack import Addresses
+
+
+@pytest.fixture
+def aws(moto_aws: AwsClients) -> AwsClients:
+    return moto_aws
 
 
 @pytest.fixture
@@ -22,12 +28,8 @@ def policy_name(aws: AwsClients) -> str:
 
 
 @pytest.fixture
-def certificates(aws: AwsClients, policy_name: str, stack: Addresses) -> Iterator[Certificates]:
-    """The service, with an emulator that completes detachments at once."""
-    emulator = EmulatorControl(stack.aws_endpoint_url)
-    emulator.settings(detach_seconds=0)
-    yield Certificates(aws, policy_name=policy_name)
-    emulator.default_settings()
+def certificates(aws: AwsClients, policy_name: str) -> Certificates:
+    return Certificates(aws, policy_name=policy_name)
 
 
 @pytest.fixture

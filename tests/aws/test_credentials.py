@@ -1,4 +1,7 @@
-"""AWS keys in a secret: rotated without failed calls, awaited at the start, and never disclosed."""
+"""AWS keys in a secret: rotated without failed calls, awaited at the start, and never disclosed.
+
+They run on the emulator: moto accepts every key, and cannot revoke one.
+"""
 
 import asyncio
 import json

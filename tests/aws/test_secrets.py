@@ -1,4 +1,7 @@
-"""Secrets: store, find and erase the key of a Thing, where each call can be repeated."""
+"""Secrets: store, find and erase the key of a Thing, where each call can be repeated.
+
+They run on the emulator: moto lets a key be written to a secret that is being deleted.
+"""
 
 from uuid import uuid4
 

@@ -1,4 +1,8 @@
-"""Things: create, adopt and delete them, where each call can be repeated."""
+"""Things: create, adopt and delete them, where each call can be repeated.
+
+They run on moto in this process. A name that is taken during a creation is tested on the emulator, in
+tests/workflows/test_provisioning_failures.py: moto replaces the existing Thing.
+"""
 
 from uuid import uuid4
 
@@ -9,6 +13,11 @@ from aws.errors import InvalidRequestError
 from aws.things import ThingOwner, Things
 from domain.failure import FailureCode, PermanentError
 from domain.names import NO_TENANT
+
+
+@pytest.fixture
+def aws(moto_aws: AwsClients) -> AwsClients:
+    return moto_aws
 
 
 @pytest.fixture

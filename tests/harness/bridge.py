@@ -74,8 +74,16 @@ class AwsResources:
 class Bridge:
     """A worker on the embedded servers, with clients for Temporal, the database and AWS."""
 
-    def __init__(self, client: Client, engine: Engine, aws_endpoint_url: str, aws: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        engine: Engine,
+        aws_endpoint_url: str,
+        aws: dict[str, Any],
+        queue: str = TASK_QUEUE,
+    ) -> None:
         self.client = client
+        self.queue = queue
         self.engine = engine
         self.aws_endpoint_url = aws_endpoint_url
         self.emulator = EmulatorControl(aws_endpoint_url)
@@ -86,13 +94,13 @@ class Bridge:
     # Actions of the platform
 
     async def signal(
-        self, device: Device, *arguments: Any, signal: str = "device_event", queue: str = TASK_QUEUE
+        self, device: Device, *arguments: Any, signal: str = "device_event", queue: str | None = None
     ) -> WorkflowHandle[Any, Any]:
         """Send a signal-with-start, and return a handle for the run that receives the signal."""
         handle = await self.client.start_workflow(
             "DeviceLifecycle",
             id=device.workflow_id,
-            task_queue=queue,
+            task_queue=queue or self.queue,
             start_signal=signal,
             start_signal_args=list(arguments),
         )

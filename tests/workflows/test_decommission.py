@@ -16,6 +16,12 @@ from tests.harness.bridge import POLICY, Bridge, Device, until
 GONE = ProvisioningStatus.DECOMMISSIONED
 
 
+@pytest.fixture
+def bridge(bridge_on_emulator: Bridge) -> Bridge:
+    return bridge_on_emulator
+
+
+@pytest.mark.both_emulators
 async def test_a_decommission_erases_everything_of_the_device(bridge: Bridge) -> None:
     """Thing, certificate, secret, classic and named shadows and jobs are erased, and the end is recorded."""
     device = Device("GONE-1")
@@ -39,6 +45,7 @@ async def test_a_decommission_erases_everything_of_the_device(bridge: Bridge) ->
     assert bridge.published(device) == ["AwsThingProvisionedEvent", "AwsThingDecommissionedEvent"]
 
 
+@pytest.mark.both_emulators
 async def test_further_policies_and_certificates_are_erased(bridge: Bridge) -> None:
     """Certificates and policies that others attached to the device's Thing do not block its teardown."""
     device = Device("GONE-2")
@@ -53,6 +60,7 @@ async def test_further_policies_and_certificates_are_erased(bridge: Bridge) -> N
     assert_erased(bridge, device, own, second)
 
 
+@pytest.mark.both_emulators
 async def test_a_certificate_that_serves_another_thing_is_only_detached(bridge: Bridge) -> None:
     """A shared certificate stays active on the other Thing, and the audit names it."""
     device, other = Device("GONE-3"), Device("STAYS-3")
@@ -187,6 +195,7 @@ async def test_a_shadow_recreated_during_the_teardown_is_erased(faulty_bridge: B
     assert faulty_bridge.shadow_names(device) == []
 
 
+@pytest.mark.both_emulators
 async def test_a_repeated_decommission_changes_nothing(bridge: Bridge) -> None:
     """A second decommission, or an event after it, has no effect."""
     device = Device("GONE-TWICE-1")
@@ -197,6 +206,7 @@ async def test_a_repeated_decommission_changes_nothing(bridge: Bridge) -> None:
     assert bridge.require_binding(device) == before
 
 
+@pytest.mark.both_emulators
 async def test_a_serial_can_be_provisioned_again_for_a_new_device(bridge: Bridge) -> None:
     """After a decommission its serial can be provisioned under a new device id, with a new Thing and key."""
     tenant = uuid4()
@@ -210,6 +220,7 @@ async def test_a_serial_can_be_provisioned_again_for_a_new_device(bridge: Bridge
     assert bridge.aws_resources(second).key is not None
 
 
+@pytest.mark.both_emulators
 async def test_an_enrolled_device_is_torn_down(bridge: Bridge) -> None:
     """Everything that belongs to the Thing of a device is erased, if fleet provisioning created it."""
     device = Device("JITP-1")

@@ -17,6 +17,12 @@ from tests.harness.bridge import POLICY, Bridge, Device
 TEMPORAL_CLI = Path(sys.executable).parent / "temporal"
 
 
+@pytest.fixture
+def bridge(bridge_on_emulator: Bridge) -> Bridge:
+    return bridge_on_emulator
+
+
+@pytest.mark.both_emulators
 async def test_provisioned_event_creates_thing_certificate_and_secret(bridge: Bridge) -> None:
     """A provisioned device has a Thing with its ids, an active certificate with a policy, and a secret."""
     device = Device("STRAIGHT-1")

@@ -21,6 +21,11 @@ ORPHANING = {"after CreateKeysAndCertificate 1", "before commit 3"}
 """Crashes that leave a certificate without a row: only a sweep of the account could find it."""
 
 
+@pytest.fixture
+def bridge(bridge_on_emulator: Bridge) -> Bridge:
+    return bridge_on_emulator
+
+
 class Crash(BaseException):
     """A crash of the process. It is no Exception, so that no handler of the code under test catches it."""
 
@@ -53,8 +58,8 @@ class CrashPoints:
         return activity.info().workflow_id if activity.in_activity() else None
 
 
-@pytest.fixture(scope="module")
-def crashes(aws: AwsClients, engine: Engine) -> Iterator[CrashPoints]:
+@pytest.fixture
+def crashes(aws_on_emulator: AwsClients, engine: Engine) -> Iterator[CrashPoints]:
     """Crash points in the AWS clients and the database engine of the worker under test."""
     points = CrashPoints()
 
@@ -71,6 +76,7 @@ def crashes(aws: AwsClients, engine: Engine) -> Iterator[CrashPoints]:
         commit(connection)
         points.after("commit")
 
+    aws = aws_on_emulator
     clients = (aws.iot, aws.iot_data, aws.secrets)
     for client in clients:
         client.meta.events.register("before-call", before_call)
@@ -86,15 +92,16 @@ def crashes(aws: AwsClients, engine: Engine) -> Iterator[CrashPoints]:
 QUEUE = "crashing"
 
 
-@pytest_asyncio.fixture(scope="module")
+@pytest_asyncio.fixture
 async def crashing(
-    bridge: Bridge, aws: AwsClients, engine: Engine, settings: Settings, crashes: CrashPoints
+    bridge: Bridge, aws_on_emulator: AwsClients, engine: Engine, settings: Settings, crashes: CrashPoints
 ) -> AsyncIterator[Bridge]:
     """Run a worker that crashes, on a separate queue."""
-    async with worker_on(QUEUE, settings, bridge, aws, engine):
+    async with worker_on(QUEUE, settings, bridge, aws_on_emulator, engine):
         yield bridge
 
 
+@pytest.mark.both_emulators
 async def test_provisioning_recovers_from_a_crash_at_any_point(
     crashing: Bridge, crashes: CrashPoints
 ) -> None:

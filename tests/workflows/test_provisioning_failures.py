@@ -16,6 +16,12 @@ from tests.harness.bridge import Bridge, Device, until, worker_on
 FAILED, ACTIVE = ProvisioningStatus.FAILED, ProvisioningStatus.ACTIVE
 
 
+@pytest.fixture
+def bridge(bridge_on_emulator: Bridge) -> Bridge:
+    return bridge_on_emulator
+
+
+@pytest.mark.both_emulators
 async def test_a_missing_policy_fails_and_a_retry_ends_active(bridge: Bridge, missing_policy: str) -> None:
     """PolicyNotFound names the policy and the remedy. A retry continues from the failed step."""
     device = Device("NO-POLICY-1")
@@ -129,6 +135,7 @@ async def test_retries_end_as_exhausted_with_the_last_error(bridge: Bridge, shor
     await bridge.send_and_wait(device, device.event("Decommissioned"))
 
 
+@pytest.mark.both_emulators
 async def test_the_thing_of_another_device_is_not_changed(bridge: Bridge) -> None:
     """A Thing with another device's id fails this device, and its teardown does not change that Thing."""
     device, other_id = Device("FOREIGN-1"), str(uuid4())
@@ -157,6 +164,7 @@ async def test_a_thing_with_an_unknown_certificate_is_not_changed(bridge: Bridge
     assert [found.status for found in resources.certificates] == ["ACTIVE"]
 
 
+@pytest.mark.both_emulators
 async def test_a_thing_without_an_owner_is_adopted(bridge: Bridge) -> None:
     """A Thing that records no owner is adopted, and keeps its own attributes."""
     device = Device("LEGACY-1")
@@ -320,14 +328,14 @@ async def test_a_retry_sent_during_another_retry_is_handled(faulty_bridge: Bridg
 
 @pytest_asyncio.fixture
 async def missing_policy(
-    bridge: Bridge, aws: AwsClients, engine: Engine, settings: Settings
+    bridge: Bridge, aws_on_emulator: AwsClients, engine: Engine, settings: Settings
 ) -> AsyncIterator[str]:
     """Run a worker whose IoT policy does not exist, on a separate queue; the value is the policy's name."""
     name = f"later-{uuid4().hex[:8]}"
     changed = settings.model_copy(
         update={"provisioning": settings.provisioning.model_copy(update={"device_policy_name": name})}
     )
-    async with worker_on(f"queue-{name}", changed, bridge, aws, engine):
+    async with worker_on(f"queue-{name}", changed, bridge, aws_on_emulator, engine):
         yield name
 
 
