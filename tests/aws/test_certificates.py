@@ -10,7 +10,7 @@ import pytest
 
 from aws.certificates import Certificates
 from aws.clients import AwsClients
-from aws.errors import AccessDeniedError, NotFoundError
+from aws.errors import NotFoundError
 from domain.failure import FailureCode, PermanentError
 from domain.names import id_of_certificate
 
@@ -86,19 +86,6 @@ def test_the_revocation_of_a_certificate_can_be_repeated(
         certificates.revoke([arn], thing_name=thing_name, disconnect=True)
     assert_missing(aws, arn)
     assert aws.iot.list_thing_principals(thingName=thing_name)["principals"] == []
-
-
-def test_a_failed_disconnection_is_returned_and_prevents_nothing(
-    certificates: Certificates, aws: AwsClients, thing_name: str, stack: Addresses
-) -> None:
-    """The certificate is deleted, and the caller decides by the error if a retry can help."""
-    arn = certificates.issue().arn
-    certificates.attach(arn, thing_name)
-    emulator = EmulatorControl(stack.aws_endpoint_url)
-    emulator.add_fault("iot-data:DeleteConnection", code="AccessDeniedException", status=403, times=1)
-    error = certificates.revoke([arn], thing_name=thing_name, disconnect=True)
-    assert isinstance(error, AccessDeniedError)
-    assert_missing(aws, arn)
 
 
 def test_a_shared_certificate_is_only_detached(
