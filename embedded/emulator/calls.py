@@ -188,11 +188,13 @@ def _read_parameters(
     if model.input_shape is None:
         return {}
     payload = model.input_shape.serialization.get("payload")
+    is_blob = payload is not None and model.input_shape.members[payload].type_name == "blob"
+    content: Any = body if is_blob else json.loads(body or b"{}")
     places: dict[str | None, Mapping[str, Any]] = {
         "uri": {name: unquote(value) for name, value in labels.items()},
         "querystring": {name: values[0] for name, values in parse_qs(query, keep_blank_values=True).items()},
         "header": headers,
-        None: {payload: body} if payload else json.loads(body or b"{}"),
+        None: {payload: content} if payload else content,
     }
     parameters: dict[str, Any] = {}
     for name, shape in model.input_shape.members.items():
