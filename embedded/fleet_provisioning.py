@@ -117,7 +117,6 @@ def claim_policy(name: str) -> dict[str, Any]:
 
 def registration_sql(tenant_id: UUID) -> str:
     """Return the SQL of the rule that calls the registration for the Things of a tenant."""
-    # In a real account `startswith(thingName, '…')`, which ministack does not implement.
     return (
         "SELECT * FROM '$aws/events/thing/+/+' "  # noqa: S608  # of a rule, and a UUID needs no quoting
         "WHERE (operation = 'CREATED' OR operation = 'UPDATED') "

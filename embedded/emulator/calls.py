@@ -2,7 +2,6 @@
 
 import json
 import re
-from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -60,15 +59,12 @@ class Call:
         Raises:
             AwsError: a parameter is invalid.
         """
-        if self.model is None or self.model.input_shape is None:
-            return
         try:
-            report = _Validator().validate(self.parameters, self.model.input_shape).generate_report()
+            if self.model and self.model.input_shape:
+                _Validator().validate(self.parameters, self.model.input_shape)
         except ValueError as error:
-            report = str(error)
-        if report:
             code = "InvalidRequestException" if self.service in _REST_SERVICES else "ValidationException"
-            raise AwsError(400, code, report)
+            raise AwsError(400, code, str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -82,8 +78,7 @@ class Response:
     @property
     def members(self) -> dict[str, Any]:
         """The members of a JSON body."""
-        members: dict[str, Any] = json.loads(self.body)
-        return members
+        return dict(json.loads(self.body))
 
     @classmethod
     def of(cls, members: Mapping[str, Any]) -> "Response":
@@ -148,21 +143,18 @@ def paged(name: str, found: Mapping[str, object], call: Call, *, reverse: bool =
     after = given.get("nextToken") or given.get("marker")
     keys = sorted(found, reverse=reverse)
     if after is not None:
-        last = b64decode(after).decode()
-        keys = [key for key in keys if (key < last if reverse else key > last)]
+        keys = [key for key in keys if (key < after if reverse else key > after)]
     page = keys[: given.get("maxResults") or given.get("pageSize") or _PER_PAGE]
     members: dict[str, object] = {name: [found[key] for key in page]}
     if len(keys) > len(page):
-        members["nextMarker" if name == "certificates" else "nextToken"] = b64encode(
-            page[-1].encode()
-        ).decode()
+        members["nextMarker" if name == "certificates" else "nextToken"] = page[-1]
     return Response.of(members)
 
 
 def read_call(method: str, path: str, query: str, headers: Mapping[str, str], body: bytes) -> Call:
     """Parse a request. The path still has its percent encoding."""
     signature = _CREDENTIAL.search(headers.get("authorization", ""))
-    access_key_id, region, signing_name = signature.groups() if signature else ("", "us-east-1", "unsigned")
+    key_id, region, signing_name = signature.groups() if signature else ("", "us-east-1", "unsigned")
     service = _SERVICE_OF_SIGNING_NAME.get(signing_name, signing_name)
     name, parameters, model = f"{method} {path}", {}, None
     if service in _REST_SERVICES:
@@ -176,9 +168,7 @@ def read_call(method: str, path: str, query: str, headers: Mapping[str, str], bo
         model = _model(service).operation_model(name) if service == "secretsmanager" else None
     else:
         name = parse_qs(body.decode(errors="replace")).get("Action", [name])[0]
-    return Call(
-        method, service, name, region, access_key_id, parameters, headers, f"{path}?{query}", body, model
-    )
+    return Call(method, service, name, region, key_id, parameters, headers, f"{path}?{query}", body, model)
 
 
 def _read_parameters(

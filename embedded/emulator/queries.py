@@ -9,19 +9,9 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
+from luqum import tree
 from luqum.exceptions import ParseError
 from luqum.parser import parser
-from luqum.tree import (
-    AndOperation,
-    BaseGroup,
-    Item,
-    Not,
-    OrOperation,
-    Prohibit,
-    SearchField,
-    Term,
-    UnknownOperation,
-)
 from ministack.services import iot
 
 from embedded.emulator.calls import AwsError
@@ -45,24 +35,24 @@ def read_query(query: str) -> Finds:
         raise AwsError(400, "InvalidQueryException", f"Invalid query {query!r}: {error}") from None
 
 
-def _compiled(node: Item, field: str) -> Finds:
+def _compiled(node: tree.Item, field: str) -> Finds:
     match node:
-        case SearchField():
+        case tree.SearchField():
             if node.name.partition(".")[0] not in _FIELDS:
                 raise ValueError(f"{node.name} is not a field of the index")
             return _compiled(node.expr, node.name)
-        case BaseGroup():
+        case tree.BaseGroup():
             return _compiled(node.children[0], field)
-        case Not() | Prohibit():
+        case tree.Not() | tree.Prohibit():
             unwanted = _compiled(node.children[0], field)
             return lambda document: not unwanted(document)
-        case OrOperation():
+        case tree.OrOperation():
             either = [_compiled(child, field) for child in node.children]
             return lambda document: any(finds(document) for finds in either)
-        case AndOperation() | UnknownOperation():
+        case tree.AndOperation() | tree.UnknownOperation():
             every = [_compiled(child, field) for child in node.children]
             return lambda document: all(finds(document) for finds in every)
-        case Term() if field or node.value == "*":
+        case tree.Term() if field or node.value == "*":
             text = re.sub(r"\\(.)", r"\1", node.value.strip('"'))
             return lambda document: bool(iot._search_value_matches(_at(document, field or "thingName"), text))
     raise ValueError(f"{node} is not supported")

@@ -23,7 +23,7 @@ from uuid import uuid4
 import uvicorn
 from ministack import app as ministack
 from ministack.core.responses import request_scope
-from ministack.services import iot
+from ministack.services import iot, sts
 from starlette.requests import Request
 from starlette.responses import Response as HttpResponse
 from starlette.types import Receive, Scope, Send
@@ -120,10 +120,13 @@ class Emulator:
 
 
 async def _forward(call: Call) -> Response:
-    """Let ministack handle the call as one of the account's root user, whatever key signed it."""
+    """Let ministack handle the call: as one of its role if a role signed it, else of the root user."""
     path, _, query = call.path.partition("?")
-    root = re.sub("Credential=[^/]+", f"Credential={ACCOUNT}", call.headers["authorization"])
-    headers = {**call.headers, "authorization": root}
+    headers = dict(call.headers)
+    if call.access_key_id not in sts._sessions:
+        headers["authorization"] = re.sub(
+            "Credential=[^/]+", f"Credential={ACCOUNT}", headers["authorization"]
+        )
     status, headers, body = await ministack._dispatch_service_request(
         call.method, unquote(path), headers, call.body, parse_qs(query, keep_blank_values=True), str(uuid4())
     )
@@ -149,10 +152,12 @@ async def _mqtt(listener: socket.socket) -> AsyncIterator[None]:
         writer.transport.abort()
 
 
-async def _refresh_groups() -> None:
-    """Let dynamic groups follow the changes that devices make, in an endless loop."""
+async def _follow_devices(state: StateFile) -> None:
+    """Let dynamic groups and the state file follow the changes that devices make, in an endless loop."""
     while True:
         await asyncio.sleep(_REFRESH_SECONDS)
+        if iot._connected_clients:
+            state.request_save()
         for account, region in {(key[0], key[1]) for key in iot._thing_groups._data}:
             with request_scope(account, region):
                 await groups.refresh()
@@ -169,7 +174,7 @@ async def serve(port: int, mqtt_port: int, state_file: Path) -> None:
     http, mqtt = _listen(port), _listen(mqtt_port)
     async with _mqtt(mqtt):
         state_file.with_name(state_file.name + ".ca.pem").write_text(iot.get_ca_cert_pem())
-        tasks = [asyncio.create_task(state.save_changes()), asyncio.create_task(_refresh_groups())]
+        tasks = [asyncio.create_task(state.save_changes()), asyncio.create_task(_follow_devices(state))]
         config = uvicorn.Config(Emulator(state), log_level="warning", access_log=False)
         await uvicorn.Server(config).serve([http])
         for task in tasks:

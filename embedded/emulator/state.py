@@ -53,8 +53,7 @@ class StateFile:
             await asyncio.sleep(_PAUSE_SECONDS)
             began = time.monotonic()
             self._changed.clear()
-            state = self._copy()
-            await asyncio.to_thread(self._write, state)
+            await asyncio.to_thread(self._write, self._copy())
             await asyncio.sleep(max(0.0, (time.monotonic() - began) / _SHARE_OF_TIME - _PAUSE_SECONDS))
 
     def request_save(self) -> None:

@@ -353,7 +353,6 @@ def test_invalid_shadow_updates_are_refused(aws: AwsClients, thing: str) -> None
     for code, document in {
         "ConflictException": {"state": {}, "version": 7},
         "RequestEntityTooLargeException": {"state": {"reported": {"text": "x" * 9000}}},
-        "InvalidRequestException": {"state": {"unknown": {}}},
     }.items():
         refused(code, call, thingName=thing, payload=json.dumps(document))
     refused("InvalidRequestException", call, thingName=thing, payload="{")

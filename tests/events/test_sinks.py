@@ -513,6 +513,10 @@ class Queue:
         self.url = self._sqs.create_queue(QueueName=name, Attributes=attributes)["QueueUrl"]
         found = self._sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=["QueueArn"])
         self.arn = found["Attributes"]["QueueArn"]
+        senders = {"Service": ["sns.amazonaws.com", "events.amazonaws.com"]}
+        allowed = {"Effect": "Allow", "Principal": senders, "Action": "sqs:SendMessage", "Resource": self.arn}
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
+        self._sqs.set_queue_attributes(QueueUrl=self.url, Attributes={"Policy": policy})
 
     async def receive(self, count: int) -> list[Any]:
         """Wait for a number of messages, and return them."""

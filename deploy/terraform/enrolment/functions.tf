@@ -204,7 +204,7 @@ resource "aws_iot_topic_rule" "registration" {
   sql         = <<-SQL
     SELECT * FROM '$aws/events/thing/+/+'
     WHERE (operation = 'CREATED' OR operation = 'UPDATED')
-      AND startswith(thingName, '${local.thing_prefix}')
+      AND regexp_matches(thingName, '^${local.thing_prefix}')
       AND isUndefined(attributes.deviceId)
   SQL
 
