@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -167,6 +168,9 @@ async def serve(port: int, mqtt_port: int, state_file: Path) -> None:
     state = StateFile(state_file)
     state.load()
     http, mqtt = _listen(port), _listen(mqtt_port)
+    # Uvicorn raises the signal again once it has stopped, which would end this process before the last save.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     async with _mqtt(mqtt):
         state_file.with_name(state_file.name + ".ca.pem").write_text(iot.get_ca_cert_pem())
         tasks = [asyncio.create_task(state.save_changes()), asyncio.create_task(_refresh_groups())]
