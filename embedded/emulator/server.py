@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -172,6 +173,9 @@ async def serve(port: int, mqtt_port: int, state_file: Path) -> None:
     state = StateFile(state_file)
     state.load()
     http, mqtt = _listen(port), _listen(mqtt_port)
+    # Uvicorn raises the signal again once it has stopped, which would end this process before the last save.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     async with _mqtt(mqtt):
         state_file.with_name(state_file.name + ".ca.pem").write_text(iot.get_ca_cert_pem())
         tasks = [asyncio.create_task(state.save_changes()), asyncio.create_task(_follow_devices(state))]
@@ -183,9 +187,15 @@ async def serve(port: int, mqtt_port: int, state_file: Path) -> None:
 
 
 def _listen(port: int) -> socket.socket:
+    # With the protocol, asyncio disables Nagle's algorithm, which would delay each response by 40 ms.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        return socket.create_server((HOST, port))
+        listener.bind((HOST, port))
+        listener.listen()
     except OSError as error:
+        listener.close()
         reason = os.strerror(error.errno) if error.errno else str(error)
         message = f"the AWS emulator cannot listen on {HOST}:{port} ({reason}): choose another port"
         raise ServerError(message) from error
+    return listener
