@@ -5,9 +5,11 @@ import fcntl
 import shlex
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +32,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 from temporalio.client import Client
 
+from cli.connected_devices import ConnectedDevices
 from cli.desired_state import DesiredStateDemo
 from cli.exit_codes import INTERRUPTED
 from cli.output import runnable, standard_output
@@ -57,6 +60,15 @@ _POLL_SECONDS: Final = 0.25
 _MARKER: Final = ".thingbridge-demo"
 
 
+class Connection(StrEnum):
+    """The MQTT connection of a device at the end."""
+
+    CONNECTED = "connected"
+    REFUSED = "refused"
+    """AWS ended it and refused the next one."""
+    NONE = "not connected"
+
+
 @dataclass(frozen=True)
 class Expectation:
     """The expected end of a device, derived from its events alone."""
@@ -73,6 +85,12 @@ class Expectation:
             else None
         )
 
+    @property
+    def connection(self) -> Connection:
+        """Return how its MQTT connection must end, if it has one."""
+        decommissioned = self.status is ProvisioningStatus.DECOMMISSIONED
+        return Connection.REFUSED if decommissioned else Connection.CONNECTED
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -83,6 +101,8 @@ class Outcome:
     reported: str | None
     attempts: int
     retried: int
+    connection: Connection | None = None
+    """The end of its device's MQTT connection; None if it was not expected to have one."""
 
     @property
     def fault(self) -> str | None:
@@ -92,6 +112,8 @@ class Outcome:
             return f"must be {self.expected.status or 'without a binding'}"
         if self.reported != self.expected.reported:
             return f"shadow reports {self.reported}, must be {self.expected.reported}"
+        if self.connection not in {None, self.expected.connection}:
+            return f"is {self.connection} over MQTT, must be {self.expected.connection}"
         return None
 
 
@@ -151,7 +173,9 @@ async def _drive(
     stop = asyncio.Event()
     working = asyncio.create_task(run_worker(settings, client, stop))
     engine = open_engine(addresses.database_url)
-    driving = asyncio.create_task(_Demo(console, addresses, settings, client, engine, events, first).run())
+    devices = ConnectedDevices(addresses)
+    demo = _Demo(console, addresses, settings, client, engine, devices, events, first)
+    driving = asyncio.create_task(demo.run())
     try:
         # A worker that cannot start ends the demo at once, with its error.
         await asyncio.wait({working, driving, interrupted}, return_when=asyncio.FIRST_COMPLETED)
@@ -163,8 +187,9 @@ async def _drive(
         interrupted.cancel()
         stop.set()
         await working
-        engine.dispose()
         await asyncio.wait({driving, interrupted})
+        await asyncio.to_thread(devices.stop)
+        engine.dispose()
     return INTERRUPTED if driving.cancelled() else driving.result()
 
 
@@ -176,6 +201,7 @@ class _Demo:
         settings: Settings,
         client: Client,
         engine: Engine,
+        devices: ConnectedDevices,
         events: Sequence[LifecycleEvent],
         first: LifecycleEvent,
     ) -> None:
@@ -184,9 +210,17 @@ class _Demo:
         self._settings = settings
         self._client = client
         self._engine = engine
-        self._events = events
+        self._devices = devices
+        self._events, self._decommissions = split_at_decommission(events)
         self._first = first
         self._expected = expectations(events)
+        decommissioned_later = {event.device_id for event in self._decommissions}
+        self._connecting = {
+            device_id
+            for device_id, expected in self._expected.items()
+            if expected.status is ProvisioningStatus.ACTIVE or device_id in decommissioned_later
+        }
+        """The devices that must connect."""
 
     async def run(self) -> int:
         first = self._first
@@ -216,18 +250,30 @@ class _Demo:
             await send_retry(self._client, first.device_id, self._settings.worker.task_queue)
             await self._send(self._events)
 
+            starting = asyncio.create_task(self._start_devices())
             reconciling = asyncio.create_task(self._change_desired_state(progress.console))
 
-            def all_ended(bindings: dict[UUID, AwsThingBinding]) -> bool:
-                ended = sum(
-                    self._status(bindings, device_id) == expected.status
-                    for device_id, expected in self._expected.items()
-                )
-                progress.update(bar, completed=ended)
-                return ended == len(self._expected)
+            def all_reached(
+                reached: Callable[[UUID, AwsThingBinding | None], bool],
+            ) -> Callable[[dict[UUID, AwsThingBinding]], bool]:
+                def condition(bindings: dict[UUID, AwsThingBinding]) -> bool:
+                    count = sum(reached(device_id, bindings.get(device_id)) for device_id in self._expected)
+                    progress.update(bar, completed=count)
+                    return count == len(self._expected)
 
-            bindings = await self._until(all_ended)
+                return condition
+
+            await self._until(all_reached(self._has_connected))
+            connected = sum(self._connection(each) is Connection.CONNECTED for each in self._connecting)
+            progress.console.print(f"{connected} devices connected over MQTT, each with its own certificate")
+            if self._decommissions:
+                progress.update(bar, description="devices decommissioned")
+                await self._send(self._decommissions)
+            bindings = await self._until(all_reached(self._has_ended))
             await self._until_idle()
+            starting.cancel()
+            with suppress(asyncio.CancelledError):
+                await starting
             progress.update(bar, description="a device ends its job")
             reconciled = await reconciling
         outcomes = [
@@ -238,6 +284,11 @@ class _Demo:
         self._console.print(fleet_table(outcomes, workflows, complete=not self._console.is_terminal))
         inventory = await asyncio.to_thread(take_inventory, self._addresses.aws_endpoint_url)
         agreed = self._compare(inventory, bindings.values())
+        ends = Counter(outcome.connection for outcome in outcomes)
+        self._console.print(
+            f"{ends[Connection.CONNECTED]} devices are connected over MQTT; {ends[Connection.REFUSED]} were "
+            "decommissioned: AWS ended their connections, and refuses new ones"
+        )
         wrong = [outcome for outcome in outcomes if outcome.fault]
         if wrong:
             self._console.print(f"[red]{len(wrong)} of {len(outcomes)} devices did not end as expected[/red]")
@@ -255,13 +306,42 @@ class _Demo:
         if not active:
             return True
         device_id = active[0]
-        bindings = await self._until(
-            lambda bindings: self._status(bindings, device_id) is ProvisioningStatus.ACTIVE
-        )
-        if self._status(bindings, device_id) is not ProvisioningStatus.ACTIVE:
+        bindings = await self._until(lambda _: self._connection(device_id) is Connection.CONNECTED)
+        device = self._devices.find(device_id)
+        if device is None:
+            console.print("[red]the device whose desired state is changed did not connect[/red]")
             return False
         demo = DesiredStateDemo(console, self._addresses.aws_endpoint_url, self._client, self._engine)
-        return await demo.run(bindings[device_id])
+        return await demo.run(bindings[device_id], device)
+
+    async def _start_devices(self) -> None:
+        """Start the device of each binding that becomes Active, in an endless loop."""
+        while True:
+            for binding in (await asyncio.to_thread(self._bindings)).values():
+                if binding.provisioning_status is ProvisioningStatus.ACTIVE and binding.thing_name:
+                    await asyncio.to_thread(self._devices.connect, binding.device_id, binding.thing_name)
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _has_connected(self, device_id: UUID, binding: AwsThingBinding | None) -> bool:
+        """Return whether a device is connected, or has ended if it is not expected to connect."""
+        if device_id in self._connecting:
+            return self._connection(device_id) is Connection.CONNECTED
+        return self._has_ended(device_id, binding)
+
+    def _has_ended(self, device_id: UUID, binding: AwsThingBinding | None) -> bool:
+        """Return whether a device and its connection are as expected."""
+        expected, status = self._expected[device_id], binding.provisioning_status if binding else None
+        return status == expected.status and (
+            device_id not in self._connecting or self._connection(device_id) is expected.connection
+        )
+
+    def _connection(self, device_id: UUID) -> Connection:
+        device = self._devices.find(device_id)
+        if device is None:
+            return Connection.NONE
+        if device.is_connected:
+            return Connection.CONNECTED
+        return Connection.REFUSED if device.is_cut_off else Connection.NONE
 
     async def _send(self, events: Sequence[LifecycleEvent]) -> None:
         for event in events:
@@ -299,7 +379,8 @@ class _Demo:
         return binding.provisioning_status if binding else None
 
     async def _outcome(self, expected: Expectation, binding: AwsThingBinding | None) -> Outcome:
-        attempts = await self._attempts(expected.state.device_id)
+        device_id = expected.state.device_id
+        attempts = await self._attempts(device_id)
         reported = None
         if binding and binding.thing_name:
             reported = await asyncio.to_thread(
@@ -311,6 +392,7 @@ class _Demo:
             reported=reported,
             attempts=sum(attempts),
             retried=sum(attempts) - len(attempts),
+            connection=self._connection(device_id) if device_id in self._connecting else None,
         )
 
     async def _attempts(self, device_id: UUID) -> list[int]:
@@ -351,6 +433,25 @@ class _Demo:
                 place = "only in AWS" if stray in in_aws else "only in the database"
                 self._console.print(f"  {name}, {place}: {stray}", soft_wrap=True)
         return agreed
+
+
+def split_at_decommission(
+    events: Sequence[LifecycleEvent],
+) -> tuple[list[LifecycleEvent], list[LifecycleEvent]]:
+    """Return the events to send first, and those to send once the devices are connected.
+
+    The second part begins, for each device, with the decommission that follows its provisioning: AWS can only
+    end a connection that exists.
+    """
+    first, later = list[LifecycleEvent](), list[LifecycleEvent]()
+    provisioned, waiting = set[UUID](), set[UUID]()
+    for event in events:
+        if event.type is LifecycleEventType.DECOMMISSIONED and event.device_id in provisioned:
+            waiting.add(event.device_id)
+        if event.type is LifecycleEventType.PROVISIONED:
+            provisioned.add(event.device_id)
+        (later if event.device_id in waiting else first).append(event)
+    return first, later
 
 
 def expectations(events: Sequence[LifecycleEvent]) -> dict[UUID, Expectation]:
@@ -418,7 +519,9 @@ def fleet_table(outcomes: Sequence[Outcome], workflows_url: str, *, complete: bo
     """
     table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     for title, short in _COLUMNS:
-        table.add_column(title if complete else short, overflow="fold")
+        shown = title if complete else short
+        if shown:
+            table.add_column(shown, overflow="fold")
     for outcome in sorted(outcomes, key=_by_thing):
         binding, device_id = outcome.binding, outcome.expected.state.device_id
         status = str(binding.provisioning_status) if binding else "no binding"
@@ -428,11 +531,12 @@ def fleet_table(outcomes: Sequence[Outcome], workflows_url: str, *, complete: bo
         certificate = ((binding.certificate_arn if binding else None) or "").rpartition("/")[2]
         url = f"{workflows_url}/{device_workflow_id(device_id)}"
         table.add_row(
-            outcome.expected.state.serial_number or "",
+            *((outcome.expected.state.serial_number or "",) if complete else ()),
             str(device_id) if complete else str(device_id)[:8],
             f"[red]{status}: {outcome.fault}[/red]" if outcome.fault else status,
             thing_name if complete else _shortened(thing_name),
-            certificate if complete else certificate[:8],
+            *((certificate,) if complete else ()),
+            str(outcome.connection or ""),
             f"{outcome.attempts}, {outcome.retried} again" if outcome.retried else str(outcome.attempts),
             url if complete else f"[link={url}]open[/link]",
         )
@@ -441,11 +545,12 @@ def fleet_table(outcomes: Sequence[Outcome], workflows_url: str, *, complete: bo
 
 
 _COLUMNS: Final = (
-    ("serial", "serial"),
+    ("serial", None),
     ("device", "device"),
     ("status/shadow", "status/shadow"),
     ("Thing", "Thing"),
-    ("certificate", "cert"),
+    ("certificate", None),
+    ("MQTT", "MQTT"),
     ("attempts", "tries"),
     ("Temporal UI", "UI"),
 )

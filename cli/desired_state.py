@@ -13,11 +13,13 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 from temporalio.client import Client
 
+from cli.connected_devices import ConnectedDevice
 from db.models import AwsThingBinding, OutboxRow
 from domain.names import SHADOW_DELTA_POLL_SCHEDULE
 from domain.outgoing_event import OutgoingEventType
-from embedded.simulated_device import SimulatedDevice, desire
+from embedded.simulated_device import desire
 from events.cloud_events import cloud_event
+from examples.device.device import APPLY_DESIRED_STATE, Event, EventKind
 
 _DESIRED: Final = {"telemetry": {"intervalSeconds": 60, "channels": ["temperature", "pressure"]}}
 _TIMEOUT_SECONDS: Final = 60.0
@@ -27,7 +29,7 @@ Found = TypeVar("Found")
 
 
 class DesiredStateDemo:
-    """A change of the desired state of one simulated device.
+    """A change of the desired state of one device that is connected over MQTT.
 
     Args:
         console: prints each step.
@@ -42,7 +44,7 @@ class DesiredStateDemo:
         self._client = client
         self._engine = engine
 
-    async def run(self, binding: AwsThingBinding) -> bool:
+    async def run(self, binding: AwsThingBinding, device: ConnectedDevice) -> bool:
         """Change the desired state, print each step that follows, and return whether all steps followed."""
         if binding.thing_name is None:
             return self._fail("the binding has no Thing")
@@ -50,13 +52,17 @@ class DesiredStateDemo:
         await asyncio.to_thread(desire, self._aws_endpoint_url, thing_name, _DESIRED)
         self._print(f"desired state of {thing_name}: {json.dumps(_DESIRED)}")
         await self._client.get_schedule_handle(SHADOW_DELTA_POLL_SCHEDULE).trigger()
-        device = SimulatedDevice(self._aws_endpoint_url, thing_name)
-        document = await _until(
-            lambda: asyncio.to_thread(device.execute_next_job, "SUCCEEDED", {"applied": "all"})
+
+        async def job_end() -> Event | None:
+            return device.find(EventKind.JOB_ENDED, APPLY_DESIRED_STATE)
+
+        job = await _until(job_end)
+        if job is None or job.outcome is None:
+            return self._fail(f"the device ended no job within {_TIMEOUT_SECONDS:g} s")
+        self._print(
+            f"the device received the job {job.operation} over MQTT, reported the state and ended the job "
+            f"as {job.outcome.status}"
         )
-        if document is None:
-            return self._fail(f"the device received no job within {_TIMEOUT_SECONDS:g} s")
-        self._print(f"the device ended the job {document['operation']} as SUCCEEDED")
         sent = await _until(lambda: asyncio.to_thread(self._completion, binding))
         if sent is None:
             return self._fail(f"no event for the end of the job was sent within {_TIMEOUT_SECONDS:g} s")

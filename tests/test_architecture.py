@@ -35,6 +35,8 @@ MAY_IMPORT["thingbridge"] = frozenset(MAY_IMPORT)
 MAY_IMPORT["cli"] = frozenset(MAY_IMPORT) - {"thingbridge"} | {"embedded"}
 MAY_IMPORT["embedded"] = frozenset()
 BESIDE_THE_PRODUCT = frozenset({"tests", "benchmarks", "examples", "scripts"})
+# The development servers are absent from production, and so is the example device that they run.
+DEVELOPMENT = frozenset({"cli", "embedded"})
 
 AWS_ROOM = "aws"
 AWS_SDK = frozenset({"boto3", "botocore", "s3transfer", "aioboto3", "aiobotocore"})
@@ -107,6 +109,8 @@ def broken_import_rule(path: PurePosixPath, module: str) -> str | None:
             return f"{room} may import {allowed}"
         return None
     if imported in BESIDE_THE_PRODUCT:
+        if room in DEVELOPMENT and (module == "examples.device" or module.startswith("examples.device.")):
+            return None
         return f"the product imports nothing from {imported}"
     if room == "domain" and imported not in DOMAIN_MAY_USE:
         return "domain is the standard library and pydantic"
@@ -254,6 +258,12 @@ PLANTED = [
     ("embedded/stack.py", "from domain.names import ThingName", "embedded may import nothing of ours"),
     ("examples/fleet.py", "import embedded", "cli, tests and benchmarks alone"),
     ("cli/fleet.py", "import tests.fleet", "the product imports nothing from tests"),
+    ("cli/fleet.py", "import examples.host", "the product imports nothing from examples"),
+    (
+        "activities/things.py",
+        "from examples.device import device",
+        "the product imports nothing from examples",
+    ),
     ("deploy/lambda/hook.py", "import requests", "the standard library and boto3"),
     ("deploy/lambda/hook.py", "from domain.names import thing_name", "the standard library and boto3"),
     ("shadows/poll.py", "import json", "add it to MAY_IMPORT"),
@@ -284,6 +294,8 @@ def test_a_planted_violation_is_found(path: str, source: str, rule: str) -> None
         ("workflows/device.py", "workflow.start_activity_method(activity=Things.ensure)"),
         ("cli.py", "import worker, embedded, api.app"),
         ("embedded/stack.py", "import boto3, moto.server"),
+        ("embedded/stack.py", "from examples.device.device import Device"),
+        ("cli/demo.py", "import examples.device"),
         ("tests/test_worker.py", "import worker, api, embedded, boto3"),
         ("benchmarks/fleet.py", "import worker, embedded"),
     ],

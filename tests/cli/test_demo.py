@@ -20,9 +20,10 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from cli.demo import Expectation, Outcome, fleet_table
+from cli.demo import Connection, Expectation, Outcome, fleet_table, split_at_decommission
 from db.models import AwsThingBinding
 from domain.device_state import DesiredStatus, DeviceState, StatusChange
+from domain.lifecycle_event import LifecycleEvent
 from domain.names import thing_name
 from domain.provisioning_status import ProvisioningStatus
 from embedded.inventory import take_inventory
@@ -98,7 +99,18 @@ async def test_demo_ends_with_every_device_as_expected(tmp_path: Path) -> None:
         in result.stdout
     )
     assert f"all {len(devices)} devices ended as expected\n" in result.stdout
-    assert "the device ended the job shadow.applyDesiredState as SUCCEEDED\n" in result.stdout
+    connections = [cells[5] for cells in rows.values() if len(cells) > 7]
+    assert connections.count("connected") == active
+    assert connections.count("refused") == 2
+    assert f"{active + 2} devices connected over MQTT, each with its own certificate\n" in result.stdout
+    assert (
+        f"{active} devices are connected over MQTT; 2 were decommissioned: AWS ended their connections, and "
+        "refuses new ones\n"
+    ) in result.stdout
+    assert (
+        "the device received the job shadow.applyDesiredState over MQTT, reported the state and ended the "
+        "job as SUCCEEDED\n"
+    ) in result.stdout
     (sent,) = (line for line in result.stdout.splitlines() if line.startswith("event sent: "))
     event = json.loads(sent.removeprefix("event sent: "))
     assert event["type"] == "DeviceCommandCompletedEvent"
@@ -157,6 +169,44 @@ def test_wrong_fleet_is_refused_before_anything_starts(tmp_path: Path, fleet: st
     assert not (tmp_path / "demo").exists()
 
 
+def test_decommissions_of_connected_devices_are_sent_later() -> None:
+    """A decommission after its device's provisioning is held back with what follows; others are not."""
+    first, second = Device("FIRST"), Device("SECOND")
+    kinds = [
+        (first, "Provisioned"),
+        (second, "Decommissioned"),
+        (first, "Decommissioned"),
+        (second, "Provisioned"),
+        (first, "Reactivated"),
+    ]
+    events = [LifecycleEvent.from_json(json.dumps(device.event(kind))) for device, kind in kinds]
+    assert split_at_decommission(events) == ([events[0], events[1], events[3]], [events[2], events[4]])
+
+
+@pytest.mark.parametrize(
+    ("status", "connection", "fault"),
+    [
+        (ProvisioningStatus.ACTIVE, Connection.CONNECTED, None),
+        (ProvisioningStatus.ACTIVE, Connection.NONE, "is not connected over MQTT, must be connected"),
+        (ProvisioningStatus.DECOMMISSIONED, Connection.REFUSED, None),
+        (ProvisioningStatus.DECOMMISSIONED, Connection.CONNECTED, "is connected over MQTT, must be refused"),
+        (ProvisioningStatus.DECOMMISSIONED, None, None),
+    ],
+)
+def test_outcome_includes_the_connection(
+    status: ProvisioningStatus, connection: Connection | None, fault: str | None
+) -> None:
+    """An Active device must be connected, and a decommissioned one that was connected must be refused."""
+    device = Device("CONNECTED")
+    state = DeviceState(
+        device_id=device.device_id, tenant_id=device.tenant_id, serial_number=device.serial_number
+    )
+    binding = AwsThingBinding(
+        device_id=device.device_id, thing_name=device.thing_name, provisioning_status=status
+    )
+    assert Outcome(Expectation(state, status), binding, None, 5, 0, connection).fault == fault
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 def test_table_fits_a_terminal(columns: int) -> None:
     """A device is one line, with a link to its runs; ids and the tenant in the Thing's name are shortened."""
@@ -171,7 +221,8 @@ def test_table_fits_a_terminal(columns: int) -> None:
         certificate_arn=f"arn:aws:iot:eu-west-1:123456789012:cert/{'c0' * 32}",
         provisioning_status=ProvisioningStatus.ACTIVE,
     )
-    outcome = Outcome(Expectation(state, ProvisioningStatus.ACTIVE), binding, "Suspended", 5, 0)
+    expected = Expectation(state, ProvisioningStatus.ACTIVE)
+    outcome = Outcome(expected, binding, "Suspended", 5, 0, Connection.CONNECTED)
     screen = Console(file=io.StringIO(), width=columns, force_terminal=True, legacy_windows=False)
     with screen.capture() as captured:
         screen.print(
@@ -181,11 +232,10 @@ def test_table_fits_a_terminal(columns: int) -> None:
     (row,) = (line.split() for line in plain.splitlines() if "PUMP_001" in line)
     tenant = device.thing_name[1:33]
     assert row == [
-        "PUMP_001",
         str(device.device_id)[:8],
         "Active/Suspended",
         f"t{tenant[:3]}…{tenant[-3:]}-PUMP_001",
-        "c0c0c0c0",
+        "connected",
         "5",
         "open",
     ]
