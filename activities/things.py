@@ -4,6 +4,7 @@ import logging
 
 from temporalio import activity
 
+from activities.attempt import record_progress
 from activities.bindings import BindingActivities, thing_name_of
 from aws.certificates import Certificates
 from aws.errors import InvalidRequestError
@@ -67,10 +68,14 @@ class ThingActivities:
             return
         self._jobs.delete_for_thing(name)
         self._shadows.delete_all(name)
+        # Detached by an earlier attempt, these cannot be found in AWS any more.
+        detached = list(next(iter(activity.info().heartbeat_details), []))
+        record_progress(detached)
+        self._certificates.revoke(detached, thing_name=None)
         try:
             self._things.delete(name)
         except InvalidRequestError as error:
-            self._revoke_new_certificates(plan, name)
+            self._revoke_new_certificates(plan, name, detached)
             raise RetryLaterError(
                 "DetachPending", f"AWS cannot delete the Thing yet: {error.message}", seconds=2
             ) from None
@@ -81,8 +86,12 @@ class ThingActivities:
         # A device that is still connected can have created a shadow again before the Thing was deleted.
         self._shadows.delete_all(name)
 
-    def _revoke_new_certificates(self, plan: TeardownPlan, thing_name: str) -> None:
-        """Revoke the certificates that a device attached, by enrolling, after the plan was made."""
+    def _revoke_new_certificates(self, plan: TeardownPlan, thing_name: str, detached: list[str]) -> None:
+        """Revoke the certificates that a device attached, by enrolling, after the plan was made.
+
+        They are recorded first: AWS refuses to delete a certificate until its detachment is completed, so a
+        later attempt deletes it.
+        """
         planned = {*plan.certificate_arns, *plan.shared_certificate_arns}
         attached = [arn for arn in self._things.certificates_of(thing_name) if arn not in planned]
         if not attached:
@@ -94,8 +103,10 @@ class ThingActivities:
                 arn,
                 thing_name,
             )
+        own = [arn for arn in attached if arn not in shared]
+        record_progress([*detached, *own])
         self._certificates.revoke(
-            [arn for arn in attached if arn not in shared],
+            own,
             thing_name=thing_name,
             shared_arns=shared,
             disconnect=True,

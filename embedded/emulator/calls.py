@@ -2,6 +2,7 @@
 
 import json
 import re
+from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -140,14 +141,16 @@ def paged(name: str, found: Mapping[str, object], call: Call, *, reverse: bool =
     The token is the last key of a page: the page after it is complete, also if that entry was deleted.
     """
     given = call.parameters
-    after = given.get("nextToken") or given.get("marker")
+    after = b64decode(given.get("nextToken") or given.get("marker") or "").decode()
     keys = sorted(found, reverse=reverse)
-    if after is not None:
+    if after:
         keys = [key for key in keys if (key < after if reverse else key > after)]
     page = keys[: given.get("maxResults") or given.get("pageSize") or _PER_PAGE]
     members: dict[str, object] = {name: [found[key] for key in page]}
     if len(keys) > len(page):
-        members["nextMarker" if name == "certificates" else "nextToken"] = page[-1]
+        members["nextMarker" if name == "certificates" else "nextToken"] = b64encode(
+            page[-1].encode()
+        ).decode()
     return Response.of(members)
 
 

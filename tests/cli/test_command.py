@@ -21,7 +21,7 @@ async def test_wait_prints_the_end_of_the_command(
 ) -> None:
     """The outcome and its details are printed, and the exit code is 0 only if the device succeeded."""
     device, correlation_id = commands.device(f"CLI-{outcome}"), uuid4()
-    parameters = {"mode": "é[bold]", "levels": [1, {"a": None}]}
+    parameters = {"mode": "é[bold]", "levels": [1, {"a": 1}]}
     given = tmp_path / "parameters.json"
     given.write_text(json.dumps(parameters))
     arguments = [

@@ -23,10 +23,12 @@ from tests.harness.command_line import (
 
 @asynccontextmanager
 async def running_emulator(*arguments: str) -> AsyncIterator[tuple[Process, str]]:
-    """Run the emulator on a free port, and yield its process and the endpoint URL that it prints."""
-    (port,) = choose_ports(0)
-    async with running("emulator", "--port", str(port), *arguments, **without_configuration()) as process:
-        printed = await read_until(process.stdout, "AWS_SECRET_ACCESS_KEY")
+    """Run the emulator on free ports, and yield its process and the endpoint URL that it prints."""
+    port, mqtt_port = choose_ports(0, 0)
+    ports = ("--port", str(port), "--mqtt-port", str(mqtt_port))
+    async with running("emulator", *ports, *arguments, **without_configuration()) as process:
+        printed = await read_until(process.stdout, '"on": true')
+        assert f"mosquitto_pub -h localhost -p {mqtt_port} --cafile" in printed
         (endpoint_url,) = re.findall(r"^export AWS_ENDPOINT_URL=(\S+)$", printed, re.MULTILINE)
         assert endpoint_url == f"http://127.0.0.1:{port}"
         yield process, endpoint_url
@@ -59,14 +61,16 @@ async def test_emulator_without_state_file_starts_empty() -> None:
         assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
 
 
-def test_port_in_use_is_one_sentence() -> None:
+@pytest.mark.parametrize("option", ["--port", "--mqtt-port"])
+def test_port_in_use_is_one_sentence(option: str) -> None:
     """A port that another server listens on is refused, with what to do."""
+    free = [str(port) for port in choose_ports(0, 0)]
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         port = server.getsockname()[1]
-        result = call("emulator", "--port", str(port))
+        result = call("emulator", "--port", free[0], "--mqtt-port", free[1], option, str(port))
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
-        f"error: cannot listen on 127.0.0.1, port {port}: it is in use; choose another --port\n"
+        f"error: cannot listen on 127.0.0.1, port {port}: it is in use; choose another {option}\n"
     )
 
 
@@ -75,8 +79,8 @@ def test_unusable_state_file_is_one_sentence(tmp_path: Path, state: str) -> None
     """A file that cannot be written, or a folder in its place, is refused with its path."""
     (tmp_path / "file").touch()
     path = state.replace("FOLDER", str(tmp_path))
-    (port,) = choose_ports(0)
-    result = call("emulator", "--port", str(port), "--state", path)
+    port, mqtt_port = choose_ports(0, 0)
+    result = call("emulator", "--port", str(port), "--mqtt-port", str(mqtt_port), "--state", path)
     assert (result.exit_code, result.stdout) == (2, "")
     assert re.fullmatch(
         rf"error: cannot write {re.escape(path)}: [^;\n]+; give --state \S+ file\n", result.stderr

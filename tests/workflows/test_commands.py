@@ -33,7 +33,7 @@ from tests.harness.commands import PREFIX, RARELY_POLLED, Commands, command_for
 async def test_a_device_that_succeeds_completes_the_command(commands: Commands) -> None:
     """An execution ends with SUCCEEDED, not with COMPLETED; the event contains its status details."""
     device = commands.device("CMD-OK")
-    parameters = {"fan": {"speed": [1, {"max": 2.5}], "on": True}, "mode": None}
+    parameters = {"fan": {"speed": [1, {"max": 2.5}], "on": True}, "mode": "eco"}
     command = command_for(device, "configure", parameters=parameters)
     handle = await commands.send(command)
     await commands.wait_until_described(handle, 1)
@@ -109,8 +109,11 @@ async def test_a_job_without_an_execution_yet_is_watched(commands: Commands) -> 
     with pytest.raises(ClientError, match="ResourceNotFound"):
         commands.execution(handle, device)
     await commands.wait_until_described(handle, 2)
-    commands.emulator.settings(job_rollout_seconds=0)
-    commands.execute_job(device)
+
+    async def executed() -> bool:
+        return commands.execute_job(device) is not None
+
+    await until(executed, "the job is rolled out")
     assert (await commands.wait_for_end(handle))["status"] == "SUCCEEDED"
 
 
