@@ -34,6 +34,7 @@ from temporalio.client import Client
 
 from cli.connected_devices import ConnectedDevices
 from cli.desired_state import DesiredStateDemo
+from cli.enrolment_act import EnrolmentAct
 from cli.exit_codes import INTERRUPTED
 from cli.output import runnable, standard_output
 from cli.stack import print_addresses, running_api, running_stack
@@ -117,7 +118,7 @@ class Outcome:
         return None
 
 
-def run_demo(data: Path, fleet: Path | None, *, stay: bool) -> int:
+def run_demo(data: Path, fleet: Path | None, *, stay: bool, enrolment: bool = False) -> int:
     """Run the demo in an empty folder, print its table, and return the exit code.
 
     Raises:
@@ -141,7 +142,14 @@ def run_demo(data: Path, fleet: Path | None, *, stay: bool) -> int:
                 print_addresses(console, addresses, url, data)
 
             code = asyncio.run(
-                _drive(console, addresses, events, first, on_stay=print_addresses_to_stay if stay else None)
+                _drive(
+                    console,
+                    addresses,
+                    events,
+                    first,
+                    enrolment=(url, data / "device") if enrolment else None,
+                    on_stay=print_addresses_to_stay if stay else None,
+                )
             )
     again = f"{runnable('thingbridge')} dev --data {shlex.quote(str(data))}"
     console.print(f"[dim]everything is stopped; to follow the links: {escape(again)}[/dim]", soft_wrap=True)
@@ -164,6 +172,7 @@ async def _drive(
     events: Sequence[LifecycleEvent],
     first: LifecycleEvent,
     *,
+    enrolment: tuple[str, Path] | None,
     on_stay: Callable[[], None] | None,
 ) -> int:
     """Run a worker and the demo; then call `on_stay`, if given, and keep the worker running until Ctrl-C."""
@@ -175,7 +184,15 @@ async def _drive(
     engine = open_engine(addresses.database_url)
     devices = ConnectedDevices(addresses)
     demo = _Demo(console, addresses, settings, client, engine, devices, events, first)
-    driving = asyncio.create_task(demo.run())
+
+    async def drive() -> int:
+        code = await demo.run()
+        if enrolment is None:
+            return code
+        act = EnrolmentAct(console, addresses, settings, client, engine, *enrolment)
+        return code if await act.run() else 1
+
+    driving = asyncio.create_task(drive())
     try:
         # A worker that cannot start ends the demo at once, with its error.
         await asyncio.wait({working, driving, interrupted}, return_when=asyncio.FIRST_COMPLETED)

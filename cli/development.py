@@ -59,6 +59,10 @@ def demo(
         bool,
         typer.Option("--stay", help="Keep everything running afterwards, to look around, until Ctrl-C."),
     ] = False,
+    enrolment: Annotated[
+        bool,
+        typer.Option("--enrolment", help="Also show a device that enrols itself over MQTT; needs a clone."),
+    ] = False,
 ) -> None:
     """Run everything, and the life of a sample fleet.
 
@@ -69,7 +73,7 @@ def demo(
     """
     from cli.demo import run_demo
 
-    raise typer.Exit(run_demo(data, fleet, stay=stay))
+    raise typer.Exit(run_demo(data, fleet, stay=stay, enrolment=enrolment))
 
 
 def emulator(

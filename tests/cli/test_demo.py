@@ -73,9 +73,10 @@ def test_sample_fleet_contains_every_kind_of_event_order() -> None:
 async def test_demo_ends_with_every_device_as_expected(tmp_path: Path) -> None:
     """Without configuration, it shows a failure and its retry, every device, and the agreement with AWS."""
     folder = tmp_path / "demo"
-    result = await run("demo", "--data", folder, **without_configuration())
+    result = await run("demo", "--data", folder, "--enrolment", **without_configuration())
     assert (result.exit_code, result.stderr) == (0, "")
     assert processes_of(folder) == []
+    assert "was refused: AccessDenied" in result.stdout
     assert "failed as expected: PolicyNotFound: there is no IoT policy" in result.stdout
     devices = devices_of(FLEET)
     rows = {
