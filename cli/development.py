@@ -87,6 +87,10 @@ def emulator(
             metavar="FILE", help="The file that keeps the account; default: the account is not kept."
         ),
     ] = None,
+    quotas: Annotated[
+        bool,
+        typer.Option("--quotas", help="Throttle the calls above the default quotas of AWS, as AWS does."),
+    ] = False,
 ) -> None:
     """Run the AWS emulator alone, until Ctrl-C.
 
@@ -97,4 +101,4 @@ def emulator(
     """
     from cli.emulator import run_emulator
 
-    run_emulator(port, mqtt_port, state)
+    run_emulator(port, mqtt_port, state, quotas=quotas)

@@ -1,30 +1,20 @@
 """The AWS emulator alone, for `thingbridge emulator`."""
 
-import os
 import shlex
 import signal
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from cli.output import standard_output
 from domain.operator_error import OperatorError
 from embedded import REGION
-from embedded.processes import (
-    HOST,
-    ServerError,
-    ServerProcess,
-    end_of_log,
-    ignoring_interrupts,
-    is_free,
-    is_ok,
-)
-from embedded.stack import ca_file, emulator_command, server_environment
+from embedded.emulator_control import AWS_QUOTAS, EmulatorControl
+from embedded.processes import HOST, ServerError, end_of_log, is_free
+from embedded.stack import ca_file, running_emulator
 
 
-def run_emulator(port: int, mqtt_port: int, state: Path | None) -> None:
-    """Run the emulator until SIGTERM or Ctrl-C.
+def run_emulator(port: int, mqtt_port: int, state: Path | None, *, quotas: bool) -> None:
+    """Run the emulator until SIGTERM or Ctrl-C, with the default quotas of AWS if `quotas` is true.
 
     Raises:
         OperatorError: the port is in use, or the state cannot be kept in that file, or the emulator stopped.
@@ -42,7 +32,9 @@ def run_emulator(port: int, mqtt_port: int, state: Path | None) -> None:
         log_file = Path(folder) / "emulator.log"
         try:
             file = (state or Path(folder) / "aws.state").absolute()
-            with _running(port, mqtt_port, file, log_file) as process:
+            with running_emulator(port, mqtt_port, file, log_file) as process:
+                if quotas:
+                    EmulatorControl(f"http://{HOST}:{port}").limit(AWS_QUOTAS)
                 standard_output().print(
                     f"AWS emulator at http://{HOST}:{port}, until Ctrl-C. In another shell:\n"
                     f"export AWS_ENDPOINT_URL=http://{HOST}:{port}\n"
@@ -59,27 +51,6 @@ def run_emulator(port: int, mqtt_port: int, state: Path | None) -> None:
             return
         except ServerError as error:
             raise OperatorError(str(error)) from None
-
-
-@contextmanager
-def _running(port: int, mqtt_port: int, state: Path, log_file: Path) -> Iterator[ServerProcess]:
-    """Start the emulator, and stop it at the end."""
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    process = ServerProcess(
-        "the AWS emulator",
-        emulator_command(port, mqtt_port, state),
-        log_file,
-        environment=server_environment(),
-        keep_open=nothing,
-    )
-    try:
-        process.wait_until(lambda: is_ok(port, "/_emulator/calls"))
-        yield process
-    finally:
-        with ignoring_interrupts():
-            process.request_stop()
-            process.wait_stopped()
-        os.close(nothing)
 
 
 def _require_writable(state: Path) -> None:

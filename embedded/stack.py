@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +27,7 @@ from embedded.processes import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, MutableMapping
+    from collections.abc import Callable, Iterator, Mapping, MutableMapping
     from types import TracebackType
 
 _NAMESPACE = "default"
@@ -202,6 +203,31 @@ def emulator_command(port: int, mqtt_port: int, state: Path) -> list[str]:
     """Return the command that starts the AWS emulator on a state file. It needs `server_environment`."""
     command = [sys.executable, "-P", "-m", "embedded.emulator", "--port", str(port)]
     return [*command, "--mqtt-port", str(mqtt_port), "--state", str(state)]
+
+
+@contextmanager
+def running_emulator(port: int, mqtt_port: int, state: Path, log_file: Path) -> Iterator[ServerProcess]:
+    """Run the AWS emulator alone on a state file until the end of the block.
+
+    Raises:
+        ServerError: it did not start; the message contains the end of its log.
+    """
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    process = ServerProcess(
+        "the AWS emulator",
+        emulator_command(port, mqtt_port, state),
+        log_file,
+        environment=server_environment(),
+        keep_open=nothing,
+    )
+    try:
+        process.wait_until(lambda: is_ok(port, "/_emulator/calls"))
+        yield process
+    finally:
+        with ignoring_interrupts():
+            process.request_stop()
+            process.wait_stopped()
+        os.close(nothing)
 
 
 def ca_file(state: Path) -> Path:

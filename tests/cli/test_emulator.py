@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
 from embedded.aws_client import aws_client
 from embedded.processes import choose_ports
@@ -59,6 +60,21 @@ async def test_emulator_without_state_file_starts_empty() -> None:
             aws_client("iot", endpoint_url).create_thing(thingName="forgotten")
             result = await interrupt(process, 2)
         assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+async def test_quotas_throttle_as_aws_does() -> None:
+    """Of 100 jobs in a row some are refused: AWS creates 10 in a second."""
+    async with running_emulator("--quotas") as (process, endpoint_url):
+        iot = aws_client("iot", endpoint_url, attempts=1)
+        arn = iot.create_thing(thingName="one")["thingArn"]
+
+        def create_jobs() -> None:
+            for number in range(100):
+                iot.create_job(jobId=f"job-{number}", targets=[arn], document="{}")
+
+        with pytest.raises(ClientError, match="ThrottlingException"):
+            create_jobs()
+        assert (await interrupt(process)).exit_code == 0
 
 
 @pytest.mark.parametrize("option", ["--port", "--mqtt-port"])
