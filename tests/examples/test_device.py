@@ -491,7 +491,7 @@ def command(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]
     return subprocess.Popen(
         [sys.executable, "-m", "examples.device", *arguments],
         cwd=ROOT,
-        env=process_environment(**without_configuration(), **environment),
+        env=process_environment(**{**without_configuration(), **environment}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -95,7 +95,9 @@ async def test_device_is_not_erased_before_its_teardown_is_complete(faulty_bridg
     """The row's ARNs are needed to delete the resources in AWS, and are kept until that is done."""
     device = Device("TEARDOWN-1")
     await faulty_bridge.send_and_wait(device, device.event("Provisioned"))
-    faulty_bridge.emulator.add_fault("iot:DeleteThing", resource=device.thing_name, status=500, times=1000)
+    faulty_bridge.emulator.add_fault(
+        "iot:DeleteThing", resource=device.thing_name, code="InternalFailure", status=500
+    )
     await faulty_bridge.send(device, device.event("Decommissioned", 1))
     await faulty_bridge.wait_for_activity(device, "erase_thing")
     result = await erase(str(device.device_id))

@@ -276,7 +276,7 @@ async def test_a_serial_being_released_is_retried(bridge: Bridge) -> None:
     first, second = Device("REUSED-1", tenant), Device("REUSED-1", tenant)
     await bridge.send_and_wait(first, first.event("Provisioned"))
     await bridge.signal(first, first.event("Decommissioned"))
-    await bridge.wait_for_activity(first, "erase_thing")
+    await bridge.wait_for_activity(first, "revoke_certificates")
     await bridge.send_and_wait(second, second.event("Provisioned"))
     assert bridge.require_binding(first).provisioning_status is ProvisioningStatus.DECOMMISSIONED
     assert bridge.transitions(second)[-1] == "Active"
