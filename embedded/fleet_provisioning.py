@@ -118,7 +118,7 @@ def claim_policy(name: str) -> dict[str, Any]:
 def registration_sql(tenant_id: UUID) -> str:
     """Return the SQL of the rule that calls the registration for the Things of a tenant."""
     return (
-        "SELECT * FROM '$aws/events/thing/+/+' "  # noqa: S608  # of a rule, and a UUID needs no quoting
+        "SELECT * FROM '$aws/events/thing/+/+' "  # noqa: S608  # nosec B608  # of a rule; a UUID needs no quoting
         "WHERE (operation = 'CREATED' OR operation = 'UPDATED') "
         f"AND regexp_matches(thingName, '^{_thing_prefix(tenant_id)}') "
         "AND isUndefined(attributes.deviceId)"
