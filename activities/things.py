@@ -66,11 +66,12 @@ class ThingActivities:
         name = plan.device.thing_name
         if not plan.thing or name is None:
             return
-        self._jobs.delete_for_thing(name)
-        self._shadows.delete_all(name)
-        # Detached by an earlier attempt, these cannot be found in AWS any more.
+        # Detached by an earlier attempt, these cannot be found in AWS any more. They are recorded again before
+        # the first request, whose heartbeat would erase them.
         detached = list(next(iter(activity.info().heartbeat_details), []))
         record_progress(detached)
+        self._jobs.delete_for_thing(name)
+        self._shadows.delete_all(name)
         self._certificates.revoke(detached, thing_name=None)
         try:
             self._things.delete(name)

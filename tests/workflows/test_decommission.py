@@ -92,7 +92,7 @@ async def test_a_thing_assigned_to_another_device_loses_only_the_old_certificate
 
 
 async def test_a_certificate_attached_during_the_teardown_is_erased(faulty_bridge: Bridge) -> None:
-    """A device that enrols during its teardown cannot connect afterwards, and its Thing is deleted."""
+    """Its Thing is deleted, and so is the certificate, also if an attempt fails once it is detached."""
     device = Device("ENROLLING-GONE-1")
     await faulty_bridge.send_and_wait(device, device.event("Provisioned"))
     own = certificate_arn_of(faulty_bridge.require_binding(device))
@@ -105,6 +105,15 @@ async def test_a_certificate_attached_during_the_teardown_is_erased(faulty_bridg
     faulty_bridge.iot.attach_policy(policyName=POLICY, target=late)
     faulty_bridge.iot.attach_thing_principal(thingName=device.thing_name, principal=late)
     faulty_bridge.emulator.clear_faults()
+
+    async def detached() -> bool:
+        return not faulty_bridge.iot.list_principal_things(principal=late)["things"]
+
+    await until(detached, "the certificate is detached")
+    throttled = faulty_bridge.emulator.add_fault(
+        "iot:ListJobExecutionsForThing", code="ThrottlingException", status=429, times=1
+    )
+    await faulty_bridge.wait_for_fault(throttled)
     await faulty_bridge.wait_for_end(device)
     assert_erased(faulty_bridge, device, own, late)
 
