@@ -66,8 +66,8 @@ class ThingActivities:
         name = plan.device.thing_name
         if not plan.thing or name is None:
             return
-        # Detached by an earlier attempt, these cannot be found in AWS any more. They are recorded again before
-        # the first request, whose heartbeat would erase them.
+        # Detached by an earlier attempt, these cannot be found in AWS any more. They are recorded again
+        # before the first request, whose heartbeat would erase them.
         detached = list(next(iter(activity.info().heartbeat_details), []))
         record_progress(detached)
         self._jobs.delete_for_thing(name)

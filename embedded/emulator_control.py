@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -31,6 +32,23 @@ AWS_QUOTAS: Mapping[str, float] = {
 
 Source: the pages "endpoints and quotas" of AWS IoT Core, AWS IoT Device Management and AWS Secrets Manager.
 """
+
+
+@dataclass
+class Settings:
+    """The delays of AWS's asynchronous operations in seconds, and a quota."""
+
+    detach_seconds: float = 2.0
+    """A Thing and a certificate cannot be deleted so long after the two were detached."""
+    secret_deletion_seconds: float = 1.0
+    """The name of a secret cannot be used again so long after a forced deletion."""
+    disconnect_seconds: float = 60.0
+    """A connection ends so long after its certificate was deactivated."""
+    group_build_seconds: float = 1.0
+    """A new dynamic group is BUILDING so long: without Things, and not usable as a job's target."""
+    job_rollout_seconds: float = 0.0
+    """A job has no executions so long."""
+    dynamic_groups_at_most: int = 100
 
 
 class EmulatorControl:
@@ -110,7 +128,7 @@ class EmulatorControl:
         self._send("restore_keys")
 
     def settings(self, **changes: float) -> None:
-        """Change some of `embedded.emulator.settings.Settings`, also for operations in progress."""
+        """Change some of the `Settings`, also for operations in progress."""
         self._send("settings", **changes)
 
     def default_settings(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import os
 import secrets
@@ -15,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from http import HTTPStatus
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -146,6 +147,26 @@ def is_free(port: int) -> bool:
         return _can_hold(held, port)
 
 
+def listen(port: int) -> socket.socket:
+    """Return a listener on this port of 127.0.0.1.
+
+    Raises:
+        ServerError: the port cannot be used.
+    """
+    # With the protocol, asyncio disables Nagle's algorithm, which would delay each response by 40 ms.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        message = f"the AWS emulator cannot listen on {HOST}:{port} ({reason}): choose another port"
+        raise ServerError(message) from error
+    return listener
+
+
 def choose_ports(*preferred: int) -> list[int]:
     """Return each preferred port of 127.0.0.1 that is free, and another free port for each one in use."""
     with ExitStack() as held:  # all stay bound until all are chosen, so that no two are equal
@@ -170,6 +191,21 @@ def _can_hold(held: ExitStack, port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def hold(path: Path) -> IO[str]:
+    """Open a file that only one process may hold, until the result is closed or this process ends.
+
+    Raises:
+        ServerError: another process holds the file.
+    """
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ServerError(f"another process uses {path}: stop it, or choose another file") from None
+    return file
 
 
 def child_environment() -> dict[str, str]:

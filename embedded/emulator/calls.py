@@ -5,13 +5,15 @@ import re
 from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import botocore.session
 from botocore.model import OperationModel, ServiceModel, StringShape
 from botocore.validate import ParamValidator
+
+from embedded.emulator_control import Settings
 
 _SERVICE_OF_SIGNING_NAME = {"iotdata": "iot-data"}
 """The boto name of each service whose signatures contain another name."""
@@ -25,14 +27,14 @@ _PER_PAGE = 25
 
 @dataclass(frozen=True)
 class Call:
-    """One call of one AWS operation. Its path includes the query."""
+    """One call of one AWS operation. The path includes the query; the labels are variables of the path."""
 
     method: str
     service: str
     name: str
     region: str
     access_key_id: str
-    parameters: Mapping[str, Any]
+    labels: Mapping[str, str]
     headers: Mapping[str, str]
     path: str
     body: bytes
@@ -54,18 +56,26 @@ class Call:
         places = [self.path, unquote(self.path), self.body.decode(errors="replace"), *headers]
         return any(text in place for place in places)
 
+    @cached_property
+    def parameters(self) -> Mapping[str, Any]:
+        """The input of an operation whose model is known. It is valid after `validate`."""
+        return _read_parameters(self, self.model) if self.model else {}
+
     def validate(self) -> None:
-        """Refuse a text that violates the length or the pattern in its model, as AWS does.
+        """Refuse parameters that violate their model, as AWS does.
 
         Raises:
-            AwsError: a parameter is invalid.
+            AwsError: the body cannot be read, or a parameter is missing or invalid.
         """
+        problem = ""
         try:
             if self.model and self.model.input_shape:
-                _Validator().validate(self.parameters, self.model.input_shape)
-        except ValueError as error:
+                problem = _Validator().validate(self.parameters, self.model.input_shape).generate_report()
+        except (ValueError, RecursionError) as error:
+            problem = str(error)
+        if problem:
             code = "InvalidRequestException" if self.service in _REST_SERVICES else "ValidationException"
-            raise AwsError(400, code, str(error)) from None
+            raise AwsError(400, code, problem)
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,8 @@ Difference = Callable[[Call, Forward], Awaitable[Response]]
 
 DIFFERENCES: dict[str, Difference] = {}
 
+SETTINGS = Settings()
+
 
 def difference(operation: str) -> Callable[[Difference], Difference]:
     """Return a decorator that registers a function as the difference of an operation."""
@@ -141,16 +153,18 @@ def paged(name: str, found: Mapping[str, object], call: Call, *, reverse: bool =
     The token is the last key of a page: the page after it is complete, also if that entry was deleted.
     """
     given = call.parameters
-    after = b64decode(given.get("nextToken") or given.get("marker") or "").decode()
+    try:
+        after = b64decode(given.get("nextToken") or given.get("marker") or "", validate=True).decode()
+    except ValueError:
+        raise AwsError(400, "InvalidRequestException", "The token of the next page is invalid.") from None
     keys = sorted(found, reverse=reverse)
     if after:
         keys = [key for key in keys if (key < after if reverse else key > after)]
     page = keys[: given.get("maxResults") or given.get("pageSize") or _PER_PAGE]
     members: dict[str, object] = {name: [found[key] for key in page]}
     if len(keys) > len(page):
-        members["nextMarker" if name == "certificates" else "nextToken"] = b64encode(
-            page[-1].encode()
-        ).decode()
+        token = "nextMarker" if name == "certificates" else "nextToken"
+        members[token] = b64encode(page[-1].encode()).decode()
     return Response.of(members)
 
 
@@ -159,49 +173,47 @@ def read_call(method: str, path: str, query: str, headers: Mapping[str, str], bo
     signature = _CREDENTIAL.search(headers.get("authorization", ""))
     key_id, region, signing_name = signature.groups() if signature else ("", "us-east-1", "unsigned")
     service = _SERVICE_OF_SIGNING_NAME.get(signing_name, signing_name)
-    name, parameters, model = f"{method} {path}", {}, None
+    name, model, labels = f"{method} {path}", None, dict[str, str]()
     if service in _REST_SERVICES:
         for template, found in _rest_operations(service, method):
-            if labels := template.fullmatch(path):
-                name, model = found.name, found
-                parameters = _read_parameters(found, labels.groupdict(), query, headers, body)
+            if match := template.fullmatch(path):
+                name, model, labels = found.name, found, match.groupdict()
                 break
     elif target := headers.get("x-amz-target"):
-        name, parameters = target.rpartition(".")[2], json.loads(body or b"{}")
-        model = _model(service).operation_model(name) if service == "secretsmanager" else None
+        name = target.rpartition(".")[2]
+        if service == "secretsmanager" and name in _model(service).operation_names:
+            model = _model(service).operation_model(name)
     else:
         name = parse_qs(body.decode(errors="replace")).get("Action", [name])[0]
-    return Call(method, service, name, region, key_id, parameters, headers, f"{path}?{query}", body, model)
+    return Call(method, service, name, region, key_id, labels, headers, f"{path}?{query}", body, model)
 
 
-def _read_parameters(
-    model: OperationModel, labels: Mapping[str, str], query: str, headers: Mapping[str, str], body: bytes
-) -> dict[str, Any]:
+def _read_parameters(call: Call, model: OperationModel) -> dict[str, Any]:
     """Collect the input of the operation from path, query, headers and body, as its model declares."""
     if model.input_shape is None:
         return {}
     payload = model.input_shape.serialization.get("payload")
     is_blob = payload is not None and model.input_shape.members[payload].type_name == "blob"
-    content: Any = body if is_blob else json.loads(body or b"{}")
+    content: Any = call.body if is_blob else json.loads(call.body or b"{}")
+    if not is_blob and not isinstance(content, dict):
+        raise ValueError("the body is not a JSON object")
+    query = parse_qs(call.path.partition("?")[2], keep_blank_values=True)
     places: dict[str | None, Mapping[str, Any]] = {
-        "uri": {name: unquote(value) for name, value in labels.items()},
-        "querystring": {name: values[0] for name, values in parse_qs(query, keep_blank_values=True).items()},
-        "header": headers,
+        "uri": {name: unquote(value) for name, value in call.labels.items()},
+        "querystring": {name: values[0] for name, values in query.items()},
+        "header": call.headers,
         None: {payload: content} if payload else content,
     }
     parameters: dict[str, Any] = {}
     for name, shape in model.input_shape.members.items():
         location, serialized_name = shape.serialization.get("location"), shape.serialization.get("name", name)
         found = places[location].get(serialized_name.lower() if location == "header" else serialized_name)
+        if found is None and call.service == "secretsmanager" and shape.metadata.get("idempotencyToken"):
+            raise ValueError(f"you must provide a {name} value")
         if found is not None:
-            parameters[name] = _typed(found, shape.type_name) if location else found
+            is_json = location and shape.type_name in {"boolean", "integer", "long"}
+            parameters[name] = json.loads(found.lower()) if is_json else found
     return parameters
-
-
-def _typed(text: str, type_name: str) -> Any:
-    if type_name == "boolean":
-        return text.lower() == "true"
-    return int(text) if type_name in {"integer", "long"} else text
 
 
 @cache
@@ -224,10 +236,10 @@ class _Validator(ParamValidator):
     """Also checks what botocore leaves to AWS: the longest length and the pattern of texts."""
 
     def _validate_string(self, param: Any, shape: StringShape, errors: object, name: str) -> None:
-        limits = shape.metadata
+        super()._validate_string(param, shape, errors, name)  # type: ignore[misc] # missing in the stubs
+        text, limits = str(param), shape.metadata
         pattern = _pattern(limits["pattern"]) if "pattern" in limits else None
-        fits = limits.get("min", 0) <= len(param) <= limits.get("max", len(param))
-        if not fits or (pattern and not pattern.fullmatch(param)):
+        if len(text) > limits.get("max", len(text)) or (pattern and not pattern.fullmatch(text)):
             raise ValueError(f"1 validation error detected: {name} does not satisfy {dict(limits)}")
 
 

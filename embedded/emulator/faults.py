@@ -20,7 +20,7 @@ class Fault:
     operations: list[str]
     resource: str | None = None
     code: str | None = None
-    payload: str | None = None
+    payload: bytes | None = None
     status: int = 400
     times: int | None = None
     when: str = "before"
@@ -63,9 +63,9 @@ class Faults:
         self._revoked_at: dict[str, float] = {}
         self._buckets: dict[str, _TokenBucket] = {}
 
-    def add(self, **fault: Any) -> str:
-        """Add a fault and return its id."""
-        added = Fault(**fault)
+    def add(self, *, payload: str | None = None, **fault: Any) -> str:
+        """Add a fault, whose payload is encoded in base64, and return its id."""
+        added = Fault(payload=None if payload is None else b64decode(payload), **fault)
         if added.when not in {"before", "after"}:
             raise ValueError(f'"when" must be "before" or "after", not {added.when!r}')
         self.faults.append(added)
@@ -103,13 +103,14 @@ class Faults:
             return AwsError(403, code, message).response(call)
         bucket = self._buckets.get(call.operation)
         if bucket is not None and not bucket.take():
-            return AwsError(429, "ThrottlingException", "Rate exceeded").response(call)
+            status = 429 if call.service in {"iot-data", "iot-jobs-data"} else 400
+            return AwsError(status, "ThrottlingException", "Rate exceeded").response(call)
         fault = self._next_fault(call)
         if fault is None:
             return await respond(call)
         await asyncio.sleep(fault.delay_seconds)
         if fault.payload is not None:
-            return Response(fault.status, b64decode(fault.payload))
+            return Response(fault.status, fault.payload)
         if fault.code is None:
             return await respond(call)
         if fault.when == "after":

@@ -7,9 +7,8 @@ from typing import Any
 
 from ministack.services import iot
 
-from embedded.emulator.calls import AwsError, Call, Forward, Response, difference, paged
+from embedded.emulator.calls import SETTINGS, AwsError, Call, Forward, Response, difference, paged
 from embedded.emulator.queries import read_query
-from embedded.emulator.settings import SETTINGS
 
 _SUMMARY = ("thingGroupName", "thingGroupArn", "thingGroupId", "indexName", "queryString", "queryVersion")
 

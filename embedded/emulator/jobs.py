@@ -2,9 +2,8 @@
 
 from ministack.services import iot
 
-from embedded.emulator.calls import AwsError, Call, Forward, Response, difference, paged
+from embedded.emulator.calls import SETTINGS, AwsError, Call, Forward, Response, difference, paged
 from embedded.emulator.groups import is_building
-from embedded.emulator.settings import SETTINGS
 
 
 @difference("iot:CreateJob")

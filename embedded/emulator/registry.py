@@ -2,15 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from cryptography.x509 import load_pem_x509_certificate
+from ministack.core import x509_utils
 from ministack.services import iot
 
 from embedded.emulator import connections
-from embedded.emulator.calls import AwsError, Call, Forward, Response, difference, paged
-from embedded.emulator.settings import SETTINGS
+from embedded.emulator.calls import SETTINGS, AwsError, Call, Forward, Response, difference, paged
 
 detached_at: dict[tuple[str, str], float] = {}
 """When it was detached, by region and Thing name or certificate id. Not saved: a restart takes longer."""
@@ -76,22 +76,28 @@ async def detach_thing_principal(call: Call, forward: Forward) -> Response:
     attached = iot._thing_arn(name) in certificate.get("attachedThings", [])
     response = await forward()
     if attached:
-        detached_at.update(
-            dict.fromkeys([(call.region, name), (call.region, certificate_id)], time.monotonic())
-        )
+        detached_at[call.region, name] = detached_at[call.region, certificate_id] = time.monotonic()
     return response
 
 
 @difference("iot:CreateKeysAndCertificate")
 async def create_keys_and_certificate(call: Call, _forward: Forward) -> Response:
     """Generate a key in a thread: ministack would answer no other call meanwhile."""
-    return await _issue(call, iot._create_keys_and_certificate)
+    sign, authority = x509_utils.sign_leaf_certificate, iot._ensure_ca()
+    pem, private_key, public_key = await asyncio.to_thread(sign, *authority, "AWS IoT Certificate")
+    created = _register(call, pem)
+    return Response.of(created | {"keyPair": {"PrivateKey": private_key, "PublicKey": public_key}})
 
 
 @difference("iot:CreateCertificateFromCsr")
 async def create_certificate_from_csr(call: Call, _forward: Forward) -> Response:
     """Sign a certificate in a thread: ministack would answer no other call meanwhile."""
-    return await _issue(call, iot._create_certificate_from_csr, call.parameters)
+    csr = call.parameters["certificateSigningRequest"]
+    try:
+        pem = await asyncio.to_thread(x509_utils.sign_certificate_request, *iot._ensure_ca(), csr)
+    except ValueError:
+        raise AwsError(400, "InvalidRequestException", "CSR violates constraints") from None
+    return Response.of(_register(call, pem))
 
 
 @difference("iot:ListCertificates")
@@ -111,8 +117,8 @@ async def describe_certificate(_call: Call, forward: Forward) -> Response:
     """Also return the validity of a certificate."""
     described = (await forward()).members["certificateDescription"]
     certificate = load_pem_x509_certificate(described["certificatePem"].encode())
-    times = (certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp())
-    validity = {"notBefore": times[0], "notAfter": times[1]}
+    times = {"notBefore": certificate.not_valid_before_utc, "notAfter": certificate.not_valid_after_utc}
+    validity = {name: time.timestamp() for name, time in times.items()}
     return Response.of({"certificateDescription": described | {"validity": validity}})
 
 
@@ -136,15 +142,13 @@ async def delete_certificate(call: Call, forward: Forward) -> Response:
     return await forward()
 
 
-async def _issue(
-    call: Call, issue: Callable[..., tuple[int, dict[str, str], bytes]], *given: Any
-) -> Response:
-    active = {"setAsActive": str(call.parameters.get("setAsActive", False)).lower()}
-    status, headers, body = await asyncio.to_thread(issue, *given, active)
-    return Response(status, body, headers)
+def _register(call: Call, pem: str) -> dict[str, Any]:
+    """Add a certificate. Not in a thread: this process may be copying the certificates to save them."""
+    certificate_id = x509_utils.get_certificate_id(pem)
+    status = "ACTIVE" if call.parameters.get("setAsActive") else "INACTIVE"
+    record = iot._certificates[certificate_id] = iot._certificate_record(certificate_id, pem, status)
+    return {name: record[name] for name in ("certificateArn", "certificateId", "certificatePem")}
 
 
 def _is_detach_pending(region: str, key: str) -> bool:
-    return (
-        time.monotonic() < detached_at.get((region, key), -SETTINGS.detach_seconds) + SETTINGS.detach_seconds
-    )
+    return time.monotonic() < detached_at.get((region, key), -inf) + SETTINGS.detach_seconds

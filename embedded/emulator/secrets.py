@@ -6,8 +6,7 @@ from typing import Any
 
 from ministack.services import secretsmanager
 
-from embedded.emulator.calls import AwsError, Call, Forward, Response, difference
-from embedded.emulator.settings import SETTINGS
+from embedded.emulator.calls import SETTINGS, AwsError, Call, Forward, Response, difference
 
 deleted_at: dict[tuple[str, str], float] = {}
 """When a secret was deleted by force, by region and name. Not saved: a restart takes longer."""
@@ -41,14 +40,11 @@ async def put_secret_value(call: Call, forward: Forward) -> Response:
     if not secret or secret["DeletedDate"] or token not in secret["Versions"]:
         return await forward()
     if not _has_version(secret, call):
-        message = (
-            f"You can't use ClientRequestToken {token} because that value is already in use for a version."
-        )
+        message = f"You can't use ClientRequestToken {token} because that value is already in use."
         raise AwsError(400, "ResourceExistsException", message)
     stages = secret["Versions"][token]["Stages"]
-    return Response.of(
-        {"ARN": secret["ARN"], "Name": secret["Name"], "VersionId": token, "VersionStages": stages}
-    )
+    found = {"ARN": secret["ARN"], "Name": secret["Name"]}
+    return Response.of(found | {"VersionId": token, "VersionStages": stages})
 
 
 @difference("secretsmanager:DeleteSecret")
@@ -56,11 +52,11 @@ async def delete_secret(call: Call, forward: Forward) -> Response:
     """Record a forced deletion, which succeeds also if there is no such secret."""
     secret_id = call.parameters["SecretId"]
     _, secret = secretsmanager._resolve(secret_id)
-    if not call.parameters.get("ForceDeleteWithoutRecovery"):
-        return await forward()
-    if secret is None:
+    forced = call.parameters.get("ForceDeleteWithoutRecovery")
+    if forced and secret is None:
         return Response.of({"ARN": secret_id, "Name": secret_id, "DeletionDate": int(time.time())})
-    deleted_at[call.region, secret["Name"]] = time.monotonic()
+    if forced:
+        deleted_at[call.region, secret["Name"]] = time.monotonic()
     return await forward()
 
 

@@ -7,7 +7,6 @@ whose client is `EmulatorControl`.
 
 import asyncio
 import json
-import os
 import re
 import signal
 import socket
@@ -17,7 +16,6 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, unquote
 from uuid import uuid4
 
@@ -31,14 +29,13 @@ from starlette.types import Receive, Scope, Send
 
 from embedded import ACCOUNT, REGION
 from embedded.emulator import groups, jobs, registry, secrets, shadows
-from embedded.emulator.calls import DIFFERENCES, AwsError, Call, RefusedError, Response, read_call
+from embedded.emulator.calls import DIFFERENCES, SETTINGS, AwsError, Call, RefusedError, Response, read_call
 from embedded.emulator.faults import Faults
-from embedded.emulator.settings import SETTINGS, Settings
 from embedded.emulator.state import StateFile
-from embedded.processes import HOST, ServerError
+from embedded.emulator_control import Settings
+from embedded.processes import listen
 
 _CONTROL = "/_emulator/"
-_REFRESH_SECONDS = 1.0
 
 
 class Emulator:
@@ -74,19 +71,19 @@ class Emulator:
             return
         body = await request.body()
         if is_control:
-            response = self._control(request.url.path.removeprefix(_CONTROL), json.loads(body or b"{}"))
+            response = self._control(request.url.path.removeprefix(_CONTROL), body)
         else:
-            path, query = scope["raw_path"].decode(), scope["query_string"].decode()
+            path, query = (scope[part].decode(errors="replace") for part in ("raw_path", "query_string"))
             call = read_call(request.method, path, query, dict(request.headers), body)
             response = await self._faults.around(call, self._respond)
         headers = {"x-amzn-requestid": str(uuid4()), **response.headers}
         await HttpResponse(response.body, response.status, headers)(scope, receive, send)
 
-    def _control(self, name: str, arguments: Mapping[str, Any]) -> Response:
+    def _control(self, name: str, arguments: bytes) -> Response:
         try:
             with request_scope(ACCOUNT, REGION):
-                result = self._controls[name](**arguments)
-        except (KeyError, TypeError, ValueError) as error:
+                result = self._controls[name](**json.loads(arguments or b"{}"))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             return Response(400, json.dumps({"error": str(error)}).encode())
         self._state.request_save()
         return Response.of({"result": result})
@@ -95,7 +92,7 @@ class Emulator:
         with request_scope(ACCOUNT, call.region):
             try:
                 call.validate()
-                if call.service == "iot" and groups.dynamic_groups():
+                if call.service == "iot" and re.search("Group|Job|Search", call.name):
                     await groups.refresh()
                 handle = DIFFERENCES.get(call.operation)
                 response = await (_forward(call) if handle is None else handle(call, lambda: _forward(call)))
@@ -156,10 +153,10 @@ async def _mqtt(listener: socket.socket) -> AsyncIterator[None]:
 async def _follow_devices(state: StateFile) -> None:
     """Let dynamic groups and the state file follow the changes that devices make, in an endless loop."""
     while True:
-        await asyncio.sleep(_REFRESH_SECONDS)
+        await asyncio.sleep(1)
         if iot._connected_clients:
             state.request_save()
-        for account, region in {(key[0], key[1]) for key in iot._thing_groups._data}:
+        for account, region in {key[:2] for key in iot._thing_groups._data}:
             with request_scope(account, region):
                 await groups.refresh()
 
@@ -172,30 +169,16 @@ async def serve(port: int, mqtt_port: int, state_file: Path) -> None:
     """
     state = StateFile(state_file)
     state.load()
-    http, mqtt = _listen(port), _listen(mqtt_port)
-    # Uvicorn raises the signal again once it has stopped, which would end this process before the last save.
+    http, mqtt = listen(port), listen(mqtt_port)
+    times = {"timeout_graceful_shutdown": 1, "timeout_keep_alive": 60}
+    server = uvicorn.Server(uvicorn.Config(Emulator(state), log_level="warning", **times))  # type: ignore[arg-type]
+    # Also before and after Uvicorn runs, which raises the signal again: nothing interrupts the last save.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, server.handle_exit)
     async with _mqtt(mqtt):
-        state_file.with_name(state_file.name + ".ca.pem").write_text(iot.get_ca_cert_pem())
+        state.ca_file.write_text(iot.get_ca_cert_pem())
         tasks = [asyncio.create_task(state.save_changes()), asyncio.create_task(_follow_devices(state))]
-        config = uvicorn.Config(Emulator(state), log_level="warning", access_log=False)
-        await uvicorn.Server(config).serve([http])
+        await server.serve([http])
         for task in tasks:
             task.cancel()
     state.save()
-
-
-def _listen(port: int) -> socket.socket:
-    # With the protocol, asyncio disables Nagle's algorithm, which would delay each response by 40 ms.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((HOST, port))
-        listener.listen()
-    except OSError as error:
-        listener.close()
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        message = f"the AWS emulator cannot listen on {HOST}:{port} ({reason}): choose another port"
-        raise ServerError(message) from error
-    return listener

@@ -2,16 +2,18 @@
 
 import asyncio
 import json
+import logging
 import os
 import time
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from ministack import app
 from ministack.core import persistence
 
-from embedded.processes import ServerError
+from embedded.processes import ServerError, hold
 
 _PAUSE_SECONDS = 1.0
 _SHARE_OF_TIME = 0.05
@@ -25,14 +27,17 @@ class StateFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.ca_file = path.with_name(path.name + ".ca.pem")
         self._changed = asyncio.Event()
+        self._writing = Lock()
 
     def load(self) -> None:
-        """Load the account from the file, if the file exists.
+        """Load the account from the file, if the file exists, and let no other emulator use the file.
 
         Raises:
-            ServerError: the file cannot be read.
+            ServerError: the file cannot be read, or another emulator uses it.
         """
+        self._lock = hold(self.ca_file)
         if not self._path.exists():
             return
         try:
@@ -53,7 +58,11 @@ class StateFile:
             await asyncio.sleep(_PAUSE_SECONDS)
             began = time.monotonic()
             self._changed.clear()
-            await asyncio.to_thread(self._write, self._copy())
+            try:
+                await asyncio.to_thread(self._write, self._copy())
+            except (OSError, RuntimeError, TypeError):
+                logging.getLogger(__name__).exception("cannot save the AWS state, will try again")
+                self._changed.set()
             await asyncio.sleep(max(0.0, (time.monotonic() - began) / _SHARE_OF_TIME - _PAUSE_SECONDS))
 
     def request_save(self) -> None:
@@ -72,8 +81,10 @@ class StateFile:
         """Write a temporary file and rename it, so that the state file is always complete."""
         incomplete = self._path.with_name(self._path.name + ".incomplete")
         # Readable only by its owner, because it contains the values of secrets.
-        with os.fdopen(os.open(incomplete, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        # The lock, because a save may still be running in a thread when this process saves for the last time.
+        with self._writing, os.fdopen(os.open(incomplete, flags, 0o600), "w") as file:
             json.dump(state, file, default=persistence._json_default)
             file.flush()
             os.fsync(file.fileno())
-        incomplete.rename(self._path)
+            incomplete.rename(self._path)

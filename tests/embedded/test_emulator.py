@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 from uuid import uuid4
 
 import boto3
@@ -925,9 +927,12 @@ def test_settings_are_changed_one_at_a_time(aws: AwsClients) -> None:
 
 def test_a_quota_throttles_the_calls_above_it(aws: AwsClients) -> None:
     """A burst of one second's calls passes, the next is throttled, and other operations are not limited."""
-    aws.control.limit({"iot:CreateThing": 0.001})
+    aws.control.limit({"iot:CreateThing": 0.001, "iot-data:GetThingShadow": 0.001})
     aws.iot.create_thing(thingName="a")
     error = refused("ThrottlingException", aws.iot.create_thing, thingName="b")
+    assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 400
+    refused("ResourceNotFoundException", aws.data.get_thing_shadow, thingName="a")
+    error = refused("ThrottlingException", aws.data.get_thing_shadow, thingName="a")
     assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 429
     aws.iot.describe_thing(thingName="a")
     with pytest.raises(OSError, match="400"):
@@ -967,6 +972,74 @@ def test_concurrent_calls_all_succeed(aws: AwsClients) -> None:
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(provision, range(60)))
     assert aws.iot.list_things()["things"] == []
+
+
+@pytest.mark.parametrize(
+    ("service", "method", "path", "body"),
+    [
+        ("iot", "POST", "/things/x", b"{"),
+        ("iot", "POST", "/things/x", b"[]"),
+        ("iot", "POST", "/things/x", b'{"attributePayload": {"attributes": {"a": 1}}}'),
+        ("iot", "POST", "/things/x", b"[" * 100_000),
+        ("iot", "PUT", "/things/x/principals", b""),
+        ("iot", "GET", "/things?maxResults=many", b""),
+        ("iot", "GET", "/things?nextToken=AAA", b""),
+        ("iot", "GET", "/things?nextToken=%FF", b""),
+        ("secretsmanager", "POST", "CreateSecret", b"{"),
+        ("secretsmanager", "POST", "CreateSecret", b'{"Name": "a", "SecretString": "b"}'),
+        ("secretsmanager", "POST", "Unknown", b"{}"),
+        ("sqs", "POST", "SendMessage", b"{"),
+    ],
+)
+def test_a_malformed_request_is_refused(
+    aws: AwsClients, service: str, method: str, path: str, body: bytes
+) -> None:
+    """The answer is an error of AWS, not a failure of the emulator."""
+    credential = f"embedded/20260101/eu-west-1/{service}/aws4_request"
+    headers = {"authorization": f"AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders=host, Signature=a"}
+    if not path.startswith("/"):
+        target = "AmazonSQS" if service == "sqs" else service
+        headers |= {"x-amz-target": f"{target}.{path}", "content-type": "application/x-amz-json-1.0"}
+        path = ""
+    with pytest.raises(HTTPError, match="400"):
+        urlopen(Request(aws.url + path, body, headers, method=method), timeout=10)  # noqa: S310
+
+
+def test_a_stop_does_not_wait_for_a_long_poll(tmp_path: Path) -> None:
+    """Otherwise the emulator would be killed before its last save."""
+    with emulator(tmp_path / "aws.state") as (process, aws):
+        aws.control.add_fault("iot:DescribeThing", delay_seconds=60)
+        with ThreadPoolExecutor(1) as pool:
+            call = pool.submit(refused, "500", aws.iot.describe_thing, thingName="sensor-1")
+            wait_until(lambda: "iot:DescribeThing" in aws.control.calls())
+            process.terminate()
+            assert process.wait(10) == 0
+            call.result()
+
+
+def test_a_state_file_has_one_emulator(tmp_path: Path) -> None:
+    """A second emulator would overwrite the changes of the first one."""
+    state = tmp_path / "aws.state"
+    with emulator(state):
+        port, mqtt_port = choose_ports(0, 0)
+        command = emulator_command(port, mqtt_port, state)
+        ended = subprocess.run(command, env=server_environment(), capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    (sentence,) = ended.stderr.splitlines()
+    assert "another process uses" in sentence
+
+
+def test_a_save_that_failed_is_repeated(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The account is saved once its file can be written again."""
+    state = tmp_path / "aws.state"
+    obstacle = tmp_path / "aws.state.incomplete"
+    obstacle.mkdir()
+    with emulator(state) as (process, aws):
+        aws.iot.create_thing(thingName="sensor-1")
+        wait_until(lambda: "cannot save" in capfd.readouterr().err)
+        obstacle.rmdir()
+        wait_until(lambda: state.exists() and b"sensor-1" in state.read_bytes())
+        process.kill()
 
 
 def test_a_port_in_use_is_reported(tmp_path: Path) -> None:
