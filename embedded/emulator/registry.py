@@ -83,8 +83,9 @@ async def detach_thing_principal(call: Call, forward: Forward) -> Response:
 @difference("iot:CreateKeysAndCertificate")
 async def create_keys_and_certificate(call: Call, _forward: Forward) -> Response:
     """Generate a key in a thread: ministack would answer no other call meanwhile."""
-    sign, authority = x509_utils.sign_leaf_certificate, iot._ensure_ca()
-    pem, private_key, public_key = await asyncio.to_thread(sign, *authority, "AWS IoT Certificate")
+    ca, key = iot._ensure_ca()
+    signed = await asyncio.to_thread(x509_utils.sign_leaf_certificate, ca, key, "AWS IoT Certificate")
+    pem, private_key, public_key = signed
     created = _register(call, pem)
     return Response.of(created | {"keyPair": {"PrivateKey": private_key, "PublicKey": public_key}})
 
@@ -92,9 +93,10 @@ async def create_keys_and_certificate(call: Call, _forward: Forward) -> Response
 @difference("iot:CreateCertificateFromCsr")
 async def create_certificate_from_csr(call: Call, _forward: Forward) -> Response:
     """Sign a certificate in a thread: ministack would answer no other call meanwhile."""
+    ca, key = iot._ensure_ca()
     csr = call.parameters["certificateSigningRequest"]
     try:
-        pem = await asyncio.to_thread(x509_utils.sign_certificate_request, *iot._ensure_ca(), csr)
+        pem = await asyncio.to_thread(x509_utils.sign_certificate_request, ca, key, csr)
     except ValueError:
         raise AwsError(400, "InvalidRequestException", "CSR violates constraints") from None
     return Response.of(_register(call, pem))
