@@ -14,12 +14,12 @@ import boto3
 from botocore.exceptions import BotoCoreError
 
 from examples.device.device import APPLY_DESIRED_STATE, Device, Endpoint, Event, Identity, Outcome
-from examples.device.factory import SECRET_NAME_TEMPLATE, FactoryError, fetch_identity, write_identity
+from examples.device.factory import SECRET_NAME_TEMPLATE, FactoryError, fetch_identity
 
 _DESCRIPTION = """\
 Run the device of one Thing until Ctrl-C. It connects to AWS IoT Core over MQTT 5 with its certificate,
 reports its shadow, executes its jobs, and connects again when the connection is lost. It prints one line per
-event.
+event. Ctrl-C waits at most 15 seconds for the job that is being executed; a second one does not wait.
 """
 _EXAMPLES = """\
 against `thingbridge dev`, which prints the port and the CA file:
@@ -54,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: stop.set())
     device.start()
     stop.wait()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
     device.stop()
     return 0
 
@@ -84,7 +86,7 @@ def _identity(options: argparse.Namespace) -> Identity:
         raise FactoryError(f"cannot call AWS: {error}") from None
     identity = fetch_identity(options.thing, iot, secrets, options.secret_name)
     if options.save_to:
-        for path in write_identity(identity, options.save_to, options.thing):
+        for path in identity.write_files(options.save_to, options.thing):
             sys.stdout.write(f"wrote {path}\n")
     return identity
 
@@ -130,6 +132,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("give either --cert and --key, or --from-factory")
     if not options.from_factory and not (options.cert and options.key):
         parser.error("--cert and --key belong together")
+    if options.save_to and not options.from_factory:
+        parser.error("--save-to belongs to --from-factory")
     return options
 
 

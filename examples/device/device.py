@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +15,8 @@ from typing import Any, Final, Literal
 
 from awscrt import mqtt5, mqtt_request_response
 from awsiot import ServiceStreamOptions, V2ServiceException, iotjobs, iotshadow, mqtt5_client_builder
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 APPLY_DESIRED_STATE: Final = "shadow.applyDesiredState"
 """The operation of the job by which thingbridge sends a change of the desired state."""
@@ -25,6 +29,7 @@ _RESPONSES: Final = 4
 """The response topics to which the device subscribes at one time. The SDK replaces the oldest unused one."""
 
 _DETAILS_AT_MOST: Final = 10
+_DETAIL_NAME_LENGTH_AT_MOST: Final = 128
 _DETAIL_LENGTH_AT_MOST: Final = 1024
 """The quotas of AWS for the status details of a job execution."""
 
@@ -38,6 +43,7 @@ _REFUSALS: Final = frozenset(
 )
 _CLOSED_WITHOUT_ANSWER: Final = "AWS_ERROR_MQTT_UNEXPECTED_HANGUP"
 """AWS closes the connection of an inactive certificate without a CONNACK packet."""
+_TLS_FAILED: Final = "AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE"
 
 _ENDED_BY_AWS: Final = frozenset(
     {
@@ -67,6 +73,41 @@ class Identity:
         """
         return cls(certificate.read_bytes(), private_key.read_bytes())
 
+    def write_files(self, folder: Path, name: str) -> tuple[Path, Path]:
+        """Write both to files that only their owner can read, and return the two paths.
+
+        Args:
+            folder: the folder, which is created if it does not exist.
+            name: the name of the files, without `.pem` and `.key`.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        certificate, private_key = folder / f"{name}.pem", folder / f"{name}.key"
+        for path, content in ((certificate, self.certificate), (private_key, self.private_key)):
+            path.unlink(missing_ok=True)  # an earlier file may be readable by others
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(content)
+        return certificate, private_key
+
+    def check(self) -> None:
+        """Check that the key is the certificate's. The SDK's own errors do not say what is wrong.
+
+        Raises:
+            ValueError: one of them is not PEM, or they differ.
+        """
+        try:
+            public_key = x509.load_pem_x509_certificate(self.certificate).public_key()
+        except ValueError:
+            raise ValueError("the certificate is not an X.509 certificate as PEM") from None
+        try:
+            own_key = load_pem_private_key(self.private_key, password=None).public_key()
+        except (TypeError, ValueError):
+            raise ValueError("the private key is not an unencrypted private key as PEM") from None
+        if own_key != public_key:
+            raise ValueError("the private key is not the key of the certificate")
+
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -76,6 +117,19 @@ class Endpoint:
     port: int = 8883
     ca: bytes | None = None
     """The certificate of the endpoint's authority, as PEM; None for the authorities of the system."""
+
+    def check(self) -> None:
+        """Check the certificate of the authority.
+
+        Raises:
+            ValueError: it is not PEM.
+        """
+        if self.ca is None:
+            return
+        try:
+            x509.load_pem_x509_certificates(self.ca)
+        except ValueError:
+            raise ValueError("the CA file contains no X.509 certificate as PEM") from None
 
 
 @dataclass(frozen=True)
@@ -94,11 +148,14 @@ class Outcome:
     details: Mapping[str, str] = field(default_factory=dict)
 
     def stored_details(self) -> dict[str, str]:
-        """Return the details within the quotas of AWS, which refuses empty and longer ones."""
-        kept = [
-            (name, value[:_DETAIL_LENGTH_AT_MOST]) for name, value in self.details.items() if name and value
-        ]
-        return dict(kept[:_DETAILS_AT_MOST])
+        """Return the details as AWS stores them: it refuses empty and longer ones, and control characters."""
+        kept: dict[str, str] = {}
+        for name, value in self.details.items():
+            key = re.sub(r"[^a-zA-Z0-9:_-]", "_", name)[:_DETAIL_NAME_LENGTH_AT_MOST]
+            text = "".join(each if each.isprintable() else " " for each in str(value))
+            if key and text.strip() and len(kept) < _DETAILS_AT_MOST:
+                kept[key] = text[:_DETAIL_LENGTH_AT_MOST]
+        return kept
 
 
 class EventKind(StrEnum):
@@ -163,7 +220,8 @@ class Device:
         on_event: receives each event, in a thread of the device or the SDK. It must not wait for the device.
 
     Raises:
-        ValueError: the certificate, the key or the authority is not valid, or key and certificate differ.
+        ValueError: the certificate, the key or the authority is not valid, key and certificate differ, or
+            there is no such client id or port.
     """
 
     def __init__(
@@ -192,6 +250,8 @@ class Device:
         self.refusal: str | None = None
         """Why AWS refused the last attempt to connect; None if it did not."""
 
+        identity.check()
+        endpoint.check()
         try:
             self._client = mqtt5_client_builder.mtls_from_bytes(
                 identity.certificate,
@@ -212,7 +272,9 @@ class Device:
                 on_lifecycle_stopped=lambda _: self._stopped.set(),
             )
         except Exception as error:  # the SDK raises no narrower class
-            raise ValueError(f"the certificate, its key or the CA is not usable: {error}") from error
+            raise ValueError(
+                f"cannot prepare a connection to {endpoint.host}:{endpoint.port}: {error}"
+            ) from error
         options = mqtt_request_response.ClientOptions(_RESPONSES, _STREAMS, _REQUEST_TIMEOUT_SECONDS)
         self._shadow = iotshadow.IotShadowClientV2(self._client, options)
         self._jobs = iotjobs.IotJobsClientV2(self._client, options)
@@ -269,7 +331,8 @@ class Device:
         if self.refusal:
             self._emit(Event(EventKind.REFUSED, self.refusal))
         else:
-            self._emit(Event(EventKind.UNREACHABLE, str(failure.exception)))
+            hint = "; is this the CA of the endpoint?" if _name(failure.exception) == _TLS_FAILED else ""
+            self._emit(Event(EventKind.UNREACHABLE, f"{failure.exception}{hint}"))
 
     def _on_disconnected(self, end: mqtt5.LifecycleDisconnectData) -> None:
         self.is_connected = False
@@ -350,9 +413,13 @@ class Device:
 
     def _outcome_of(self, operation: str, parameters: Mapping[str, Any]) -> Outcome:
         try:
-            return self._execute(operation, parameters)
-        except Exception as error:  # noqa: BLE001 - whatever it raises, the device goes on, and AWS learns the reason
+            outcome = self._execute(operation, parameters)
+        # A handler may also exit. Whatever it raises, the device goes on, and AWS learns the reason.
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             return Outcome("FAILED", {"reason": f"{type(error).__name__}: {error}"})
+        if not isinstance(outcome, Outcome):  # as a handler without types may
+            return Outcome("FAILED", {"reason": f"{operation} returned {outcome!r} instead of an outcome"})
+        return outcome
 
     def _finish(self, job: _Job, version: int) -> None:
         """Report the desired state that was applied, then the outcome. Both can be repeated."""
@@ -389,10 +456,17 @@ def _refusal(failure: mqtt5.LifecycleConnectFailureData) -> str | None:
     """Return why AWS refused a connection; None if the endpoint was not reached, or could not answer."""
     connack = failure.connack_packet
     if connack is not None:
-        return f"AWS answered {connack.reason_code.name}" if connack.reason_code in _REFUSALS else None
-    if getattr(failure.exception, "name", None) == _CLOSED_WITHOUT_ANSWER:
+        if connack.reason_code not in _REFUSALS:
+            return None
+        return f"AWS answered {connack.reason_code.name}: does the policy allow this client id?"
+    if _name(failure.exception) == _CLOSED_WITHOUT_ANSWER:
         return "AWS closed the connection: the certificate is not active, or is not registered"
     return None
+
+
+def _name(error: Exception) -> str | None:
+    """Return the name of an error of the SDK."""
+    return getattr(error, "name", None)
 
 
 def _parse(document: object) -> tuple[str, Mapping[str, Any], str | None]:

@@ -7,18 +7,19 @@ requests a certificate of its own over MQTT, and registers its Thing from a prov
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 from uuid import uuid4
 
 from awscrt import mqtt5, mqtt_request_response
 from awsiot import V2ServiceException, iotidentity, mqtt5_client_builder
+
+from examples.device.device import Endpoint, Identity
 
 _CONNECT_SECONDS: Final = 10.0
 _REQUEST_TIMEOUT_SECONDS: Final = 20
@@ -56,25 +57,20 @@ class EnrolmentRefusedError(EnrolmentError):
 class Claim:
     """What the manufacturer installs on each device: a claim certificate, and where to enrol with it."""
 
-    certificate: bytes
-    private_key: bytes = field(repr=False)
+    identity: Identity
     template_name: str
     client_id_prefix: str
     """The prefix of the client ids that the policy of the claim certificate allows."""
-    host: str = "localhost"
-    port: int = 8883
-    ca: bytes | None = None
-    """The certificate of the endpoint's authority, as PEM; None for the authorities of the system."""
+    endpoint: Endpoint
 
 
 @dataclass(frozen=True)
 class Enrolled:
-    """An enrolled device: its Thing, whose name is its client id, and its certificate and key as PEM."""
+    """An enrolled device: its Thing, whose name is its client id, and its certificate and key."""
 
     thing_name: str
     certificate_id: str
-    certificate: bytes
-    private_key: bytes = field(repr=False)
+    identity: Identity
 
 
 def enrol(claim: Claim, parameters: Mapping[str, str]) -> Enrolled:
@@ -108,14 +104,14 @@ def enrol(claim: Claim, parameters: Mapping[str, str]) -> Enrolled:
     return Enrolled(
         thing_name=registered.thing_name,
         certificate_id=created.certificate_id,
-        certificate=created.certificate_pem.encode(),
-        private_key=created.private_key.encode(),
+        identity=Identity(created.certificate_pem.encode(), created.private_key.encode()),
     )
 
 
 @contextmanager
 def _connected(claim: Claim) -> Iterator[mqtt5.Client]:
     """Connect with the claim certificate. Only the first attempt counts: the caller decides about others."""
+    address = f"{claim.endpoint.host}:{claim.endpoint.port}"
     connected: Future[None] = Future()
     stopped: Future[None] = Future()
 
@@ -124,37 +120,35 @@ def _connected(claim: Claim) -> Iterator[mqtt5.Client]:
             connack = failure.connack_packet
             reason = f"AWS answered {connack.reason_code.name}" if connack else failure.exception
             connected.set_exception(
-                EnrolmentError(
-                    f"cannot connect to {claim.host}:{claim.port} with the claim certificate: {reason}"
-                )
+                EnrolmentError(f"cannot connect to {address} with the claim certificate: {reason}")
             )
 
     def on_success(_: mqtt5.LifecycleConnectSuccessData) -> None:
         if not connected.done():
             connected.set_result(None)
 
+    claim.identity.check()
+    claim.endpoint.check()
     try:
         client = mqtt5_client_builder.mtls_from_bytes(
-            claim.certificate,
-            claim.private_key,
-            endpoint=claim.host,
-            port=claim.port,
-            ca_bytes=claim.ca,
+            claim.identity.certificate,
+            claim.identity.private_key,
+            endpoint=claim.endpoint.host,
+            port=claim.endpoint.port,
+            ca_bytes=claim.endpoint.ca,
             client_id=f"{claim.client_id_prefix}{uuid4()}",
             on_lifecycle_connection_success=on_success,
             on_lifecycle_connection_failure=on_failure,
             on_lifecycle_stopped=lambda _: stopped.set_result(None),
         )
     except Exception as error:  # the SDK raises no narrower class
-        raise ValueError(f"the claim certificate, its key or the CA is not usable: {error}") from error
+        raise ValueError(f"cannot prepare a connection to {address}: {error}") from error
     client.start()
     try:
         try:
             connected.result(_CONNECT_SECONDS)
         except TimeoutError:
-            raise EnrolmentError(
-                f"no connection to {claim.host}:{claim.port} within {_CONNECT_SECONDS:g} s"
-            ) from None
+            raise EnrolmentError(f"no connection to {address} within {_CONNECT_SECONDS:g} s") from None
         yield client
     finally:
         client.stop()
@@ -183,16 +177,13 @@ def main(arguments: list[str] | None = None) -> int:
     }
     try:
         claim = Claim(
-            options.claim_cert.read_bytes(),
-            options.claim_key.read_bytes(),
+            Identity.from_files(options.claim_cert, options.claim_key),
             options.template,
             options.client_id_prefix,
-            options.host,
-            options.port,
-            options.ca and options.ca.read_bytes(),
+            Endpoint(options.host, options.port, options.ca and options.ca.read_bytes()),
         )
         enrolled = enrol(claim, parameters)
-        _write(enrolled, options.save_to)
+        enrolled.identity.write_files(options.save_to, enrolled.thing_name)
     except EnrolmentRefusedError as error:
         sys.stderr.write(f"refused: {error}\n")
         return 1
@@ -204,16 +195,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     sys.stdout.write(f"{enrolled.thing_name}\n")
     return 0
-
-
-def _write(enrolled: Enrolled, folder: Path) -> None:
-    """Write the certificate and the key to files that only their owner can read."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for suffix, content in ((".pem", enrolled.certificate), (".key", enrolled.private_key)):
-        path = folder / f"{enrolled.thing_name}{suffix}"
-        path.unlink(missing_ok=True)  # an earlier file may be readable by others
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

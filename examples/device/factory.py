@@ -6,8 +6,6 @@ secret, and deletes or locks it afterwards. A device itself has no access to it.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -56,18 +54,3 @@ def fetch_identity(
     raise FactoryError(
         f"{thing_name} has no active certificate for the key in the secret {secret_name}; is it Active?"
     )
-
-
-def write_identity(identity: Identity, folder: Path, thing_name: str) -> tuple[Path, Path]:
-    """Write the certificate and the key to files that only their owner can read, and return the two paths.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    certificate, private_key = folder / f"{thing_name}.pem", folder / f"{thing_name}.key"
-    for path, content in ((certificate, identity.certificate), (private_key, identity.private_key)):
-        path.unlink(missing_ok=True)  # an earlier file may be readable by others
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
-    return certificate, private_key

@@ -35,6 +35,7 @@ from embedded.fleet_provisioning import (
 )
 from embedded.processes import choose_ports
 from embedded.stack import Addresses
+from examples.device.device import Endpoint, Identity
 from examples.device.enrolment import Claim, Enrolled, EnrolmentError, EnrolmentRefusedError, enrol
 from settings import ApiSettings
 from tests import ROOT
@@ -51,13 +52,13 @@ NOT_AUTHORIZED = 0x87
 class Connection:
     """An MQTT connection of a device, and the messages that it has received."""
 
-    def __init__(self, stack: Addresses, certificate: bytes, private_key: bytes, client_id: str) -> None:
+    def __init__(self, stack: Addresses, identity: Identity, client_id: str) -> None:
         self.messages: Queue[tuple[str, Any]] = Queue()
         self._connected: Future[None] = Future()
         self._stopped: Future[None] = Future()
         self._client = mqtt5_client_builder.mtls_from_bytes(
-            certificate,
-            private_key,
+            identity.certificate,
+            identity.private_key,
             endpoint="localhost",
             port=stack.mqtt_port,
             ca_filepath=stack.ca_file,
@@ -161,13 +162,13 @@ class Site:
     def certificate_arn(self, identity: Enrolled) -> str:
         return f"{self.harness.location.arn_prefix('iot')}cert/{identity.certificate_id}"
 
-    def connection(self, identity: Enrolled) -> Connection:
+    def connection(self, enrolled: Enrolled) -> Connection:
         """Return a connection of an enrolled device, not yet open."""
-        return Connection(self.stack, identity.certificate, identity.private_key, identity.thing_name)
+        return Connection(self.stack, enrolled.identity, enrolled.thing_name)
 
     def claim_connection(self, client_id: str) -> Connection:
         """Return a connection with the claim certificate, not yet open."""
-        return Connection(self.stack, self.claim.certificate, self.claim.private_key, client_id)
+        return Connection(self.stack, self.claim.identity, client_id)
 
 
 @pytest.fixture(scope="session")
@@ -187,12 +188,10 @@ def site(stack: Addresses, bridge: Bridge, enrolment: EnrolmentHarness) -> Itera
             device_policy_name=POLICY,
         )
         claim = Claim(
-            prepared.certificate_pem.encode(),
-            prepared.private_key.encode(),
+            Identity(prepared.certificate_pem.encode(), prepared.private_key.encode()),
             prepared.template_name,
             prepared.client_id_prefix,
-            port=stack.mqtt_port,
-            ca=Path(stack.ca_file).read_bytes(),
+            Endpoint("localhost", stack.mqtt_port, Path(stack.ca_file).read_bytes()),
         )
         yield Site(stack, tenant_id, claim, api, bridge, enrolment)
 
@@ -263,7 +262,7 @@ async def test_a_device_enrols_from_the_command_line(site: Site, tmp_path: Path)
     assert ended.stdout == f"{device.thing_name}\n", ended.stderr
     certificate, key = (tmp_path / "device" / f"{device.thing_name}{suffix}" for suffix in (".pem", ".key"))
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
-    with Connection(site.stack, certificate.read_bytes(), key.read_bytes(), device.thing_name):
+    with Connection(site.stack, Identity.from_files(certificate, key), device.thing_name):
         pass
 
 
@@ -315,11 +314,8 @@ async def test_a_claim_certificate_can_do_nothing_but_enrol(site: Site) -> None:
 async def test_a_deactivated_claim_certificate_cannot_connect(site: Site, bridge: Bridge) -> None:
     """The device reports that it could not connect, which is no refusal of its serial number."""
     created = bridge.iot.create_keys_and_certificate(setAsActive=False)
-    claim = replace(
-        site.claim,
-        certificate=created["certificatePem"].encode(),
-        private_key=created["keyPair"]["PrivateKey"].encode(),
-    )
+    identity = Identity(created["certificatePem"].encode(), created["keyPair"]["PrivateKey"].encode())
+    claim = replace(site.claim, identity=identity)
     with pytest.raises(EnrolmentError, match="cannot connect") as failed:
         await asyncio.to_thread(enrol, claim, {"SerialNumber": "SELF-4"})
     assert not isinstance(failed.value, EnrolmentRefusedError)
@@ -402,11 +398,11 @@ def test_an_account_without_the_folder_deploy_is_not_prepared(stack: Addresses, 
 
 def run_device(site: Site, device: Device, folder: Path) -> subprocess.CompletedProcess[str]:
     """Enrol a device with the command line of the example, which writes its files to the folder `device`."""
-    claim = {"cert": site.claim.certificate, "key": site.claim.private_key}
+    claim = {"cert": site.claim.identity.certificate, "key": site.claim.identity.private_key}
     for name, content in claim.items():
         (folder / f"claim.{name}").write_bytes(content)
     options = {
-        "port": str(site.claim.port),
+        "port": str(site.claim.endpoint.port),
         "ca": site.stack.ca_file,
         "template": site.claim.template_name,
         "client-id-prefix": site.claim.client_id_prefix,

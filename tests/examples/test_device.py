@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from embedded.policy import create_device_policy
 from embedded.processes import choose_ports, is_ok
 from embedded.stack import ca_file, emulator_command, server_environment
 from examples.device.device import Backoff, Device, Endpoint, Event, EventKind, Execute, Identity, Outcome
-from examples.device.factory import FactoryError, fetch_identity, write_identity
+from examples.device.factory import FactoryError, fetch_identity
 from tests import ROOT
 from tests.harness.bridge import POLICY
 from tests.harness.command_line import process_environment, without_configuration
@@ -249,6 +250,42 @@ def test_handler_that_raises_fails_the_job_and_not_the_device(emulator: Emulator
 
 
 @pytest.mark.parametrize(
+    ("returned", "reason"),
+    [(None, "breaks returned None instead of an outcome"), (SystemExit(3), "SystemExit: 3")],
+)
+def test_handler_without_an_outcome_fails_the_job(emulator: Emulator, returned: object, reason: str) -> None:
+    """A handler that returns something else, or exits, does not stop the device either."""
+
+    def execute(operation: str, _parameters: Mapping[str, Any]) -> Any:
+        if operation == "breaks" and isinstance(returned, SystemExit):
+            raise returned
+        return Outcome("SUCCEEDED") if operation == "go-on" else returned
+
+    emulator.send("job-1", document("breaks"))
+    emulator.send("job-2", document("go-on"))
+    with device(emulator, execute) as running:
+        running.events.wait_for(EventKind.JOB_ENDED, 2)
+    assert emulator.execution("job-1") == ("FAILED", {"reason": reason})
+    assert emulator.execution("job-2") == ("SUCCEEDED", {})
+
+
+def test_details_are_sent_as_aws_stores_them() -> None:
+    """AWS would refuse other names, empty values and control characters, and the job would never end."""
+    wild: dict[str, Any] = {
+        "my reason": "line 1\nline 2",
+        "count": 5,
+        "empty": "",
+        "blank": "\n",
+        "ü" * 200: "x",
+    }
+    assert Outcome("FAILED", wild).stored_details() == {
+        "my_reason": "line 1 line 2",
+        "count": "5",
+        "_" * 128: "x",
+    }
+
+
+@pytest.mark.parametrize(
     ("content", "reason"),
     [
         ([1], "the job document must be a JSON object, and is [1]"),
@@ -421,7 +458,7 @@ def test_policy_that_denies_the_connection_refuses_the_device(emulator: Emulator
     emulator.iot.detach_policy(policyName=POLICY, target=arn)
     with device(emulator) as running:
         refused = running.events.wait_for(EventKind.REFUSED)
-    assert refused.detail == "AWS answered NOT_AUTHORIZED"
+    assert refused.detail.startswith("AWS answered NOT_AUTHORIZED")
 
 
 def test_policy_that_denies_the_subscription_is_reported(emulator: Emulator) -> None:
@@ -446,8 +483,60 @@ def test_key_of_another_certificate_is_refused_at_once(emulator: Emulator) -> No
     """A wrong file is an error before the first connection."""
     emulator.provision("pump-2")
     mixed = Identity(emulator.identity().certificate, emulator.identity("pump-2").private_key)
-    with pytest.raises(ValueError, match="the certificate, its key or the CA is not usable"):
+    with pytest.raises(ValueError, match="the private key is not the key of the certificate"):
         Device(THING, mixed, emulator.endpoint, succeed)
+
+
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        ({"certificate": b""}, "the certificate is not an X.509 certificate as PEM"),
+        ({"private_key": b"junk"}, "the private key is not an unencrypted private key as PEM"),
+    ],
+)
+def test_wrong_identity_is_refused_at_once(
+    emulator: Emulator, replaced: dict[str, bytes], message: str
+) -> None:
+    """The error names the file at fault."""
+    with pytest.raises(ValueError, match=message):
+        Device(THING, replace(emulator.identity(), **replaced), emulator.endpoint, succeed)
+
+
+def test_empty_ca_is_refused_at_once(emulator: Emulator) -> None:
+    """It does not stand for the authorities of the system."""
+    endpoint = replace(emulator.endpoint, ca=b"")
+    with pytest.raises(ValueError, match="the CA file contains no"):
+        Device(THING, emulator.identity(), endpoint, succeed)
+
+
+def test_second_signal_ends_a_device_with_an_endless_job(emulator: Emulator, tmp_path: Path) -> None:
+    """The first one waits for the job; a user need not."""
+    emulator.identity().write_files(tmp_path, THING)
+    emulator.send("job-1", document("endless"))
+    code = (
+        "import sys, time; from examples.device import __main__ as program; "
+        "program.execute = lambda *_: time.sleep(3600); sys.exit(program.main())"
+    )
+    options = ("--thing", THING, "--port", str(emulator.mqtt_port), "--ca", str(emulator.ca))
+    files = ("--cert", str(tmp_path / f"{THING}.pem"), "--key", str(tmp_path / f"{THING}.key"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *options, *files],
+        cwd=ROOT,
+        env=process_environment(**without_configuration()),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    while not process.stdout.readline().startswith("job started"):
+        assert process.poll() is None
+    process.terminate()
+    ends = time.monotonic() + 10
+    while process.poll() is None and time.monotonic() < ends:
+        time.sleep(0.1)
+        process.terminate()
+    assert process.wait(1) == -signal.SIGTERM
+    process.communicate()
 
 
 # The factory
@@ -465,7 +554,7 @@ def test_factory_returns_the_certificate_of_the_key(emulator: Emulator) -> None:
 def test_factory_writes_files_for_their_owner_only(emulator: Emulator, tmp_path: Path) -> None:
     """Also where a file of that name was readable by others."""
     (tmp_path / f"{THING}.key").touch(mode=0o644)
-    paths = write_identity(emulator.identity(), tmp_path, THING)
+    paths = emulator.identity().write_files(tmp_path, THING)
     assert Identity.from_files(*paths) == emulator.identity()
     assert [stat.S_IMODE(path.stat().st_mode) for path in paths] == [0o600, 0o600]
 
@@ -550,9 +639,10 @@ def test_help_names_every_option() -> None:
         (("--cert", "absent.pem", "--key", "absent.key"), "error: cannot use absent.pem: No such file"),
         (
             ("--cert", "README.md", "--key", "README.md"),
-            "error: the certificate, its key or the CA is not usable",
+            "error: the certificate is not an X.509 certificate as PEM",
         ),
         (("--cert", "README.md"), "--cert and --key belong together"),
+        (("--cert", "a", "--key", "b", "--save-to", "c"), "--save-to belongs to --from-factory"),
         ((), "give either --cert and --key, or --from-factory"),
         (("--from-factory",), "error: cannot call AWS: You must specify a region."),
     ],
