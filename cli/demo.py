@@ -34,7 +34,7 @@ from temporalio.client import Client
 
 from cli.connected_devices import ConnectedDevices
 from cli.desired_state import DesiredStateDemo
-from cli.enrolment_act import EnrolmentAct
+from cli.enrolment_act import EnrolmentAct, require_clone
 from cli.exit_codes import INTERRUPTED
 from cli.output import runnable, standard_output
 from cli.stack import print_addresses, running_api, running_stack
@@ -123,7 +123,8 @@ def run_demo(data: Path, fleet: Path | None, *, stay: bool, enrolment: bool = Fa
 
     Raises:
         typer.BadParameter: the folder contains something else, or the fleet's file is wrong.
-        OperatorError: a server did not start, or the folder cannot be used.
+        OperatorError: a server did not start, the folder cannot be used, or a device cannot enrol itself
+            because this is no clone of the repository.
     """
     console = standard_output()
     with as_file(files("cli") / "fleet.jsonl") as sample:
@@ -133,6 +134,8 @@ def run_demo(data: Path, fleet: Path | None, *, stay: bool, enrolment: bool = Fa
         raise typer.BadParameter(
             f"{fleet} contains no {LifecycleEventType.PROVISIONED}", param_hint="--fleet"
         )
+    if enrolment:
+        require_clone()
     _empty(data)
     with running_stack(data, console) as addresses, (data / "logs" / "worker.log").open("w") as log:
         telemetry.configure("INFO", "json", log, measured=True)

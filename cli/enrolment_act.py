@@ -28,8 +28,10 @@ from embedded.fleet_provisioning import (
     ClaimCertificate,
     FleetProvisioningError,
     prepare_fleet_provisioning,
+    read_deploy_files,
 )
 from embedded.stack import Addresses
+from examples.device.device import Identity
 from orchestration.requests import send_command, send_event
 from settings import Settings
 
@@ -38,6 +40,18 @@ _TEMPLATE: Final = "thingbridge-demo"
 _SERIAL_NUMBER: Final = "SELF-0001"
 _TIMEOUT_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.25
+
+
+def require_clone() -> None:
+    """Check, before anything is started, that the files of fleet provisioning exist.
+
+    Raises:
+        OperatorError: they do not: the installed package does not contain them.
+    """
+    try:
+        read_deploy_files()
+    except FleetProvisioningError as error:
+        raise OperatorError(f"--enrolment: {error}") from None
 
 
 class EnrolmentAct:
@@ -124,11 +138,8 @@ class EnrolmentAct:
             )
         except FleetProvisioningError as error:
             raise OperatorError(str(error)) from None
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for suffix, content in ((".pem", claim.certificate_pem), (".key", claim.private_key)):
-            file = self._folder / f"claim{suffix}"
-            file.touch(mode=0o600)
-            file.write_text(content)
+        identity = Identity(claim.certificate_pem.encode(), claim.private_key.encode())
+        identity.write_files(self._folder, "claim")
         return claim
 
     def _enrol(self, claim: ClaimCertificate) -> subprocess.CompletedProcess[str]:

@@ -80,13 +80,7 @@ def prepare_fleet_provisioning(
             cannot start.
     """
     account = _Account(aws_endpoint_url, name, tenant_id)
-    try:
-        body = Template((deploy / _TEMPLATE_FILE).read_text())
-        package = _package(deploy / "lambda")
-    except OSError as error:
-        raise FleetProvisioningError(
-            f"cannot read {error.filename} ({error.strerror}): this needs a clone of the repository"
-        ) from None
+    body, package = read_deploy_files(deploy)
     template_body = body.substitute(device_policy_name=device_policy_name, thing_type_name=THING_TYPE)
     try:
         account.publish_thing_events()
@@ -96,6 +90,23 @@ def prepare_fleet_provisioning(
         return account.create_claim_certificate()
     except (BotoCoreError, ClientError) as error:
         raise FleetProvisioningError(f"cannot prepare fleet provisioning {name}: {error}") from error
+
+
+def read_deploy_files(deploy: Path = _DEPLOY) -> tuple[Template, bytes]:
+    """Return the provisioning template and the package of the functions.
+
+    Args:
+        deploy: the folder `deploy` of the repository.
+
+    Raises:
+        FleetProvisioningError: a file cannot be read.
+    """
+    try:
+        return Template((deploy / _TEMPLATE_FILE).read_text()), _package(deploy / "lambda")
+    except OSError as error:
+        raise FleetProvisioningError(
+            f"cannot read {error.filename} ({error.strerror}): this needs a clone of the repository"
+        ) from None
 
 
 def claim_policy(name: str) -> dict[str, Any]:
