@@ -8,9 +8,9 @@ from pathlib import Path
 from cli.output import standard_output
 from domain.operator_error import OperatorError
 from embedded import REGION
-from embedded.emulator_control import AWS_QUOTAS, EmulatorControl
+from embedded.emulator_control import AWS_QUOTAS, EmulatorControl, ca_file
 from embedded.processes import HOST, ServerError, end_of_log, is_free
-from embedded.stack import ca_file, running_emulator
+from embedded.stack import running_emulator
 
 
 def run_emulator(port: int, mqtt_port: int, state: Path | None, *, quotas: bool) -> None:

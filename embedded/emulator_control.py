@@ -10,6 +10,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 _AWS_QUOTAS = {
     350: "iot:DescribeThing",
@@ -32,6 +33,11 @@ AWS_QUOTAS: Mapping[str, float] = {
 
 Source: the pages "endpoints and quotas" of AWS IoT Core, AWS IoT Device Management and AWS Secrets Manager.
 """
+
+
+def ca_file(state: Path) -> Path:
+    """Return the file where the emulator of a state file writes the certificate of its authority."""
+    return state.with_name(state.name + ".ca.pem")
 
 
 @dataclass

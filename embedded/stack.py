@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from embedded import REGION
+from embedded.emulator_control import ca_file
 from embedded.postgres import Postgres
 from embedded.processes import (
     HOST,
@@ -228,11 +229,6 @@ def running_emulator(port: int, mqtt_port: int, state: Path, log_file: Path) -> 
             process.request_stop()
             process.wait_stopped()
         os.close(nothing)
-
-
-def ca_file(state: Path) -> Path:
-    """Return the file where the emulator of a state file writes the certificate of its authority."""
-    return state.with_name(state.name + ".ca.pem")
 
 
 def server_environment() -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 from ministack import app
 from ministack.core import persistence
 
+from embedded.emulator_control import ca_file
 from embedded.processes import ServerError, hold
 
 _PAUSE_SECONDS = 1.0
@@ -27,7 +28,7 @@ class StateFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.ca_file = path.with_name(path.name + ".ca.pem")
+        self.ca_file = ca_file(path)
         self._changed = asyncio.Event()
         self._writing = Lock()
 

@@ -21,10 +21,10 @@ import pytest
 from botocore.config import Config
 
 from embedded import REGION
-from embedded.emulator_control import EmulatorControl
+from embedded.emulator_control import EmulatorControl, ca_file
 from embedded.policy import create_device_policy
 from embedded.processes import choose_ports, is_ok
-from embedded.stack import ca_file, emulator_command, server_environment
+from embedded.stack import emulator_command, server_environment
 from examples.device.device import Backoff, Device, Endpoint, Event, EventKind, Execute, Identity, Outcome
 from examples.device.factory import FactoryError, fetch_identity
 from tests import ROOT
